@@ -1,0 +1,13 @@
+"""The one error type of everything a user can cause."""
+
+
+class NncError(Exception):
+    """A user's mistake: one line that says the place first, and a hint on how to mend it.
+
+    The command line prints both and exits with 1. A traceback is a bug in nnc.
+    """
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
