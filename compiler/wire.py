@@ -1,0 +1,286 @@
+"""ONNX files without copies: read a model as a small skeleton plus memory-mapped weights, and stream it back.
+
+`onnx.load` holds the bytes of a file and the parsed model at the same time, and `onnx.save` as much again: four times a
+553 MB network. Here the file is scanned once in the protobuf wire format (https://protobuf.dev/programming-guides/encoding);
+everything but the large initializers is parsed, and the weights stay where they are until somebody touches them.
+"""
+
+import mmap
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+
+from nnc.errors import NncError
+
+# Field numbers of onnx.proto.
+_MODEL_GRAPH, _GRAPH_INITIALIZER = 7, 5
+_TENSOR_RAW_DATA = 9
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+#: Initializers up to this many bytes stay in the skeleton: shape inference wants to see shapes, axes and scalars.
+INLINE_BYTES = 1024
+
+#: Protobuf refuses messages from 2 GiB on; a model with more weights gets them in a file beside it.
+MAX_MESSAGE_BYTES = 2**31 - 1
+
+_maps: dict[Path, tuple[mmap.mmap, np.ndarray, tuple[int, int]]] = {}
+
+
+def map_file(path: Path) -> np.ndarray:
+    """The bytes of `path` as a read-only uint8 array that lives on disk until it is touched."""
+    stat = os.stat(path)
+    stamp = (stat.st_mtime_ns, stat.st_ino)
+    if path not in _maps or _maps[path][2] != stamp or _maps[path][1].size != stat.st_size:
+        with open(path, "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        _maps[path] = (mapped, np.frombuffer(mapped, np.uint8), stamp)
+    return _maps[path][1]
+
+
+def origin(array: np.ndarray) -> tuple[Path, int] | None:
+    """The file and byte offset that a contiguous `array` is a view of, or None when it lives in memory."""
+    if not array.flags.c_contiguous:
+        return None
+    address = array.ctypes.data
+    for path, (_, data, _) in _maps.items():
+        start = data.ctypes.data
+        if start <= address and address + array.nbytes <= start + data.nbytes:
+            return path, address - start
+    return None
+
+
+def read(path: Path) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """Read an ONNX file: its model without the large initializers' data, and these as arrays mapped from the file.
+
+    The initializers stay in the model, in order, with dims and dtype. External data is mapped from its own file.
+    """
+    if path.stat().st_size == 0:
+        raise NncError(f"{path}: the file is empty")
+    data = map_file(path)
+    skeleton, spans = bytearray(), {}
+    try:
+        for field, start, end, begin in _fields(data, 0, data.size):
+            if field == _MODEL_GRAPH:
+                graph = _graph_skeleton(data, start, end, spans)
+                skeleton += _record_header(_MODEL_GRAPH, len(graph)) + graph
+            else:
+                skeleton += data[begin:end].tobytes()
+        model = onnx.ModelProto.FromString(bytes(skeleton))
+    except (_Malformed, ValueError, DecodeError) as error:
+        raise NncError(f"{path}: not an ONNX model, or a damaged one", "export or copy the file again") from error
+    if not model.HasField("graph") or not (model.graph.node or model.graph.output):
+        raise NncError(f"{path}: not an ONNX model, or a damaged one", "export or copy the file again")
+    return model, _weights(path, model, data, spans)
+
+
+def _graph_skeleton(data: np.ndarray, start: int, end: int, spans: dict[int, tuple[int, int]]) -> bytes:
+    """The graph's bytes without large raw data; `spans` gets initializer index -> (start, end) of what was left out."""
+    parts, index = [], 0
+    for field, first, last, begin in _fields(data, start, end):
+        if field == _GRAPH_INITIALIZER:
+            tensor = _tensor_skeleton(data, first, last, index, spans)
+            parts.append(_record_header(_GRAPH_INITIALIZER, len(tensor)) + tensor)
+            index += 1
+        else:
+            parts.append(data[begin:last].tobytes())
+    return b"".join(parts)
+
+
+def _tensor_skeleton(data: np.ndarray, start: int, end: int, index: int, spans: dict[int, tuple[int, int]]) -> bytes:
+    if end - start <= INLINE_BYTES:
+        return data[start:end].tobytes()
+    parts = []
+    for field, first, last, begin in _fields(data, start, end):
+        if field == _TENSOR_RAW_DATA:
+            spans[index] = (first, last)
+        else:
+            parts.append(data[begin:last].tobytes())
+    return b"".join(parts)
+
+
+def _weights(
+    path: Path, model: onnx.ModelProto, data: np.ndarray, spans: Mapping[int, tuple[int, int]]
+) -> dict[str, np.ndarray]:
+    weights = {}
+    for index, tensor in enumerate(model.graph.initializer):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            weights[tensor.name] = _external(path, tensor)
+        elif index in spans:
+            start, end = spans[index]
+            weights[tensor.name] = _view(path, tensor, data[start:end])
+        else:
+            weights[tensor.name] = onnx.numpy_helper.to_array(tensor)
+    return weights
+
+
+def _view(path: Path, tensor: onnx.TensorProto, raw: np.ndarray) -> np.ndarray:
+    """`raw` bytes as the array that `tensor` declares; without a copy unless its elements are packed."""
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    shape = tuple(tensor.dims)
+    if raw.size == dtype.itemsize * int(np.prod(shape, dtype=np.int64)) and tensor.data_type not in _PACKED:
+        return raw.view(dtype).reshape(shape) if raw.ctypes.data % dtype.alignment == 0 else _aligned(raw, dtype, shape)
+    filled = onnx.TensorProto(dims=shape, data_type=tensor.data_type, raw_data=raw.tobytes())
+    try:
+        return onnx.numpy_helper.to_array(filled)
+    except ValueError as error:
+        raise NncError(
+            f"{path}: initializer '{tensor.name}' holds {raw.size} bytes, which do not make a {dtype} of shape {list(shape)}"
+        ) from error
+
+
+def _aligned(raw: np.ndarray, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """A view at an odd address: numpy reads it correctly, only more slowly, so nothing is copied."""
+    return np.ndarray(shape, dtype, buffer=raw.data)
+
+
+_PACKED = {
+    value
+    for name, value in onnx.TensorProto.DataType.items()
+    if name in ("INT4", "UINT4", "FLOAT4E2M1", "INT2", "UINT2", "STRING")
+}
+
+
+def _external(path: Path, tensor: onnx.TensorProto) -> np.ndarray:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = Path(entries.get("location", ""))
+    file = path.parent / location
+    if location.is_absolute() or ".." in location.parts:
+        raise NncError(f"{path}: initializer '{tensor.name}' lies outside the model's folder, in '{location}'")
+    if not file.is_file():
+        raise NncError(f"{path}: '{location}', which holds its weights, is missing", f"put it beside {path.name}")
+    raw = map_file(file) if file.stat().st_size else np.empty(0, np.uint8)
+    start = int(entries.get("offset", 0))
+    end = start + int(entries["length"]) if "length" in entries else raw.size
+    if end > raw.size:
+        raise NncError(f"{file}: ends before the data of initializer '{tensor.name}'", "copy the file again")
+    return _view(path, tensor, raw[start:end])
+
+
+def write(path: Path, skeleton: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> list[Path]:
+    """Stream a model to `path`; returns the files written (two when the weights exceed protobuf's 2 GiB).
+
+    `skeleton` has no initializer named in `weights`. Files are written beside their place and renamed, so that an
+    interrupted write leaves the old ones.
+    """
+    skeleton = onnx.ModelProto.FromString(skeleton.SerializeToString(deterministic=True))
+    tensors = [(_tensor_header(name, values), values) for name, values in weights.items()]
+    if skeleton.ByteSize() + sum(values.nbytes for _, values in tensors) > MAX_MESSAGE_BYTES - 2**20:
+        return _write_external(path, skeleton, weights)
+    graph = skeleton.graph.SerializeToString(deterministic=True)
+    skeleton.ClearField("graph")
+    records = [len(head) + _bytes_size(_TENSOR_RAW_DATA, values.nbytes) for head, values in tensors]
+    total = len(graph) + sum(len(_record_header(_GRAPH_INITIALIZER, size)) + size for size in records)
+    with replacing(path) as file:
+        file.write(skeleton.SerializeToString(deterministic=True))
+        file.write(_record_header(_MODEL_GRAPH, total) + graph)
+        for (head, values), size in zip(tensors, records, strict=True):
+            file.write(_record_header(_GRAPH_INITIALIZER, size) + head)
+            file.write(_record_header(_TENSOR_RAW_DATA, values.nbytes))
+            _write_array(file, values)
+    return [path]
+
+
+def _write_external(path: Path, skeleton: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> list[Path]:
+    data_path = path.with_name(path.name + ".data")
+    with replacing(data_path) as file:
+        for name, values in weights.items():
+            file.write(b"\0" * (-file.tell() % 4096))  # page-aligned, so that runtimes can map it
+            skeleton.graph.initializer.append(external_tensor(name, values, data_path.name, file.tell()))
+            _write_array(file, values)
+    with replacing(path) as file:
+        file.write(skeleton.SerializeToString(deterministic=True))
+    return [path, data_path]
+
+
+def external_tensor(name: str, values: np.ndarray, location: str, offset: int) -> onnx.TensorProto:
+    """A TensorProto whose data lies in the file `location`, from `offset` on."""
+    tensor = onnx.TensorProto.FromString(_tensor_header(name, values))
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", offset), ("length", values.nbytes)):
+        tensor.external_data.add(key=key, value=str(value))
+    return tensor
+
+
+class replacing:
+    """`with replacing(path) as file:` writes beside `path` and renames at the end; on any error the old file stays."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._part = path, path.with_name(f".{path.name}.part")
+
+    def __enter__(self) -> IO[bytes]:
+        self._file = open(self._part, "wb")
+        return self._file
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._file.close()
+        if kind is None:
+            os.replace(self._part, self._path)
+        else:
+            self._part.unlink(missing_ok=True)
+
+
+def _tensor_header(name: str, values: np.ndarray) -> bytes:
+    data_type = onnx.helper.np_dtype_to_tensor_dtype(values.dtype)
+    return onnx.TensorProto(dims=values.shape, data_type=data_type, name=name).SerializeToString(deterministic=True)
+
+
+def _write_array(file: IO[bytes], values: np.ndarray) -> None:
+    file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+
+
+def _bytes_size(field: int, length: int) -> int:
+    return len(_record_header(field, length)) + length
+
+
+def _record_header(field: int, length: int) -> bytes:
+    return _varint(field << 3 | _BYTES) + _varint(length)
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+class _Malformed(Exception):
+    pass
+
+
+def _fields(data: np.ndarray, position: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """(field number, start and end of the payload, start of the record) of each field of a message."""
+    while position < end:
+        begin = position
+        key, position = _read_varint(data, position, end)
+        field, kind = key >> 3, key & 7
+        if kind == _VARINT:
+            start, position = position, _read_varint(data, position, end)[1]
+        elif kind == _BYTES:
+            length, start = _read_varint(data, position, end)
+            position = start + length
+        elif kind in (_FIXED32, _FIXED64):
+            start, position = position, position + (4 if kind == _FIXED32 else 8)
+        else:
+            raise _Malformed
+        if position > end or field == 0:
+            raise _Malformed
+        yield field, start, position, begin
+
+
+def _read_varint(data: np.ndarray, position: int, end: int) -> tuple[int, int]:
+    value = shift = 0
+    while position < end and shift < 64:
+        byte = int(data[position])
+        value |= (byte & 0x7F) << shift
+        position += 1
+        if byte < 0x80:
+            return value, position
+        shift += 7
+    raise _Malformed
