@@ -1,0 +1,346 @@
+"""Winograd convolution: 3x3, stride 1, float32, in blocked layout NCHW[x]c.
+
+    Y = A^T [ (G g G^T) * (B^T d B) ] A        Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016
+
+F(m x m, 3 x 3) computes a tile of m x m outputs from n x n inputs, n = m + 2, with n^2 multiplications per channel pair
+where the direct convolution needs 9 m^2: 4 times fewer for m = 4, 2.25 times for m = 2. The weights G g G^T are computed
+at compile time in float64.
+
+A chunk of tiles goes through all three phases while it is in the second-level cache:
+
+    input transform    V[position][channel block][tile][lane]    = B^T d B, padding handled here
+    product            M[tile][vector][position][lane]           = sum over input channels of V * U, per position
+    output transform   out[n][channel block][y][x][lane]         = epilogue(A^T M A)
+
+Threads share the work by chunks of tiles, or, where there are few tiles and many weights, by groups of output channels,
+so that each weight is read once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from math import ceil
+from typing import Any, Literal
+
+import numpy as np
+from tvm import te, tirx  # noqa: TID253
+from tvm.script.ir_builder import IRBuilder  # noqa: TID253
+from tvm.script.ir_builder import tirx as T  # noqa: TID253
+
+from nnc.lowering.kernels.gemm import (
+    CACHE_LINE,
+    Epilogue,
+    Expr,
+    RegisterTile,
+    Unit,
+    accumulate,
+    lane,
+    lanes_of,
+    max_rows,
+    prefetch,
+    scratch,
+    splat,
+    store,
+    when,
+)
+
+# The interpolation points beside infinity; pairs (a, -a) share half of their arithmetic. With 2/3 and 3/2 the error of
+# F(4x4) is 3.5 times smaller than with the usual 1 and 2, and their product 1 saves multiplications.
+POINTS = {
+    2: (Fraction(0), Fraction(1), Fraction(-1)),
+    4: (Fraction(0), Fraction(2, 3), Fraction(-2, 3), Fraction(3, 2), Fraction(-3, 2)),
+}
+
+
+# -- the transforms
+
+
+def cook_toom(outputs: int, points: Sequence[Fraction]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A^T `[m, n]`, G `[n, 3]` and B^T `[n, n]` of F(m, 3), as exact fractions, for n - 1 points and infinity."""
+    size = outputs + 2
+    one = np.array([Fraction(1)])
+
+    def monic(roots: Sequence[Fraction]) -> np.ndarray:
+        """Coefficients, lowest first, of the polynomial with these roots."""
+        product = one
+        for root in roots:
+            product = np.convolve(product, np.array([-root, Fraction(1)]))
+        return np.concatenate([product, np.zeros(size - len(product), int)])
+
+    others = [[q for q in points if q != p] for p in points]
+    norms = [np.prod([p - q for q in rest]) for p, rest in zip(points, others, strict=True)]
+    At = np.array([[p**i for p in points] + [Fraction(i == outputs - 1)] for i in range(outputs)])
+    G = np.array([[p**i / norm for i in range(3)] for p, norm in zip(points, norms, strict=True)] + [[0, 0, 1]])
+    Bt = np.array([monic(rest) for rest in others] + [monic(points)])
+    return At, G, Bt
+
+
+@cache
+def transforms(outputs: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray], np.ndarray]:
+    """The input and the output transform of F(m, 3), each as two sparse factors (the first is applied first), and G.
+
+    The factor that both share adds and subtracts the pairs (a, -a): B^T = H (H^-1 B^T), A^T = (A^T H^-1) H.
+    """
+    points = POINTS[outputs]
+    At, G, Bt = cook_toom(outputs, points)
+    H = np.diag([Fraction(1)] * (len(points) + 1))
+    for i in range(1, len(points), 2):
+        H[i : i + 2, i : i + 2] = [[1, 1], [1, -1]]
+    inverse = np.array([[x / 2 if row[0] == 0 and abs(row).sum() == 2 else x for x in row] for row in H])
+    return (inverse @ Bt, H), (H, At @ inverse), G.astype(np.float64)
+
+
+def apply(factors: Sequence[np.ndarray], vectors: Sequence[Expr], lanes: int) -> list[Expr]:
+    """Emit the product of constant matrices with a column of vectors."""
+    for matrix in factors:
+        vectors = [T.bind(_combination(row, vectors, lanes)) for row in matrix]
+    return list(vectors)
+
+
+def _combination(row: np.ndarray, vectors: Sequence[Expr], lanes: int) -> Expr:
+    """The sum of coefficient * vector; terms with coefficient 1 come first, the others become multiply-adds."""
+    terms = sorted(((c, x) for c, x in zip(row, vectors, strict=True) if c), key=lambda term: term[0] != 1)
+    total = None
+    for c, x in terms:
+        term = x if abs(c) == 1 else x * splat(abs(float(c)), lanes)
+        if total is None:
+            total = term if c > 0 else splat(float(c), lanes) * x
+        else:
+            total = total + term if c > 0 else total - term
+    return total
+
+
+# -- what to run
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A 3x3 convolution with stride 1 and one group, its channels padded to whole blocks."""
+
+    batch: int
+    in_channels: int
+    out_channels: int
+    height: int
+    width: int
+    pads: tuple[int, int, int, int]  # top, left, bottom, right, as in ONNX
+    block: int  # channels per block, x of NCHW[x]c
+
+    @property
+    def in_blocks(self) -> int:
+        return -(-self.in_channels // self.block)
+
+    @property
+    def out_blocks(self) -> int:
+        return -(-self.out_channels // self.block)
+
+    @property
+    def out_size(self) -> tuple[int, int]:
+        top, left, bottom, right = self.pads
+        return self.height + top + bottom - 2, self.width + left + right - 2
+
+    def tiles(self, outputs: int) -> tuple[int, int]:
+        """Rows and columns of output tiles per image."""
+        height, width = self.out_size
+        return -(-height // outputs), -(-width // outputs)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """F(m x m, 3 x 3) with a register tile of tiles x output-channel blocks, in chunks of `chunk` tiles."""
+
+    outputs: int
+    tile: RegisterTile
+    chunk: int
+    split: Literal["tiles", "channels"]
+
+    @property
+    def positions(self) -> int:
+        return (self.outputs + 2) ** 2
+
+
+def pack(W: np.ndarray, plan: Plan) -> np.ndarray:
+    """Transform weights `[out, in, 3, 3]` to float32 `[group][position][in channel][block][lane]`, in reading order."""
+    _, _, G = transforms(plan.outputs)
+    block, group = plan.tile.lanes, plan.tile.vectors * plan.tile.lanes
+    out_channels, in_channels = W.shape[:2]
+    groups, rows = -(-out_channels // group), -(-in_channels // block) * block
+    U = np.zeros((plan.positions, rows, groups * group), np.float32)
+    transformed = np.einsum("ai,ocij,bj->abco", G, W.astype(np.float64), G, optimize=True)
+    U[:, :in_channels, :out_channels] = transformed.reshape(plan.positions, in_channels, out_channels)
+    tiled = U.reshape(plan.positions, rows, groups, plan.tile.vectors, block)
+    return np.ascontiguousarray(tiled.transpose(2, 0, 1, 3, 4))
+
+
+def packed_shape(conv: Convolution, plan: Plan) -> tuple[int, int, int, int, int]:
+    """The shape of `pack`'s result."""
+    groups = conv.out_blocks // plan.tile.vectors
+    return groups, plan.positions, conv.in_blocks * conv.block, plan.tile.vectors, conv.block
+
+
+# -- the kernel
+
+
+def compute(
+    X: te.Tensor,
+    U: te.Tensor,
+    conv: Convolution,
+    plan: Plan,
+    extras: Sequence[te.Tensor] = (),
+    epilogue: Epilogue = lambda value, index: value,
+) -> te.Tensor:
+    """`epilogue(conv(X, W))` as float32 `[batch, out block, out height, out width, lane]`.
+
+    `X` is float32 `[batch, in block, height, width, lane]`, `U` the packed weights, `extras` the tensors that the
+    epilogue closes over, and `epilogue(value, (n, block, y, x, lane))` a scalar expression.
+    """
+    shape = (conv.batch, conv.out_blocks, *conv.out_size, conv.block)
+    kernel = _Kernel(conv, plan, epilogue)
+    return te.extern(
+        [shape], [X, U, *extras], lambda ins, outs: kernel.body(*ins[:2], outs[0]), name="winograd", dtype="float32"
+    )
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """Emits the loops of one convolution. V, M and tmp are the scratch buffers of the module's docstring."""
+
+    conv: Convolution
+    plan: Plan
+    epilogue: Epilogue
+
+    @property
+    def tiles(self) -> int:
+        rows, columns = self.conv.tiles(self.plan.outputs)
+        return self.conv.batch * rows * columns
+
+    @property
+    def chunks(self) -> int:
+        return -(-self.tiles // self.plan.chunk)
+
+    def body(self, X: Any, U: Any, out: Any) -> Any:
+        with IRBuilder() as builder:
+            with T.seq_scope():
+                (self._split_tiles if self.plan.split == "tiles" else self._split_channels)(X, U, out)
+            return builder.get()
+
+    def _split_tiles(self, X: Any, U: Any, out: Any) -> None:
+        chunk = self.plan.chunk
+        with T.parallel(0, self.chunks) as part:
+            V, M, tmp = self._inputs(chunk), self._products(), self._square()
+            with T.serial(0, self.conv.in_blocks) as block, T.serial(0, chunk) as slot:
+                self._input_tile(X, V, tmp, part * chunk + slot, slot, block)
+            with T.serial(0, packed_shape(self.conv, self.plan)[0]) as group:
+                self._multiply(V, U, M, 0, group)
+                self._output_chunk(M, out, tmp, part, group)
+
+    def _split_channels(self, X: Any, U: Any, out: Any) -> None:
+        chunk = self.plan.chunk
+        V = self._inputs(self.chunks * chunk)
+        with T.parallel(0, self.conv.in_blocks * self.chunks) as task:
+            tmp = self._square()
+            with T.serial(0, chunk) as slot:
+                t = task % self.chunks * chunk + slot
+                self._input_tile(X, V, tmp, t, t, task // self.chunks)
+        with T.parallel(0, packed_shape(self.conv, self.plan)[0]) as group:
+            M, tmp = self._products(), self._square()
+            with T.serial(0, self.chunks) as part:
+                self._multiply(V, U, M, part * chunk, group)
+                self._output_chunk(M, out, tmp, part, group)
+
+    def _inputs(self, tiles: int) -> Any:
+        return scratch(self.plan.positions, self.conv.in_blocks, tiles, self.conv.block)
+
+    def _products(self) -> Any:
+        return scratch(self.plan.chunk, self.plan.tile.vectors, self.plan.positions, self.conv.block)
+
+    def _square(self) -> Any:
+        size = self.plan.outputs + 2
+        return scratch(size, size, self.conv.block)
+
+    def _origin(self, t: Expr) -> list[Expr]:
+        """Image, first row and first column of the outputs of a tile."""
+        rows, columns = self.conv.tiles(self.plan.outputs)
+        m = self.plan.outputs
+        return [T.bind(e) for e in (t // (rows * columns), t // columns % rows * m, t % columns * m)]
+
+    def _exists(self, t: Expr) -> Expr | None:
+        return t < self.tiles if self.tiles % self.plan.chunk else None
+
+    def _input_tile(self, X: Any, V: Any, tmp: Any, t: Expr, slot: Expr, block: Expr) -> None:
+        """V[:, block, slot] = B^T d B: a row of inputs at a time, then columns."""
+        size, lanes = self.plan.outputs + 2, self.conv.block
+        factors, index = transforms(self.plan.outputs)[0], lane(lanes)
+        with when(self._exists(t)):
+            n, y, x = self._origin(t)
+            with T.serial(0, size) as i:
+                row = self._input_row(X, n, block, T.bind(y - self.conv.pads[0] + i), T.bind(x - self.conv.pads[1]))
+                for j, value in enumerate(apply(factors, row, lanes)):
+                    tmp[i, j, index] = value
+            with T.serial(0, size) as j:
+                column = [T.bind(tmp[i, j, index]) for i in range(size)]
+                for i, value in enumerate(apply(factors, column, lanes)):
+                    V[i * size + j, block, slot, index] = value
+
+    def _input_row(self, X: Any, n: Expr, block: Expr, y: Expr, x: Expr) -> list[Expr]:
+        """The inputs (y, x), (y, x + 1), ... of a tile, zero outside of the image; only what can be outside is tested."""
+        conv, m = self.conv, self.plan.outputs
+        last = (conv.tiles(m)[1] - 1) * m - conv.pads[1]  # the first column of the last tile
+        inside = T.bind(tirx.all(y >= 0, y < conv.height))
+
+        def load(j: int) -> Expr:
+            tests = [inside]
+            tests += [x + j >= 0] if j < conv.pads[1] else []
+            tests += [x + j < conv.width] if last + j >= conv.width else []
+            value = T.buffer_proxy(X)[n, block, y, x + j, lane(conv.block)]
+            return T.bind(tirx.if_then_else(tirx.all(*tests), value, splat(0.0, conv.block)))
+
+        return [load(j) for j in range(m + 2)]
+
+    def _multiply(self, V: Any, U: Any, M: Any, first: Expr, group: Expr) -> None:
+        """M = the products of a chunk of tiles, from slot `first` of V, with a group of output channels."""
+        tile, index = self.plan.tile, lane(self.conv.block)
+        passes = self.plan.chunk // tile.rows
+        with T.serial(0, self.plan.positions) as p, T.serial(0, passes) as part:
+            row = T.bind(part * tile.rows)
+            sums = accumulate(
+                tile, (self.conv.in_blocks, tile.lanes),
+                left=lambda r, i, j: V[p, i, first + row + r, j],
+                right=lambda c, i, j: T.buffer_proxy(U)[group, p, i * tile.lanes + j, c, index],
+                ahead=lambda i, j: self._fetch_next(U, group, p, part, i * tile.lanes + j),
+            )
+            for r in range(tile.rows):
+                for c in range(tile.vectors):
+                    M[row + r, c, p, index] = sums[r][c]
+
+    def _fetch_next(self, U: Any, group: Expr, p: Expr, part: Expr, k: Expr) -> None:
+        """Prefetch the weights of the next position, an equal share in each pass over the present ones."""
+        _, _, depth, vectors, lanes = packed_shape(self.conv, self.plan)
+        share = ceil(vectors * lanes / (self.plan.chunk // self.plan.tile.rows))
+        for line in range(ceil(share * 4 / CACHE_LINE)):
+            offset = (part * depth + k) * share + line * (CACHE_LINE // 4)
+            prefetch(U, (group, p + 1, 0, 0, offset))
+
+    def _output_chunk(self, M: Any, out: Any, tmp: Any, part: Expr, group: Expr) -> None:
+        vectors, chunk = self.plan.tile.vectors, self.plan.chunk
+        with T.serial(0, vectors) as vector, T.serial(0, chunk) as slot:
+            self._output_tile(M, out, tmp, part * chunk + slot, slot, vector, group * vectors + vector)
+
+    def _output_tile(self, M: Any, out: Any, tmp: Any, t: Expr, slot: Expr, vector: Expr, block: Expr) -> None:
+        """out = epilogue(A^T M A): columns first, then a row of outputs at a time."""
+        m, lanes = self.plan.outputs, self.conv.block
+        size, factors, index = m + 2, transforms(m)[1], lane(lanes)
+        (height, width), (_, columns) = self.conv.out_size, self.conv.tiles(m)
+        with when(self._exists(t)):
+            n, y, x = self._origin(t)
+            with T.serial(0, size) as j:
+                column = [T.bind(M[slot, vector, i * size + j, index]) for i in range(size)]
+                for i, value in enumerate(apply(factors, column, lanes)):
+                    tmp[i, j, index] = value
+            with T.serial(0, m) as i, when(y + i < height if height % m else None):
+                row = [T.bind(tmp[i, j, index]) for j in range(size)]
+                for j, value in enumerate(apply(factors, row, lanes)):
+                    with when(x + j < width if (columns - 1) * m + j >= width else None):
+                        store(out, value, (n, block, y + i, x + j, 0), lanes, self.epilogue)
