@@ -1,0 +1,338 @@
+"""Targets: what a system on chip is, read from one TOML file.
+
+A file describes the whole chip: one `[[unit]]` per compute unit (cpu, gpu, dsp), the memory they share, and the power
+modes. `load` selects one unit in one mode, so that the rest of the compiler sees a single machine. Nothing outside the
+file knows a chip by name.
+"""
+
+import re
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from nnc import host, toml
+from nnc.errors import NncError
+
+Dtype = Literal["float32", "float16", "int8"]
+Share = Annotated[float, Field(gt=0, le=1)]
+# Winograd does fewer multiplications than are counted, so that a convolution can pass the peak.
+Efficiency = Annotated[float, Field(gt=0, le=2.5)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+
+
+class Figures(BaseModel):
+    """A table of a target file: no unknown keys, no conversions, no changes after reading."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Scheme(Figures):
+    """How one kind of tensor is quantized."""
+
+    dtype: Literal["int8", "uint8"]
+    granularity: Literal["per-channel", "per-tensor"]
+    symmetric: bool
+
+
+class Quantization(Figures):
+    """The scheme that the unit's int8 kernels expect; a recipe may override it."""
+
+    weights: Scheme
+    activations: Scheme
+
+
+class OpEfficiency(Figures):
+    """Share of the peak that generated code reaches, by class of operator (the simulator's coefficients)."""
+
+    conv: Efficiency
+    pointwise: Efficiency
+    depthwise: Efficiency
+    gemm: Efficiency
+
+
+class Cluster(Figures):
+    """Identical cores: of a CPU, the multiprocessors of a GPU, the vector contexts of a DSP."""
+
+    name: Name
+    core: str
+    count: PositiveInt
+    clock_ghz: PositiveFloat
+    macs_per_cycle: dict[Dtype, PositiveFloat]
+    """Multiply-accumulates of one core in one cycle, at peak."""
+    l1d_bytes: PositiveInt
+    l2_bytes: PositiveInt
+    l2_shared_by: PositiveInt = 1
+    """Cores that share one level-2 cache of `l2_bytes`."""
+    l2_bytes_per_cycle: PositiveFloat
+    """Sustained bytes per cycle from level 2 into one core."""
+    dram_gbps: PositiveFloat | None = None
+    """GB/s that one core alone can draw from memory; without it, what the memory gives."""
+    picojoule_per_mac: dict[Dtype, PositiveFloat] | None = None
+
+
+class Unit(Figures):
+    """One compute unit, its clusters fastest first."""
+
+    name: Name
+    kind: Literal["cpu", "gpu", "dsp"]
+    tvm: dict[str, Any]
+    """Handed to `tvm.target.Target` unchanged."""
+    dtypes: Annotated[tuple[Dtype, ...], Field(strict=False, min_length=1)]
+    int8_dot: bool
+    """Whether an instruction multiplies and adds four int8 pairs into an int32 lane."""
+    channel_multiple: PositiveInt
+    """Channels that one vector holds; other widths are padded to it."""
+    vector_bits: PositiveInt
+    vector_registers: PositiveInt
+    threads: PositiveInt
+    """Cores a network runs on by default, fastest first."""
+    quantization: Quantization
+    clusters: Annotated[tuple[Cluster, ...], Field(alias="cluster", strict=False, min_length=1)]
+    l3_bytes: Annotated[int, Field(ge=0)] = 0
+    """Last cache level, shared by all cores; 0 where there is none."""
+    l3_gbps: PositiveFloat | None = None
+    dispatch_us: NonNegativeFloat
+    """Microseconds to start one kernel."""
+    fork_join_us: NonNegativeFloat = 0.0
+    """Microseconds to spread one kernel over the threads and wait for them."""
+    network_us: NonNegativeFloat = 0.0
+    """Microseconds per inference to reach the unit and come back."""
+    serial_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of a kernel's work that does not spread over the cores (Amdahl)."""
+    efficiency: dict[Dtype, OpEfficiency]
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if not isinstance(self.tvm.get("kind"), str):
+            raise ValueError("'tvm' needs a 'kind', such as \"llvm\"")
+        tables = {"efficiency": set(self.efficiency)}
+        for cluster in self.clusters:
+            tables[f"cluster '{cluster.name}': macs_per_cycle"] = set(cluster.macs_per_cycle)
+        for place, dtypes in tables.items():
+            if dtypes != set(self.dtypes):
+                raise ValueError(f"{place} has {_listed(dtypes)}, but dtypes has {_listed(self.dtypes)}")
+        _refuse_duplicates("cluster", [cluster.name for cluster in self.clusters])
+        if self.l3_bytes and self.l3_gbps is None:
+            raise ValueError("'l3_bytes' needs 'l3_gbps'")
+        if self.threads > self.cores:
+            raise ValueError(f"'threads' is {self.threads}, but there are {self.cores} cores")
+        return self
+
+    @property
+    def cores(self) -> int:
+        return sum(cluster.count for cluster in self.clusters)
+
+    @property
+    def l1d_bytes(self) -> int:
+        """Level-1 data cache of one of the fastest cores."""
+        return self.clusters[0].l1d_bytes
+
+    @property
+    def l2_bytes(self) -> int:
+        """Level-2 cache that one of the fastest cores can count on."""
+        return self.clusters[0].l2_bytes // self.clusters[0].l2_shared_by
+
+    @property
+    def architecture(self) -> str:
+        """Instruction set of the code that runs or starts the kernels, as in the first part of a target triple."""
+        return self.tvm.get("host", self.tvm).get("mtriple", "unknown").split("-")[0]
+
+    @property
+    def lowerable(self) -> bool:
+        """Whether `nnc.lowering` can build a library for it."""
+        return self.kind == "cpu"
+
+
+class Memory(Figures):
+    """Main memory, shared by all units."""
+
+    gbps: PositiveFloat
+    efficiency: Share
+    """Share of `gbps` that streaming code sees."""
+    picojoule_per_byte: PositiveFloat | None = None
+
+
+class Clocks(Figures):
+    """What a power mode leaves of a cluster."""
+
+    count: PositiveInt
+    clock_ghz: PositiveFloat
+
+
+class Mode(Figures):
+    """A power mode: memory speed, and cores and clocks per unit and cluster."""
+
+    name: Name
+    description: str = ""
+    dram_gbps: PositiveFloat
+    unit: dict[str, dict[str, Clocks]]
+
+
+class Chip(Figures):
+    """A target file as it is written."""
+
+    description: str
+    detect: Literal["host"] | None = None
+    """"host": figures that the first unit leaves out are read from the machine that nnc runs on."""
+    idle_watts: PositiveFloat | None = None
+    dram: Memory
+    units: Annotated[tuple[Unit, ...], Field(alias="unit", strict=False, min_length=1)]
+    modes: Annotated[tuple[Mode, ...], Field(alias="mode", strict=False)] = ()
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        _refuse_duplicates("unit", [unit.name for unit in self.units])
+        _refuse_duplicates("mode", [mode.name for mode in self.modes])
+        for mode in self.modes:
+            clusters = {(unit.name, cluster.name): cluster.count for unit in self.units for cluster in unit.clusters}
+            for (unit, cluster), clocks in mode_clocks(mode).items():
+                if (unit, cluster) not in clusters:
+                    raise ValueError(f"mode '{mode.name}' names a cluster that is not there: '{unit}.{cluster}'")
+                if clocks.count > clusters[unit, cluster]:
+                    raise ValueError(
+                        f"mode '{mode.name}' runs {clocks.count} cores of cluster '{cluster}', which has "
+                        f"{clusters[unit, cluster]}"
+                    )
+        return self
+
+
+class Target(Figures):
+    """One unit of a chip in one power mode: what a model is compiled for."""
+
+    name: str
+    description: str
+    unit: Unit
+    units: tuple[Unit, ...]
+    mode: str | None
+    """Name of the power mode; None where the chip has none."""
+    modes: tuple[str, ...]
+    dram: Memory
+    idle_watts: float | None
+
+    @property
+    def spec(self) -> str:
+        """What selects this target again, as in `jetson-xavier:gpu@30W`."""
+        return f"{self.name}:{self.unit.name}" + (f"@{self.mode}" if self.mode else "")
+
+    def require_lowerable(self) -> None:
+        """Raise where no library can be built for the selected unit."""
+        if not self.unit.lowerable:
+            able = [unit.name for unit in self.units if unit.lowerable]
+            raise NncError(
+                f"{self.name}: no code can be generated for its {self.unit.name} yet",
+                f"use --no-lower, or --target {self.name}:{able[0]}" if able else "use --no-lower",
+            )
+
+
+Named = TypeVar("Named", Unit, Mode)
+
+
+def names() -> list[str]:
+    """The targets that nnc ships, in alphabetical order."""
+    return sorted(file.name.removesuffix(".toml") for file in _shipped() if file.name.endswith(".toml"))
+
+
+def load(spec: str) -> Target:
+    """Read `name[:unit][@mode]`, where name is a shipped target or the path of a TOML file.
+
+    The first unit and the first mode of the file are the defaults. Raises NncError for every mistake in the spec or
+    in the file.
+    """
+    chip_name, unit_name, mode_name = _split(spec)
+    if chip_name.endswith(".toml"):
+        name, place, text = Path(chip_name).stem, chip_name, toml.read(Path(chip_name))
+    elif chip_name in names():
+        name, place = chip_name, f"targets/{chip_name}.toml"
+        text = resources.files("nnc.targets").joinpath(f"{chip_name}.toml").read_text("utf-8")
+    else:
+        hint = "a file of your own is given by its path, such as ./my-board.toml"
+        raise NncError(f"no target '{chip_name}'", toml.nearest(chip_name, names()) or hint)
+    chip = parse(text, place)
+    mode = _pick("mode", mode_name, chip.modes, name) if chip.modes or mode_name else None
+    units = tuple(_in_mode(unit, mode) for unit in chip.units)
+    return Target(
+        name=name,
+        description=chip.description,
+        unit=_pick("unit", unit_name, units, name),
+        units=units,
+        mode=mode.name if mode else None,
+        modes=tuple(each.name for each in chip.modes),
+        dram=chip.dram.model_copy(update={"gbps": mode.dram_gbps}) if mode else chip.dram,
+        idle_watts=chip.idle_watts,
+    )
+
+
+def parse(text: str, place: str) -> Chip:
+    """The chip that the TOML `text` describes; `place` begins every error message."""
+    table = toml.parse(text, place)
+    if table.get("detect") == "host" and isinstance(table.get("unit"), list) and table["unit"]:
+        table["unit"][0] = host.figures() | table["unit"][0]
+    try:
+        return Chip.model_validate(table)
+    except ValidationError as error:
+        raise toml.explained(error, table, place, Figures.__subclasses__()) from None
+
+
+def mode_clocks(mode: Mode) -> dict[tuple[str, str], Clocks]:
+    """Clocks by (unit, cluster)."""
+    return {(unit, name): clocks for unit, clusters in mode.unit.items() for name, clocks in clusters.items()}
+
+
+def _shipped() -> list[Any]:
+    return list(resources.files("nnc.targets").iterdir())
+
+
+def _split(spec: str) -> tuple[str, str | None, str | None]:
+    parts = re.fullmatch(r"(?P<name>[^@]*?)(:(?P<unit>[^:@/]*))?(@(?P<mode>[^@/]*))?", spec)
+    if parts is None or "" in parts.groupdict().values():
+        raise NncError(f"'{spec}' is not a target", "write name, name:unit or name:unit@mode, such as qcs605:cpu")
+    return parts["name"], parts["unit"], parts["mode"]
+
+
+def _pick(word: str, name: str | None, among: tuple[Named, ...], chip: str) -> Named:
+    """The unit or mode called `name`, or the first."""
+    if name is None:
+        return among[0]
+    for each in among:
+        if each.name.lower() == name.lower():
+            return each
+    known = [each.name for each in among]
+    hint = toml.nearest(name, known) or (f"it has {_listed(known)}" if known else f"leave out '@{name}'")
+    raise NncError(f"{chip} has no {word} '{name}'", hint)
+
+
+def _in_mode(unit: Unit, mode: Mode | None) -> Unit:
+    clocks = mode.unit.get(unit.name, {}) if mode else {}
+    clusters = tuple(_clocked(each, clocks[each.name]) if each.name in clocks else each for each in unit.clusters)
+    cores = sum(cluster.count for cluster in clusters)
+    return unit.model_copy(update={"clusters": clusters, "threads": min(unit.threads, cores)})
+
+
+def _clocked(cluster: Cluster, clocks: Clocks) -> Cluster:
+    # Voltage follows frequency, so energy per operation goes with its square: on Xavier's CPU, TFLite ResNet-50 takes
+    # 424 pJ per MAC at 2.27 GHz and 126 at 1.2 GHz, a ratio of 3.4 where the clocks squared give 3.6.
+    scale = (clocks.clock_ghz / cluster.clock_ghz) ** 2
+    energy = cluster.picojoule_per_mac and {dtype: pj * scale for dtype, pj in cluster.picojoule_per_mac.items()}
+    return cluster.model_copy(update=clocks.model_dump() | {"picojoule_per_mac": energy})
+
+
+def _refuse_duplicates(word: str, names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"two {word}s are called '{name}'")
+
+
+def _listed(words: Iterable[str]) -> str:
+    return ", ".join(sorted(words)) or "none"

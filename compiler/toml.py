@@ -1,0 +1,92 @@
+"""TOML files that people write: read, checked against a pydantic model, and every mistake told in TOML's words."""
+
+import difflib
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from nnc.errors import NncError
+
+
+def read(path: Path) -> str:
+    """The text of a file; NncError where there is none."""
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError:
+        raise NncError(f"{path}: not a text file") from None
+    except OSError as error:
+        raise NncError(f"{path}: {_lower(error.strerror or 'cannot be read')}") from None
+
+
+def parse(text: str, place: str) -> dict[str, Any]:
+    """The table that `text` holds; `place` begins every error message."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise NncError(f"{place}: not valid TOML: {_lower(str(error))}") from None
+
+
+def explained(error: ValidationError, table: dict[str, Any], place: str, models: Iterable[type[BaseModel]]) -> NncError:
+    """The first mistake that pydantic found in `table`; `models` say which keys there are."""
+    first = error.errors(include_url=False)[0]
+    *path, key = first["loc"] or ("",)
+    if key == "[key]":  # a wrong key of a free table
+        *path, key = path
+    elif isinstance(key, int) or first["type"] == "value_error":  # an array's item, or a table as a whole
+        path, key = [*path, key], ""
+    where = ": ".join([place, *_places(path, table)])
+    match first["type"]:
+        case "extra_forbidden":
+            keys = {field.alias or name for model in models for name, field in model.model_fields.items()}
+            return NncError(f"{where}: unknown key '{key}'", nearest(str(key), keys))
+        case "missing":
+            return NncError(f"{where}: '{key}' is missing")
+        case "value_error":
+            return NncError(f"{where}: {first['ctx']['error']}")
+    wanted = _lower(first["msg"].removeprefix("Input ")).replace("should", "must", 1)
+    named = f"'{key}' " if key else ""
+    return NncError(f"{where}: {named}{wanted}, not {_toml_word(first['input'])}")
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """A hint with the known word that `word` resembles most."""
+    close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else None
+
+
+def _places(path: list[str | int], table: Any) -> list[str]:
+    """['unit', 0, 'dram'] -> ['unit 1 (cpu)', 'dram']."""
+    places: list[str] = []
+    for step in path:
+        try:
+            table = table[step]
+        except (KeyError, IndexError, TypeError):
+            table = None
+        if isinstance(step, int):
+            name = table.get("name") if isinstance(table, dict) else None
+            places[-1] += f" {step + 1}" + (f" ({name})" if isinstance(name, str) else "")
+        elif step:
+            places.append(step)
+    return places
+
+
+def _toml_word(value: Any) -> str:
+    match value:
+        case bool():
+            return str(value).lower()
+        case str():
+            return f"the string '{value}'"
+        case int() | float():
+            return str(value)
+        case list():
+            return "an array" if value else "an empty array"
+        case dict():
+            return "a table"
+    return "a date"
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
