@@ -32,13 +32,13 @@ Efficiency = Annotated[float, Field(gt=0, le=2.5)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 
 
-class Figures(BaseModel):
+class Table(BaseModel):
     """A table of a target file: no unknown keys, no conversions, no changes after reading."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class Scheme(Figures):
+class Scheme(Table):
     """How one kind of tensor is quantized."""
 
     dtype: Literal["int8", "uint8"]
@@ -46,14 +46,14 @@ class Scheme(Figures):
     symmetric: bool
 
 
-class Quantization(Figures):
+class Quantization(Table):
     """The scheme that the unit's int8 kernels expect; a recipe may override it."""
 
     weights: Scheme
     activations: Scheme
 
 
-class OpEfficiency(Figures):
+class OpEfficiency(Table):
     """Share of the peak that generated code reaches, by class of operator (the simulator's coefficients)."""
 
     conv: Efficiency
@@ -62,7 +62,7 @@ class OpEfficiency(Figures):
     gemm: Efficiency
 
 
-class Cluster(Figures):
+class Cluster(Table):
     """Identical cores: of a CPU, the multiprocessors of a GPU, the vector contexts of a DSP."""
 
     name: Name
@@ -82,7 +82,7 @@ class Cluster(Figures):
     picojoule_per_mac: dict[Dtype, PositiveFloat] | None = None
 
 
-class Unit(Figures):
+class Unit(Table):
     """One compute unit, its clusters fastest first."""
 
     name: Name
@@ -155,7 +155,7 @@ class Unit(Figures):
         return self.kind == "cpu"
 
 
-class Memory(Figures):
+class Memory(Table):
     """Main memory, shared by all units."""
 
     gbps: PositiveFloat
@@ -164,14 +164,14 @@ class Memory(Figures):
     picojoule_per_byte: PositiveFloat | None = None
 
 
-class Clocks(Figures):
+class Clocks(Table):
     """What a power mode leaves of a cluster."""
 
     count: PositiveInt
     clock_ghz: PositiveFloat
 
 
-class Mode(Figures):
+class Mode(Table):
     """A power mode: memory speed, and cores and clocks per unit and cluster."""
 
     name: Name
@@ -180,7 +180,7 @@ class Mode(Figures):
     unit: dict[str, dict[str, Clocks]]
 
 
-class Chip(Figures):
+class Chip(Table):
     """A target file as it is written."""
 
     description: str
@@ -208,7 +208,7 @@ class Chip(Figures):
         return self
 
 
-class Target(Figures):
+class Target(Table):
     """One unit of a chip in one power mode: what a model is compiled for."""
 
     name: str
@@ -282,7 +282,7 @@ def parse(text: str, place: str) -> Chip:
     try:
         return Chip.model_validate(table)
     except ValidationError as error:
-        raise toml.explained(error, table, place, Figures.__subclasses__()) from None
+        raise toml.explained(error, table, place, Table.__subclasses__()) from None
 
 
 def mode_clocks(mode: Mode) -> dict[tuple[str, str], Clocks]:

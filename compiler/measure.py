@@ -1,0 +1,109 @@
+"""Static figures of a graph: parameters, bytes of weights, multiply-accumulates.
+
+Only shapes and dtypes are read, so that weights which are still on disk stay there.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+# Inputs that set an operator up instead of being learned: running statistics, scales and zero points, bounds.
+_SETTINGS = {
+    "BatchNormalization": {3, 4},
+    "Clip": {1, 2},
+    "DequantizeLinear": {1, 2},
+    "DynamicQuantizeLinear": {1, 2},
+    "Pad": {1, 2, 3},
+    "QuantizeLinear": {1, 2},
+    "Resize": {1, 2, 3},
+    "Upsample": {1},
+}
+
+# Types of which several values share a byte, with their bits.
+_PACKED = {"float4_e2m1fn": 4, "int4": 4, "uint4": 4, "int2": 2, "uint2": 2}
+
+# Layers that own their constants, however small: a convolution into one channel has one bias.
+_LAYERS = {"BatchNormalization", "Conv", "ConvTranspose", "DequantizeLinear", "Gemm", "MatMul", "PRelu"}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Static figures of a whole graph."""
+
+    params: int
+    """Learned values, each counted once; as published, BatchNormalization's running statistics are none of them."""
+    weight_bytes: int
+    """Bytes of all constants that nodes read, scales and statistics included; int4 is packed, two values in a byte."""
+    macs: int
+    nodes: int
+
+
+def measure(graph: gs.Graph) -> Figures:
+    """Figures of the graph; every tensor that Conv, ConvTranspose, Gemm and MatMul touch has a static shape."""
+    constants = {
+        id(tensor): tensor for node in graph.nodes for tensor in node.inputs if isinstance(tensor, gs.Constant)
+    }
+    learned = {id(tensor): tensor for node in graph.nodes for tensor in parameters(node)}
+    return Figures(
+        params=sum(math.prod(tensor.shape) for tensor in learned.values()),
+        weight_bytes=sum(tensor_bytes(tensor) for tensor in constants.values()),
+        macs=sum(macs(node) for node in graph.nodes),
+        nodes=len(graph.nodes),
+    )
+
+
+def macs(node: gs.Node) -> int:
+    """Multiply-accumulates of a Conv, ConvTranspose, Gemm or MatMul, padding included; 0 for other operators."""
+    match node.op:
+        case "Conv":  # every output value is a sum over W[k] = (C / group, kernel...)
+            return math.prod(node.outputs[0].shape) * math.prod(node.inputs[1].shape[1:])
+        case "ConvTranspose":  # every input value is spread over W[c] = (K / group, kernel...)
+            return math.prod(node.inputs[0].shape) * math.prod(node.inputs[1].shape[1:])
+        case "Gemm":
+            return math.prod(node.outputs[0].shape) * node.inputs[0].shape[0 if node.attrs.get("transA") else 1]
+        case "MatMul":
+            return math.prod(node.outputs[0].shape) * node.inputs[0].shape[-1]
+    return 0
+
+
+def params(node: gs.Node) -> int:
+    """Learned values that the node reads, itself or through the DequantizeLinear nodes in front of it."""
+    if node.op == "DequantizeLinear":
+        return 0
+    producers = [tensor.inputs[0] for tensor in node.inputs if tensor.inputs]
+    readers = [node, *(producer for producer in producers if producer.op == "DequantizeLinear")]
+    return sum(math.prod(tensor.shape) for reader in readers for tensor in parameters(reader))
+
+
+def parameters(node: gs.Node) -> Iterator[gs.Constant]:
+    """The learned constants among the node's inputs."""
+    for index, tensor in enumerate(node.inputs):
+        if not isinstance(tensor, gs.Constant) or index in _SETTINGS.get(node.op, ()):
+            continue
+        if node.op in _LAYERS or (_holds_weights(tensor) and math.prod(tensor.shape) > 1):
+            yield tensor
+
+
+def tensor_bytes(tensor: gs.Tensor) -> int:
+    """Bytes of a tensor with a static shape; four-bit values are packed."""
+    return math.ceil(math.prod(tensor.shape) * dtype_bits(tensor.dtype) / 8)
+
+
+def dtype_bits(dtype: object) -> int:
+    """Bits of one value of a numpy dtype or of an element type of ONNX."""
+    kind = _numpy(dtype)
+    return _PACKED.get(kind.name, kind.itemsize * 8)
+
+
+def _holds_weights(tensor: gs.Constant) -> bool:
+    # Wide integers are shapes, axes and indices; a single number outside a layer is a factor such as 1/6.
+    kind = _numpy(tensor.dtype)
+    return kind.kind in "fV" or (kind.itemsize == 1 and kind.kind in "iu")
+
+
+def _numpy(dtype: object) -> np.dtype:
+    return onnx.helper.tensor_dtype_to_np_dtype(dtype) if isinstance(dtype, int) else np.dtype(dtype)  # type: ignore[call-overload]
