@@ -1,0 +1,91 @@
+"""Linking shared libraries for machines that nnc does not run on."""
+
+import importlib.util
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from nnc.errors import NncError
+from nnc.target import Target
+
+# The oldest glibc that a library may need: JetPack 4 and 5 have 2.27 and 2.31, Qualcomm's Yocto images 2.22 and later.
+_GLIBC = {"aarch64": "2.17", "x86_64": "2.17"}
+
+
+def link(objects: Sequence[str | Path], out: str | Path, target: Target, options: Sequence[str] = ()) -> None:
+    """Link object files into the shared library `out`, for the CPU that runs or drives the target's unit.
+
+    Raises NncError where no linker for that CPU is installed, or where it refuses the objects.
+    """
+    run([*compiler(target.unit.architecture), "-shared", "-fPIC", "-O2", "-o", out, *objects, "-lm", *options])
+
+
+def linker(target: Target) -> Callable[..., None]:
+    """`link` in the form of the `fcompile` argument of TVM's `export_library`."""
+
+    def fcompile(out: str, objects: Sequence[str], options: Sequence[str] = ()) -> None:
+        link(objects, out, target, options)
+
+    return fcompile
+
+
+def compiler(architecture: str, language: str = "cc") -> list[str]:
+    """The command of a C ("cc") or C++ ("c++") compiler for Linux on `architecture` ("aarch64", "x86_64").
+
+    Zig first: it comes with pip, so that the same versions give the same bytes on every machine, and it links against
+    an old glibc. A distribution's cross compiler asks for its own glibc (Debian 12's `exp` needs 2.29), which boards
+    do not have.
+    """
+    if importlib.util.find_spec("ziglang") and architecture in _GLIBC:
+        return [
+            sys.executable,
+            "-m",
+            "ziglang",
+            language,
+            "-target",
+            f"{architecture}-linux-gnu.{_GLIBC[architecture]}",
+        ]
+    gnu = {"cc": "gcc", "c++": "g++"}[language]
+    native = [language] if architecture == platform.machine() else []
+    for command in (f"{architecture}-linux-gnu-{gnu}", *native):
+        if shutil.which(command):
+            return [command]
+    raise NncError(f"no compiler that links for {architecture}", "pip install ziglang")
+
+
+def run(command: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> str:
+    """Run a tool of the toolchain and return its output; what it complains about becomes an NncError."""
+    # Zig keeps the start-up code and libraries that it builds, where the home folder may be read-only.
+    zig_cache = {
+        "ZIG_GLOBAL_CACHE_DIR": str(cache_folder() / "zig"),
+        "ZIG_LOCAL_CACHE_DIR": str(cache_folder() / "zig"),
+    }
+    done = subprocess.run(
+        [str(word) for word in command],
+        env=zig_cache | dict(os.environ) | dict(environment or {}),
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
+    if done.returncode:
+        raise NncError(f"{' '.join(map(str, command[:4]))} ... failed: {_complaint(done)}")
+    return done.stdout
+
+
+def cache_folder() -> Path:
+    """Where nnc keeps what it can make again: XDG_CACHE_HOME or ~/.cache, and nnc in it."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return Path(home) / "nnc" if home else Path.home() / ".cache" / "nnc"
+
+
+def _complaint(done: subprocess.CompletedProcess[str]) -> str:
+    """The line of the output that says what is wrong."""
+    if done.returncode < 0:
+        return f"killed by signal {-done.returncode}"
+    lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower()]
+    return (errors or lines or [f"exit status {done.returncode}"])[0 if errors else -1]
