@@ -14,26 +14,35 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
+from math import ceil
 from typing import Any, Protocol
 
 import numpy as np
-from tvm import te, tirx  # noqa: TID253
-from tvm.script.ir_builder import IRBuilder  # noqa: TID253
-from tvm.script.ir_builder import tirx as T  # noqa: TID253
+from tvm import te, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
 
 Expr = Any  # a TIR expression: scalar, or float32 vector of `lanes` lanes
 Epilogue = Callable[[Expr, Sequence[Expr]], Expr]
 CACHE_LINE = 64
+FMA_CHAINS = 8  # sums in flight that keep two pipes of latency 4 busy
+FEW_ROWS = 8
 
 
 class Unit(Protocol):
     """The figures of a compute unit that choose a register tile and a blocking."""
 
-    vector_bits: int
-    vector_registers: int
-    threads: int
-    l1d_bytes: int
-    l2_bytes: int
+    @property
+    def vector_bits(self) -> int: ...
+    @property
+    def vector_registers(self) -> int: ...
+    @property
+    def threads(self) -> int: ...
+    @property
+    def l1d_bytes(self) -> int: ...
+    @property
+    def l2_bytes(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,9 @@ def accumulate(
     return [[total[index] for total in row] for row in sums]
 
 
-def store(out: Any, value: Expr, index: Sequence[Expr], lanes: int, epilogue: Epilogue, valid: int | None = None) -> None:
+def store(
+    out: Any, value: Expr, index: Sequence[Expr], lanes: int, epilogue: Epilogue, valid: int | None = None
+) -> None:
     """Apply the epilogue to a vector and store its first `valid` lanes; the last index is that of lane 0."""
     vector = scratch(lanes)
     vector[lane(lanes)] = value
@@ -126,7 +137,7 @@ def store(out: Any, value: Expr, index: Sequence[Expr], lanes: int, epilogue: Ep
 
 @dataclass(frozen=True)
 class GemmPlan:
-    """How `[rows, depth] x [depth, columns]` is blocked: register tile, rows per task, depth per pass over the cache."""
+    """How `[rows, depth] x [depth, columns]` is blocked: the register tile, and the rows and the depth of a block."""
 
     tile: RegisterTile
     row_block: int
@@ -138,36 +149,42 @@ class GemmPlan:
         return self.tile.vectors * self.tile.lanes
 
 
-def plan(rows: int, columns: int, depth: int, unit: Unit) -> GemmPlan:
+def best_plan(rows: int, columns: int, depth: int, unit: Unit) -> GemmPlan:
     """The blocking of a product from its shape and the unit.
 
-    Few rows: the weights are read once, so memory is the limit and the panel is as wide as the registers allow.
-    Many rows: two vectors per row, and a depth block whose weights stay in half of the first-level cache.
+    Few rows: the weights are read once, so memory is the limit, and one tile takes all rows.
+    Many rows: two vectors per row. The weights of a panel stay in half of the second-level cache while the rows pass.
     """
     lanes = lanes_of(unit)
-    if rows <= max_rows(2, lanes, unit):
-        tile = RegisterTile(rows, _panel_vectors(rows, columns, unit), lanes)
-        return GemmPlan(tile, rows, depth)
-    most = max_rows(2, lanes, unit)
-    tile = RegisterTile(-(-rows // -(-rows // most)), 2, lanes)
-    depth_block = max(64, unit.l1d_bytes // 2 // (4 * 2 * lanes))
-    panels = -(-columns // (2 * lanes))
-    row_tiles = -(-rows // tile.rows)
-    tasks_per_panel = min(row_tiles, max(1, -(-4 * unit.threads // panels)))
-    row_block = -(-row_tiles // tasks_per_panel) * tile.rows
-    return GemmPlan(tile, row_block, -(-depth // -(-depth // depth_block)))
+    if rows <= FEW_ROWS:
+        return GemmPlan(RegisterTile(rows, _panel_vectors(rows, columns, unit), lanes), rows, depth)
+    tile_rows = even_share(rows, max_rows(2, lanes, unit))
+    row_tiles = ceil(rows / tile_rows)
+    panels = ceil(columns / (2 * lanes))
+    row_blocks = min(row_tiles, ceil(4 * unit.threads / panels))
+    depth_block = unit.l2_bytes // 2 // (4 * 2 * lanes)
+    return GemmPlan(
+        RegisterTile(tile_rows, 2, lanes),
+        even_share(row_tiles, ceil(row_tiles / row_blocks)) * tile_rows,
+        even_share(depth, depth_block),
+    )
+
+
+def even_share(total: int, most: int) -> int:
+    """The size of the parts of `total` when it is cut evenly into parts of at most `most`."""
+    return ceil(total / ceil(total / most))
 
 
 def _panel_vectors(rows: int, columns: int, unit: Unit) -> int:
-    """The panel width, in vectors, with the least work for the busiest thread; at equal work the widest."""
-    lanes = lanes_of(unit)
-    most = max(1, min(8, (unit.vector_registers - 1) // (rows + 1)))
+    """The widest panel, in vectors, that the registers hold and that leaves the busiest thread the least work."""
+    most = max(1, min(8, (unit.vector_registers - 2) // (rows + 1)))
+    vectors = ceil(columns / lanes_of(unit))
 
-    def busiest(vectors: int) -> int:
-        panels = -(-columns // (vectors * lanes))
-        return -(-panels // unit.threads) * vectors
+    def busiest(width: int) -> int:
+        return ceil(ceil(vectors / width) / unit.threads) * width
 
-    return min(range(1, most + 1), key=lambda vectors: (busiest(vectors) + most // vectors // 2, -vectors))
+    # A narrow panel has too few sums in flight: it must save more work than it wastes waiting.
+    return min(range(1, most + 1), key=lambda width: (busiest(width) * max(1.0, FMA_CHAINS / (rows * width)), -width))
 
 
 def pack(W: np.ndarray, plan: GemmPlan) -> np.ndarray:
@@ -198,15 +215,18 @@ def compute(
     `A` is float32 `[rows, depth]`, `W` the packed weights, `extras` the tensors that the epilogue closes over, and
     `epilogue(value, (row, column))` a scalar expression.
     """
-    product = _Product(int(A.shape[0]), columns, int(A.shape[1]), plan, epilogue)
+    kernel = _Kernel(int(A.shape[0]), columns, int(A.shape[1]), plan, epilogue)
     return te.extern(
-        [(product.rows, columns)], [A, W, *extras], lambda ins, outs: product.body(*ins[:2], outs[0]),
-        name="gemm", dtype="float32",
+        [(kernel.rows, columns)],
+        [A, W, *extras],
+        lambda ins, outs: kernel.body(ins[0], ins[1], outs[0]),
+        name="gemm",
+        dtype="float32",
     )
 
 
 @dataclass(frozen=True)
-class _Product:
+class _Kernel:
     """Emits the loops of one product."""
 
     rows: int
@@ -216,8 +236,8 @@ class _Product:
     epilogue: Epilogue
 
     def body(self, A: Any, W: Any, out: Any) -> Any:
-        panels = -(-self.columns // self.plan.panel)
-        row_blocks = -(-self.rows // self.plan.row_block)
+        panels = ceil(self.columns / self.plan.panel)
+        row_blocks = ceil(self.rows / self.plan.row_block)
         with IRBuilder() as builder:
             with T.parallel(0, panels * row_blocks) as task:
                 panel, block = T.bind(task // row_blocks), T.bind(task % row_blocks)
@@ -225,44 +245,74 @@ class _Product:
             return builder.get()
 
     def _row_block(self, A: Any, W: Any, out: Any, panel: Expr, first: Expr) -> None:
+        """The rows of one task. Where the depth is cut into blocks, the sums wait in `partial` for the next block."""
         tile, step = self.plan.tile, self.plan.depth_block
-        blocks = -(-self.depth // step)
-        partial = scratch(self.plan.row_block, tile.vectors, tile.lanes) if blocks > 1 else None
-        for block in range(blocks):
-            span = (block * step, min(self.depth, (block + 1) * step))
-            tail = self.rows % tile.rows
-            with T.serial(0, self.plan.row_block // tile.rows) as t:
-                row = T.bind(first + t * tile.rows)
-                with when(row + tile.rows <= self.rows if self.rows % self.plan.row_block else None):
-                    self._tile(A, W, out, partial, panel, row, row - first, tile, span)
-                if tail:
-                    with when(tirx.all(row < self.rows, row + tile.rows > self.rows)):
-                        self._tile(A, W, out, partial, panel, row, row - first,
-                                   RegisterTile(tail, tile.vectors, tile.lanes), span)
+        if step >= self.depth:
+            self._row_tiles(first, lambda row, rows: self._finish(out, self._sums(A, W, panel, row, rows), row, panel))
+            return
+        partial, index = scratch(self.plan.row_block, tile.vectors, tile.lanes), lane(tile.lanes)
+        with T.serial(0, self.plan.row_block) as row, T.serial(0, tile.vectors) as c:
+            partial[row, c, index] = splat(0.0, tile.lanes)
+        with T.serial(0, ceil(self.depth / step)) as block:
+            start = T.bind(block * step)
+            span = (start, T.bind(tirx.min(step, self.depth - start)))
 
-    def _tile(self, A: Any, W: Any, out: Any, partial: Any, panel: Expr, row: Expr, slot: Expr,
-              tile: RegisterTile, span: tuple[int, int]) -> None:
-        index = lane(tile.lanes)
-        start, stop = span
-        sums = accumulate(
-            tile, (stop - start, 1),
+            def add(row: Expr, rows: int) -> None:
+                sums = self._sums(A, W, panel, row, rows, span, lambda r, c: partial[row - first + r, c, index])
+                for r, c in product(range(rows), range(tile.vectors)):
+                    partial[row - first + r, c, index] = sums[r][c]
+
+            self._row_tiles(first, add)
+        with T.serial(0, self.plan.row_block) as r, when(first + r < self.rows if self._ragged else None):
+            self._finish(out, [[partial[r, c, index] for c in range(tile.vectors)]], first + r, panel)
+
+    @property
+    def _ragged(self) -> bool:
+        return self.rows % self.plan.row_block != 0
+
+    def _row_tiles(self, first: Expr, emit: Callable[[Expr, int], None]) -> None:
+        """Emit a loop over the register tiles of a row block; the last one may have fewer rows."""
+        most, tail = self.plan.tile.rows, self.rows % self.plan.tile.rows
+        with T.serial(0, self.plan.row_block // most) as t:
+            row = T.bind(first + t * most)
+            with when(row + most <= self.rows if self._ragged else None):
+                emit(row, most)
+            if tail:
+                with when(tirx.all(row < self.rows, row + most > self.rows)):
+                    emit(row, tail)
+
+    def _sums(
+        self,
+        A: Any,
+        W: Any,
+        panel: Expr,
+        row: Expr,
+        rows: int,
+        span: tuple[Expr, Expr] | None = None,
+        initial: Callable[[int, int], Expr] | None = None,
+    ) -> list[list[Expr]]:
+        """One register tile: the products over `span`, first and number of steps, of the depth."""
+        tile, index = self.plan.tile, lane(self.plan.tile.lanes)
+        start, steps = span or (0, self.depth)
+        return accumulate(
+            RegisterTile(rows, tile.vectors, tile.lanes),
+            (steps, 1),
             left=lambda r, k, _: A[row + r, start + k],
             right=lambda c, k, _: W[panel, start + k, c, index],
-            initial=(lambda r, c: partial[slot + r, c, index]) if start else None,
+            initial=initial,
         )
-        for r in range(tile.rows):
-            for c in range(tile.vectors):
-                if stop < self.depth:
-                    partial[slot + r, c, index] = sums[r][c]
-                else:
-                    self._finish(out, sums[r][c], row + r, panel, c)
 
-    def _finish(self, out: Any, value: Expr, row: Expr, panel: Expr, vector: int) -> None:
+    def _finish(self, out: Any, sums: list[list[Expr]], row: Expr, panel: Expr) -> None:
+        for r, values in enumerate(sums):
+            for c, value in enumerate(values):
+                self._store(out, value, row + r, panel, c)
+
+    def _store(self, out: Any, value: Expr, row: Expr, panel: Expr, vector: int) -> None:
         """Store a vector of the output, cut off where the columns end."""
-        lanes, ragged = self.plan.tile.lanes, self.columns % self.plan.panel
+        lanes, last = self.plan.tile.lanes, self.columns % self.plan.panel
         column = panel * self.plan.panel + vector * lanes
-        with when(column + lanes <= self.columns if ragged else None):
+        with when(column + lanes <= self.columns if last else None):
             store(out, value, (row, column), lanes, self.epilogue)
-        if ragged % lanes and ragged // lanes == vector:
+        if last % lanes and last // lanes == vector:
             with when(tirx.all(column < self.columns, column + lanes > self.columns)):
-                store(out, value, (row, column), lanes, self.epilogue, valid=ragged % lanes)
+                store(out, value, (row, column), lanes, self.epilogue, valid=last % lanes)

@@ -2,9 +2,9 @@
 
     Y = A^T [ (G g G^T) * (B^T d B) ] A        Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016
 
-F(m x m, 3 x 3) computes a tile of m x m outputs from n x n inputs, n = m + 2, with n^2 multiplications per channel pair
-where the direct convolution needs 9 m^2: 4 times fewer for m = 4, 2.25 times for m = 2. The weights G g G^T are computed
-at compile time in float64.
+F(m x m, 3 x 3) computes a tile of m x m outputs from n x n inputs, n = m + 2, with n^2 multiplications per channel
+pair where the direct convolution needs 9 m^2: 4 times fewer for m = 4, 2.25 times for m = 2. The weights G g G^T are
+computed at compile time in float64.
 
 A chunk of tiles goes through all three phases while it is in the second-level cache:
 
@@ -18,64 +18,58 @@ so that each weight is read once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-from math import ceil
-from typing import Any, Literal
+from math import ceil, prod
+from typing import Any
 
 import numpy as np
-from tvm import te, tirx  # noqa: TID253
-from tvm.script.ir_builder import IRBuilder  # noqa: TID253
-from tvm.script.ir_builder import tirx as T  # noqa: TID253
-
 from nnc.lowering.kernels.gemm import (
     CACHE_LINE,
     Epilogue,
     Expr,
-    RegisterTile,
-    Unit,
     accumulate,
     lane,
-    lanes_of,
-    max_rows,
     prefetch,
     scratch,
     splat,
     store,
     when,
 )
+from nnc.lowering.kernels.winograd_plan import POINTS, Convolution, Plan, best_plan, wins
+from tvm import te, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
 
-# The interpolation points beside infinity; pairs (a, -a) share half of their arithmetic. With 2/3 and 3/2 the error of
-# F(4x4) is 3.5 times smaller than with the usual 1 and 2, and their product 1 saves multiplications.
-POINTS = {
-    2: (Fraction(0), Fraction(1), Fraction(-1)),
-    4: (Fraction(0), Fraction(2, 3), Fraction(-2, 3), Fraction(3, 2), Fraction(-3, 2)),
-}
-
+__all__ = ["Convolution", "Plan", "best_plan", "compute", "pack", "packed_shape", "wins"]
 
 # -- the transforms
 
 
+def exact(rows: Any) -> np.ndarray:
+    """A matrix of fractions."""
+    return np.vectorize(Fraction, otypes=[object])(np.array(rows, dtype=object))
+
+
 def cook_toom(outputs: int, points: Sequence[Fraction]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A^T `[m, n]`, G `[n, 3]` and B^T `[n, n]` of F(m, 3), as exact fractions, for n - 1 points and infinity."""
-    size = outputs + 2
-    one = np.array([Fraction(1)])
-
-    def monic(roots: Sequence[Fraction]) -> np.ndarray:
-        """Coefficients, lowest first, of the polynomial with these roots."""
-        product = one
-        for root in roots:
-            product = np.convolve(product, np.array([-root, Fraction(1)]))
-        return np.concatenate([product, np.zeros(size - len(product), int)])
-
     others = [[q for q in points if q != p] for p in points]
-    norms = [np.prod([p - q for q in rest]) for p, rest in zip(points, others, strict=True)]
-    At = np.array([[p**i for p in points] + [Fraction(i == outputs - 1)] for i in range(outputs)])
-    G = np.array([[p**i / norm for i in range(3)] for p, norm in zip(points, norms, strict=True)] + [[0, 0, 1]])
-    Bt = np.array([monic(rest) for rest in others] + [monic(points)])
-    return At, G, Bt
+    norms = [prod(p - q for q in rest) for p, rest in zip(points, others, strict=True)]
+    At = [[p**i for p in points] + [int(i == outputs - 1)] for i in range(outputs)]
+    G = [[p**i / norm for i in range(3)] for p, norm in zip(points, norms, strict=True)] + [[0, 0, 1]]
+    Bt = [[*_monic(rest), 0] for rest in others] + [_monic(points)]
+    return exact(At), exact(G), exact(Bt)
+
+
+def _monic(roots: Sequence[Fraction]) -> list[Fraction]:
+    """The coefficients, lowest first, of the polynomial with these roots."""
+    coefficients = [Fraction(1)]
+    for root in roots:
+        shifted = [Fraction(0), *coefficients]
+        coefficients = [s - root * c for s, c in zip(shifted, [*coefficients, Fraction(0)], strict=True)]
+    return coefficients
 
 
 @cache
@@ -86,10 +80,10 @@ def transforms(outputs: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.nd
     """
     points = POINTS[outputs]
     At, G, Bt = cook_toom(outputs, points)
-    H = np.diag([Fraction(1)] * (len(points) + 1))
+    H = exact(np.eye(outputs + 2, dtype=int))
     for i in range(1, len(points), 2):
-        H[i : i + 2, i : i + 2] = [[1, 1], [1, -1]]
-    inverse = np.array([[x / 2 if row[0] == 0 and abs(row).sum() == 2 else x for x in row] for row in H])
+        H[i : i + 2, i : i + 2] = exact([[1, 1], [1, -1]])
+    inverse = H / abs(H).sum(axis=1)  # H is symmetric and its square is diagonal
     return (inverse @ Bt, H), (H, At @ inverse), G.astype(np.float64)
 
 
@@ -113,52 +107,7 @@ def _combination(row: np.ndarray, vectors: Sequence[Expr], lanes: int) -> Expr:
     return total
 
 
-# -- what to run
-
-
-@dataclass(frozen=True)
-class Convolution:
-    """A 3x3 convolution with stride 1 and one group, its channels padded to whole blocks."""
-
-    batch: int
-    in_channels: int
-    out_channels: int
-    height: int
-    width: int
-    pads: tuple[int, int, int, int]  # top, left, bottom, right, as in ONNX
-    block: int  # channels per block, x of NCHW[x]c
-
-    @property
-    def in_blocks(self) -> int:
-        return -(-self.in_channels // self.block)
-
-    @property
-    def out_blocks(self) -> int:
-        return -(-self.out_channels // self.block)
-
-    @property
-    def out_size(self) -> tuple[int, int]:
-        top, left, bottom, right = self.pads
-        return self.height + top + bottom - 2, self.width + left + right - 2
-
-    def tiles(self, outputs: int) -> tuple[int, int]:
-        """Rows and columns of output tiles per image."""
-        height, width = self.out_size
-        return -(-height // outputs), -(-width // outputs)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """F(m x m, 3 x 3) with a register tile of tiles x output-channel blocks, in chunks of `chunk` tiles."""
-
-    outputs: int
-    tile: RegisterTile
-    chunk: int
-    split: Literal["tiles", "channels"]
-
-    @property
-    def positions(self) -> int:
-        return (self.outputs + 2) ** 2
+# -- the weights
 
 
 def pack(W: np.ndarray, plan: Plan) -> np.ndarray:
@@ -199,7 +148,11 @@ def compute(
     shape = (conv.batch, conv.out_blocks, *conv.out_size, conv.block)
     kernel = _Kernel(conv, plan, epilogue)
     return te.extern(
-        [shape], [X, U, *extras], lambda ins, outs: kernel.body(*ins[:2], outs[0]), name="winograd", dtype="float32"
+        [shape],
+        [X, U, *extras],
+        lambda ins, outs: kernel.body(ins[0], ins[1], outs[0]),
+        name="winograd",
+        dtype="float32",
     )
 
 
@@ -213,8 +166,7 @@ class _Kernel:
 
     @property
     def tiles(self) -> int:
-        rows, columns = self.conv.tiles(self.plan.outputs)
-        return self.conv.batch * rows * columns
+        return self.conv.all_tiles(self.plan.outputs)
 
     @property
     def chunks(self) -> int:
@@ -222,7 +174,7 @@ class _Kernel:
 
     def body(self, X: Any, U: Any, out: Any) -> Any:
         with IRBuilder() as builder:
-            with T.seq_scope():
+            with T.serial(0, 1):  # the builder wants one statement at the top
                 (self._split_tiles if self.plan.split == "tiles" else self._split_channels)(X, U, out)
             return builder.get()
 
@@ -285,7 +237,7 @@ class _Kernel:
                     V[i * size + j, block, slot, index] = value
 
     def _input_row(self, X: Any, n: Expr, block: Expr, y: Expr, x: Expr) -> list[Expr]:
-        """The inputs (y, x), (y, x + 1), ... of a tile, zero outside of the image; only what can be outside is tested."""
+        """The inputs (y, x), (y, x + 1), ..., zero outside of the image; only what can be outside is tested."""
         conv, m = self.conv, self.plan.outputs
         last = (conv.tiles(m)[1] - 1) * m - conv.pads[1]  # the first column of the last tile
         inside = T.bind(tirx.all(y >= 0, y < conv.height))
@@ -306,7 +258,8 @@ class _Kernel:
         with T.serial(0, self.plan.positions) as p, T.serial(0, passes) as part:
             row = T.bind(part * tile.rows)
             sums = accumulate(
-                tile, (self.conv.in_blocks, tile.lanes),
+                tile,
+                (self.conv.in_blocks, tile.lanes),
                 left=lambda r, i, j: V[p, i, first + row + r, j],
                 right=lambda c, i, j: T.buffer_proxy(U)[group, p, i * tile.lanes + j, c, index],
                 ahead=lambda i, j: self._fetch_next(U, group, p, part, i * tile.lanes + j),

@@ -9,9 +9,8 @@ import pytest
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tvm import te, tirx
-
 from nnc.lowering.kernels import gemm
+from tvm import te, tirx
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ AVX512 = Cpu("skylake-avx512", 512, 32)
 
 def build(rows: int, columns: int, depth: int, cpu: Cpu) -> tuple[tvm.runtime.Executable, gemm.GemmPlan]:
     """`relu(A @ W + bias) + residual` compiled for a CPU."""
-    plan = gemm.plan(rows, columns, depth, cpu)
+    plan = gemm.best_plan(rows, columns, depth, cpu)
     A = te.placeholder((rows, depth), name="A")
     W = te.placeholder(gemm.packed_shape(depth, columns, plan), name="W")
     bias = te.placeholder((columns,), name="bias")
