@@ -95,15 +95,16 @@ def tensor_bytes(tensor: gs.Tensor) -> int:
 
 def dtype_bits(dtype: object) -> int:
     """Bits of one value of a numpy dtype or of an element type of ONNX."""
-    kind = _numpy(dtype)
+    kind = numpy_dtype(dtype)
     return _PACKED.get(kind.name, kind.itemsize * 8)
+
+
+def numpy_dtype(dtype: object) -> np.dtype:
+    """The numpy dtype of a tensor whose type graphsurgeon gives as numpy's or as a number of ONNX."""
+    return onnx.helper.tensor_dtype_to_np_dtype(dtype) if isinstance(dtype, int) else np.dtype(dtype)  # type: ignore[call-overload]
 
 
 def _holds_weights(tensor: gs.Constant) -> bool:
     # Wide integers are shapes, axes and indices; a single number outside a layer is a factor such as 1/6.
-    kind = _numpy(tensor.dtype)
+    kind = numpy_dtype(tensor.dtype)
     return kind.kind in "fV" or (kind.itemsize == 1 and kind.kind in "iu")
-
-
-def _numpy(dtype: object) -> np.dtype:
-    return onnx.helper.tensor_dtype_to_np_dtype(dtype) if isinstance(dtype, int) else np.dtype(dtype)  # type: ignore[call-overload]

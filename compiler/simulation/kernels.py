@@ -1,0 +1,134 @@
+"""What a compiled network executes and holds in memory: fused kernels, and the tensors alive between them."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import onnx_graphsurgeon as gs
+
+from nnc import measure
+
+# Operators that a kernel's epilogue takes over: one output value per input value, or only another shape.
+_EPILOGUE = frozenset(
+    "Abs Add BatchNormalization Cast Ceil Clip Div Dropout Elu Erf Exp Flatten Floor Gelu HardSigmoid HardSwish Identity "
+    "LeakyRelu Log Max Min Mish Mul Neg PRelu Pow QuantizeLinear Reciprocal Relu Reshape Round Selu Sigmoid Softplus "
+    "Softsign Sqrt Squeeze Sub Tanh Unsqueeze".split()
+)
+_BYTES = {"int8", "uint8"}
+
+
+@dataclass
+class Kernel:
+    """A node and the elementwise nodes that are computed while its output is still in registers."""
+
+    nodes: list[gs.Node]
+    activations: list[gs.Tensor]
+    """Variables it reads from memory, each once."""
+    weights: list[gs.Constant]
+    outputs: list[gs.Tensor] = field(default_factory=list)
+
+    @property
+    def anchor(self) -> gs.Node:
+        return self.nodes[0]
+
+    @property
+    def macs(self) -> int:
+        return sum(measure.macs(node) for node in self.nodes)
+
+    @property
+    def dtype(self) -> str:
+        """Type of the multiplications: "int8" where both operands have eight bits, otherwise the output's type."""
+        operands = [dtype_name(source(tensor)) for tensor in self.anchor.inputs[:2]]
+        if operands and all(dtype in _BYTES for dtype in operands):
+            return "int8"
+        return dtype_name(self.anchor.outputs[0])
+
+
+def kernels(graph: gs.Graph) -> list[Kernel]:
+    """The graph's nodes as fused kernels, in the graph's (topological) order.
+
+    An elementwise node joins the last kernel that feeds it if nothing else reads that kernel's output. A
+    DequantizeLinear belongs to its readers: they load the integers. Nodes of constants alone are computed at compile time.
+    """
+    readers = _readers(graph)
+    made: list[Kernel] = []
+    producer: dict[int, int] = {}  # id of a tensor in memory -> index of its kernel
+    for node in graph.nodes:
+        inputs = _distinct(source(tensor) for tensor in node.inputs if not tensor.is_empty())
+        variables = [tensor for tensor in inputs if isinstance(tensor, gs.Variable)]
+        if node.op == "DequantizeLinear" or not variables:
+            continue
+        weights = [tensor for tensor in inputs if isinstance(tensor, gs.Constant)]
+        last = max((producer.get(id(tensor), -1) for tensor in variables), default=-1)
+        if last >= 0 and node.op in _EPILOGUE and _only_reader(made[last], readers):
+            _join(made[last], node, variables, weights)
+        else:
+            last = len(made)
+            made.append(Kernel([node], variables, weights, list(node.outputs)))
+        producer |= {id(tensor): last for tensor in node.outputs}
+    return made
+
+
+def peak_bytes(graph: gs.Graph, executed: list[Kernel]) -> int:
+    """The most bytes of activations that are alive while one kernel runs, inputs and outputs of the graph included."""
+    ends = {id(tensor): len(executed) for tensor in graph.outputs}
+    for index, kernel in enumerate(executed):
+        ends |= {id(tensor): max(index, ends.get(id(tensor), 0)) for tensor in kernel.activations}
+    alive = {id(tensor): tensor_bytes(tensor) for tensor in graph.inputs}
+    peak = sum(alive.values())
+    for index, kernel in enumerate(executed):
+        alive |= {id(tensor): tensor_bytes(tensor) for tensor in kernel.outputs}
+        peak = max(peak, sum(alive.values()))
+        alive = {key: size for key, size in alive.items() if ends.get(key, -1) > index}
+    return peak
+
+
+def source(tensor: gs.Tensor) -> gs.Tensor:
+    """The tensor in memory that `tensor` is computed from while it is loaded: what DequantizeLinear reads."""
+    producers = tensor.inputs
+    if len(producers) == 1 and producers[0].op == "DequantizeLinear":
+        return producers[0].inputs[0]
+    return tensor
+
+
+def tensor_bytes(tensor: gs.Tensor) -> int:
+    """Bytes of the tensor; 0 where an operator nobody knows left its shape or type open."""
+    if tensor.shape is None or tensor.dtype is None or not all(isinstance(size, int) for size in tensor.shape):
+        return 0
+    return measure.tensor_bytes(tensor)
+
+
+def elements(tensor: gs.Tensor) -> int:
+    """Values in the tensor; 0 where its shape is open."""
+    return math.prod(tensor.shape) if tensor_bytes(tensor) else 0
+
+
+def dtype_name(tensor: gs.Tensor) -> str:
+    """numpy's name of the type; float32 where it is open."""
+    return "float32" if tensor.dtype is None else measure.numpy_dtype(tensor.dtype).name
+
+
+def _readers(graph: gs.Graph) -> dict[int, int]:
+    """By tensor in memory, how many nodes read it; the caller of the network counts as one."""
+    counts = {id(tensor): 1 for tensor in graph.outputs}
+    for node in graph.nodes:
+        if node.op != "DequantizeLinear":
+            for tensor in _distinct(map(source, node.inputs)):
+                counts[id(tensor)] = counts.get(id(tensor), 0) + 1
+    return counts
+
+
+def _only_reader(kernel: Kernel, readers: dict[int, int]) -> bool:
+    return len(kernel.outputs) == 1 and readers.get(id(kernel.outputs[0])) == 1
+
+
+def _join(kernel: Kernel, node: gs.Node, variables: list[gs.Tensor], weights: list[gs.Constant]) -> None:
+    others = [tensor for tensor in variables if tensor is not kernel.outputs[0]]
+    kernel.nodes.append(node)
+    kernel.activations = _distinct([*kernel.activations, *others])
+    kernel.weights = _distinct([*kernel.weights, *weights])
+    kernel.outputs = list(node.outputs)
+
+
+def _distinct(tensors: Iterable[gs.Tensor]) -> list[gs.Tensor]:
+    return list({id(tensor): tensor for tensor in tensors}.values())
