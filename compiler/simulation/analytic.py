@@ -12,15 +12,17 @@ import onnx_graphsurgeon as gs
 
 from nnc import measure
 from nnc.simulation.kernels import Kernel, elements, kernels, peak_bytes, tensor_bytes
-from nnc.target import Cluster, Target
+from nnc.target import Cluster, Dtype, Target
 
 _LAYER_OPS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 # Operators that only move data.
-_COPIES = frozenset(
-    "Cast Concat DepthToSpace Expand Flatten Gather Identity Pad Reshape Slice SpaceToDepth Split Squeeze Tile "
-    "Transpose Unsqueeze".split()
-)
+# fmt: off
+_COPIES = {
+    "Cast", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice",
+    "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
+}
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -118,19 +120,19 @@ class _Machine:
     def energy_mj(self, seconds: float, executed: list[Kernel], costs: list[_Cost]) -> float | None:
         """Idle power over time, energy per MAC and per byte of memory traffic."""
         idle, per_byte = self.target.idle_watts, self.target.dram.picojoule_per_byte
-        if idle is None or per_byte is None or any(core.picojoule_per_mac is None for core in self.cores):
+        per_mac = [core.picojoule_per_mac for core in self.cores if core.picojoule_per_mac]
+        if idle is None or per_byte is None or len(per_mac) < self.threads:
             return None
-        computed = sum(kernel.macs * self._picojoule_per_mac(kernel) for kernel in executed)
+        computed = 0.0
+        for kernel in executed:
+            dtype = self._arithmetic(kernel)
+            computed += kernel.macs * sum(energy[dtype] for energy in per_mac) / self.threads
         moved = sum(cost.dram_bytes for cost in costs) * per_byte
         return idle * seconds * 1e3 + (computed + moved) * 1e-9
 
-    def _picojoule_per_mac(self, kernel: Kernel) -> float:
-        dtype = self._arithmetic(kernel)
-        return sum((core.picojoule_per_mac or {})[dtype] for core in self.cores) / self.threads
-
-    def _arithmetic(self, kernel: Kernel) -> str:
-        """The type that the unit computes the kernel in: its own, or the widest there is."""
-        return kernel.dtype if kernel.dtype in self.unit.dtypes else self.unit.dtypes[0]
+    def _arithmetic(self, kernel: Kernel) -> Dtype:
+        """The type that the unit computes the kernel in: the kernel's, or the first of the unit's."""
+        return next((dtype for dtype in self.unit.dtypes if dtype == kernel.dtype), self.unit.dtypes[0])
 
     def _compute_seconds(self, kernel: Kernel) -> float:
         dtype = self._arithmetic(kernel)

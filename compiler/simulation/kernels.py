@@ -9,11 +9,14 @@ import onnx_graphsurgeon as gs
 from nnc import measure
 
 # Operators that a kernel's epilogue takes over: one output value per input value, or only another shape.
-_EPILOGUE = frozenset(
-    "Abs Add BatchNormalization Cast Ceil Clip Div Dropout Elu Erf Exp Flatten Floor Gelu HardSigmoid HardSwish Identity "
-    "LeakyRelu Log Max Min Mish Mul Neg PRelu Pow QuantizeLinear Reciprocal Relu Reshape Round Selu Sigmoid Softplus "
-    "Softsign Sqrt Squeeze Sub Tanh Unsqueeze".split()
-)
+# fmt: off
+_EPILOGUE = {
+    "Abs", "Add", "BatchNormalization", "Cast", "Ceil", "Clip", "Div", "Dropout", "Elu", "Erf", "Exp", "Flatten",
+    "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Log", "Max", "Min", "Mish", "Mul", "Neg",
+    "PRelu", "Pow", "QuantizeLinear", "Reciprocal", "Relu", "Reshape", "Round", "Selu", "Sigmoid", "Softplus",
+    "Softsign", "Sqrt", "Squeeze", "Sub", "Tanh", "Unsqueeze",
+}
+# fmt: on
 _BYTES = {"int8", "uint8"}
 
 
@@ -48,7 +51,8 @@ def kernels(graph: gs.Graph) -> list[Kernel]:
     """The graph's nodes as fused kernels, in the graph's (topological) order.
 
     An elementwise node joins the last kernel that feeds it if nothing else reads that kernel's output. A
-    DequantizeLinear belongs to its readers: they load the integers. Nodes of constants alone are computed at compile time.
+    DequantizeLinear belongs to its readers: they load the integers. Nodes of constants alone are computed at
+    compile time.
     """
     readers = _readers(graph)
     made: list[Kernel] = []

@@ -1,0 +1,118 @@
+"""What nnc can do on this machine: the packages and programs it uses, found without importing any of them."""
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Check:
+    """One package or program."""
+
+    name: str
+    found: bool
+    """There, and in a version that works."""
+    version: str | None
+    needed_for: str
+    hint: str | None
+    """How to get it; None where it is found."""
+
+
+# name, what for, the only version that works (None: any)
+_PACKAGES = (
+    ("onnxruntime", "checking that a pass leaves the outputs alone, accuracy", None),
+    # TVM does not pin its foreign-function layer, and with 0.1.15 Schedule.tensorize crashes the process.
+    ("apache-tvm", "compiling a library", "0.27.0.post1"),
+    ("apache-tvm-ffi", "compiling a library", "0.1.14.post1"),
+    ("ziglang", "linking for AArch64", None),
+    ("torch", "passes that train (optional)", None),
+    ("pyopencl", "checking OpenCL kernels (optional)", None),
+)
+
+# name; commands, the first that is there counts; what for; how to get it
+_PROGRAMS = (
+    ("cc", ("cc", "gcc", "clang"), "linking for this machine without ziglang", "apt install gcc"),
+    (
+        "qemu-aarch64",
+        ("qemu-aarch64", "qemu-aarch64-static"),
+        "running AArch64 libraries here",
+        "apt install qemu-user",
+    ),
+    (
+        "aarch64-linux-gnu-gcc",
+        ("aarch64-linux-gnu-gcc",),
+        "linking for AArch64 without ziglang",
+        "apt install gcc-aarch64-linux-gnu",
+    ),
+    (
+        "llvm-mca",
+        (*(f"llvm-mca-{version}" for version in range(25, 13, -1)), "llvm-mca"),
+        "cycle counts of inner loops (optional)",
+        "apt install llvm",
+    ),
+    ("nvcc", ("nvcc",), "checking CUDA kernels (optional)", "install the CUDA toolkit"),
+)
+
+
+def checks() -> list[Check]:
+    """Everything nnc uses, packages first, each with what is lost without it. Takes well under a second."""
+    with ThreadPoolExecutor() as pool:
+        programs = list(pool.map(lambda row: _program(*row), _PROGRAMS))
+    return [*(_package(*row) for row in _PACKAGES), *programs, _sysroot(), _pocl(), _cuda()]
+
+
+def _package(name: str, needed_for: str, pin: str | None) -> Check:
+    try:
+        version = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        version = None
+    found = version is not None and pin in (None, version)
+    return Check(
+        name, found, version, needed_for, None if found else f"pip install {name}" + (f"=={pin}" if pin else "")
+    )
+
+
+def _program(name: str, commands: tuple[str, ...], needed_for: str, hint: str) -> Check:
+    path = next(filter(None, map(shutil.which, commands)), None)
+    return Check(name, path is not None, path and _version(path), needed_for, None if path else hint)
+
+
+def _version(path: str) -> str | None:
+    """The first number with a dot that the program prints about itself."""
+    try:
+        done = subprocess.run([path, "--version"], capture_output=True, text=True, errors="replace", timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    number = re.search(r"\d+\.\d[\w.]*", done.stdout)
+    return number[0] if number else None
+
+
+def _sysroot() -> Check:
+    roots = ["/usr/aarch64-linux-gnu", os.environ.get("QEMU_LD_PREFIX", "")]
+    libraries = (file for root in filter(None, roots) for file in Path(root).glob("**/libstdc++.so.6*"))
+    return _from_files(
+        "AArch64 C++ library", libraries, "running AArch64 libraries here", "apt install libstdc++6-arm64-cross"
+    )
+
+
+def _pocl() -> Check:
+    drivers = Path("/etc/OpenCL/vendors").glob("pocl*.icd")
+    return _from_files("PoCL", drivers, "running OpenCL kernels here (optional)", "apt install pocl-opencl-icd")
+
+
+def _cuda() -> Check:
+    driver = Path("/proc/driver/nvidia/version")
+    found = [driver] if driver.exists() else []
+    return _from_files("CUDA driver", found, "training on a GPU (optional)", "install NVIDIA's driver")
+
+
+def _from_files(name: str, files: Iterable[Path], needed_for: str, hint: str) -> Check:
+    file = max(files, default=None)
+    number = re.search(r"\d+(\.\d+)+", file.name) if file else None
+    return Check(name, file is not None, number and number[0], needed_for, None if file else hint)
