@@ -277,8 +277,9 @@ def load(spec: str) -> Target:
 def parse(text: str, place: str) -> Chip:
     """The chip that the TOML `text` describes; `place` begins every error message."""
     table = toml.parse(text, place)
-    if table.get("detect") == "host" and isinstance(table.get("unit"), list) and table["unit"]:
-        table["unit"][0] = host.figures() | table["unit"][0]
+    match table:
+        case {"detect": "host", "unit": [dict() as first, *others]}:
+            table["unit"] = [host.figures() | first, *others]
     try:
         return Chip.model_validate(table)
     except ValidationError as error:

@@ -1,6 +1,7 @@
 """TOML files that people write: read, checked against a pydantic model, and every mistake told in TOML's words."""
 
 import difflib
+import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -46,9 +47,10 @@ def explained(error: ValidationError, table: dict[str, Any], place: str, models:
             return NncError(f"{where}: '{key}' is missing")
         case "value_error":
             return NncError(f"{where}: {first['ctx']['error']}")
-    wanted = _lower(first["msg"].removeprefix("Input ")).replace("should", "must", 1)
-    named = f"'{key}' " if key else ""
-    return NncError(f"{where}: {named}{wanted}, not {_toml_word(first['input'])}")
+    wanted = _in_toml_words(first["msg"])
+    if not key:
+        return NncError(f"{where} {wanted}, not {_toml_word(first['input'])}")
+    return NncError(f"{where}: '{key}' {wanted}, not {_toml_word(first['input'])}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
@@ -71,6 +73,13 @@ def _places(path: list[str | int], table: Any) -> list[str]:
         elif step:
             places.append(step)
     return places
+
+
+def _in_toml_words(message: str) -> str:
+    """'Input should be a valid tuple' -> 'must be an array'."""
+    message = message.removeprefix("Input ").removeprefix("String ").replace("should", "must", 1)
+    message = re.sub(r"a valid (dictionary.*)$", "a table", message)
+    return message.replace("a valid tuple", "an array").replace("a valid ", "a ").replace("a integer", "an integer")
 
 
 def _toml_word(value: Any) -> str:

@@ -64,7 +64,7 @@ def kernels(graph: gs.Graph) -> list[Kernel]:
             continue
         weights = [tensor for tensor in inputs if isinstance(tensor, gs.Constant)]
         last = max((producer.get(id(tensor), -1) for tensor in variables), default=-1)
-        if last >= 0 and node.op in _EPILOGUE and _only_reader(made[last], readers):
+        if last >= 0 and node.op in _EPILOGUE and _takes(made[last], node, readers):
             _join(made[last], node, variables, weights)
         else:
             last = len(made)
@@ -122,8 +122,11 @@ def _readers(graph: gs.Graph) -> dict[int, int]:
     return counts
 
 
-def _only_reader(kernel: Kernel, readers: dict[int, int]) -> bool:
-    return len(kernel.outputs) == 1 and readers.get(id(kernel.outputs[0])) == 1
+def _takes(kernel: Kernel, node: gs.Node, readers: dict[int, int]) -> bool:
+    """Whether the node is the only reader of the kernel's output, and does not broadcast it."""
+    output = kernel.outputs[0]
+    alone = len(kernel.outputs) == 1 and readers.get(id(output)) == 1
+    return alone and elements(output) == elements(node.outputs[0])
 
 
 def _join(kernel: Kernel, node: gs.Node, variables: list[gs.Tensor], weights: list[gs.Constant]) -> None:

@@ -28,6 +28,7 @@ Epilogue = Callable[[Expr, Sequence[Expr]], Expr]
 CACHE_LINE = 64
 FMA_CHAINS = 8  # sums in flight that keep two pipes of latency 4 busy
 FEW_ROWS = 8
+STREAM_AHEAD = 8192  # bytes; weights read once come up to twice as fast when fetched this far ahead
 
 
 class Unit(Protocol):
@@ -300,7 +301,14 @@ class _Kernel:
             left=lambda r, k, _: A[row + r, start + k],
             right=lambda c, k, _: W[panel, start + k, c, index],
             initial=initial,
+            ahead=(lambda k, _: self._stream(W, panel, start + k)) if self.rows == tile.rows else None,
         )
+
+    def _stream(self, W: Any, panel: Expr, k: Expr) -> None:
+        """Prefetch what one step will read of weights that are read only once."""
+        step = 4 * self.plan.panel
+        for byte in range(0, step, CACHE_LINE):
+            prefetch(W, (panel, k, 0, (STREAM_AHEAD // step * step + byte) // 4))
 
     def _finish(self, out: Any, sums: list[list[Expr]], row: Expr, panel: Expr) -> None:
         for r, values in enumerate(sums):

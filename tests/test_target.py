@@ -1,0 +1,220 @@
+"""Target files: what is read from them, and what is said about wrong ones."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nnc import target
+from nnc.errors import NncError
+
+BOARD = """
+description = "a board"
+idle_watts = 1.0
+
+[dram]
+gbps = 10.0
+efficiency = 0.5
+picojoule_per_byte = 50.0
+
+[[unit]]
+name = "cpu"
+kind = "cpu"
+dtypes = ["float32", "int8"]
+int8_dot = false
+channel_multiple = 4
+vector_bits = 128
+vector_registers = 32
+threads = 3
+dispatch_us = 5.0
+tvm = { kind = "llvm", mtriple = "aarch64-linux-gnu", mcpu = "cortex-a72" }
+efficiency.float32 = { conv = 1.0, pointwise = 0.8, depthwise = 0.3, gemm = 0.7 }
+efficiency.int8 = { conv = 1.0, pointwise = 0.8, depthwise = 0.3, gemm = 0.7 }
+
+[unit.quantization]
+weights = { dtype = "int8", granularity = "per-channel", symmetric = true }
+activations = { dtype = "uint8", granularity = "per-tensor", symmetric = false }
+
+[[unit.cluster]]
+name = "big"
+core = "Cortex-A72"
+count = 4
+clock_ghz = 2.0
+macs_per_cycle = { float32 = 4.0, int8 = 4.0 }
+l1d_bytes = 32_768
+l2_bytes = 1_048_576
+l2_shared_by = 4
+l2_bytes_per_cycle = 8.0
+picojoule_per_mac = { float32 = 100.0, int8 = 60.0 }
+
+[[mode]]
+name = "full"
+dram_gbps = 10.0
+unit.cpu.big = { count = 4, clock_ghz = 2.0 }
+
+[[mode]]
+name = "slow"
+dram_gbps = 5.0
+unit.cpu.big = { count = 2, clock_ghz = 1.0 }
+"""
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Path:
+    path = tmp_path / "board.toml"
+    path.write_text(BOARD)
+    return path
+
+
+def test_every_shipped_target_loads_with_every_unit_and_mode() -> None:
+    assert {"jetson-xavier", "qcs605", "x86"} <= set(target.names())
+    for name in target.names():
+        default = target.load(name)
+        for unit in default.units:
+            for mode in default.modes or [None]:
+                spec = f"{name}:{unit.name}" + (f"@{mode}" if mode else "")
+                assert target.load(spec).spec == spec
+
+
+@pytest.mark.parametrize("name", ["qcs605", "jetson-xavier"])
+def test_a_chip_without_the_dot_product_says_so_to_llvm(name: str) -> None:
+    unit = target.load(name).unit
+    assert unit.kind == "cpu"
+    assert not unit.int8_dot
+    assert unit.tvm["mattr"] == ["-dotprod", "+fullfp16"]
+
+
+def test_every_figure_of_a_shipped_target_says_where_it_is_from() -> None:
+    for file in sorted((Path(target.__file__).parents[1] / "targets").glob("*.toml")):
+        for paragraph in file.read_text().split("\n\n"):
+            commented = False  # a comment covers the figures that follow it in its paragraph
+            for line in paragraph.splitlines():
+                commented = commented or "#" in line
+                assert commented or not re.match(r"[\w.]+ = [\d{]", line), f"{file.name}: {line}"
+
+
+def test_a_file_is_given_by_its_path(board: Path) -> None:
+    loaded = target.load(f"{board}:cpu")
+    assert (loaded.name, loaded.unit.name, loaded.mode) == ("board", "cpu", "full")
+    assert loaded.unit.l2_bytes == 262_144  # a quarter of what four cores share
+    assert loaded.unit.architecture == "aarch64"
+
+
+def test_a_mode_sets_cores_clocks_memory_and_energy(board: Path) -> None:
+    slow = target.load(f"{board}@slow")
+    (cluster,) = slow.unit.clusters
+    assert (cluster.count, cluster.clock_ghz, slow.dram.gbps) == (2, 1.0, 5.0)
+    assert slow.unit.threads == 2  # of three by default, two are left
+    assert cluster.picojoule_per_mac == {"float32": 25.0, "int8": 15.0}  # half the clock, a quarter of the energy
+
+
+def test_xavier_10w_has_two_cores_and_half_the_gpu() -> None:
+    low = target.load("jetson-xavier:gpu@10W")
+    cpu, gpu = low.units
+    assert (cpu.cores, cpu.clusters[0].clock_ghz) == (2, 1.2)
+    assert (gpu.cores, gpu.clusters[0].clock_ghz) == (4, 0.52)
+    assert low.unit == gpu
+
+
+def test_a_host_target_can_overrule_what_is_detected(tmp_path: Path) -> None:
+    shipped = Path(target.__file__).parents[1] / "targets/x86.toml"
+    mine = tmp_path / "mine.toml"
+    mine.write_text(shipped.read_text().replace("dispatch_us", "channel_multiple = 8\ndispatch_us"))
+    assert target.load(str(mine)).unit.channel_multiple == 8
+    assert target.load(str(mine)).unit.clusters == target.load("x86").unit.clusters
+
+
+def test_a_unit_without_code_generation_is_refused_with_a_way_out() -> None:
+    with pytest.raises(NncError) as caught:
+        target.load("qcs605:dsp").require_lowerable()
+    assert caught.value.message == "qcs605: no code can be generated for its dsp yet"
+    assert caught.value.hint == "use --no-lower, or --target qcs605:cpu"
+    target.load("qcs605").require_lowerable()
+
+
+SPECS = [
+    ("x87", "no target 'x87'", "did you mean 'x86'?"),
+    ("zzz", "no target 'zzz'", "a file of your own is given by its path, such as ./my-board.toml"),
+    ("qcs605:cpuu", "qcs605 has no unit 'cpuu'", "did you mean 'cpu'?"),
+    ("qcs605:npx", "qcs605 has no unit 'npx'", "it has cpu, dsp, gpu"),
+    ("qcs605@15W", "qcs605 has no mode '15W'", "leave out '@15W'"),
+    ("jetson-xavier@31W", "jetson-xavier has no mode '31W'", "did you mean '30W'?"),
+    ("qcs605:", "'qcs605:' is not a target", "write name, name:unit or name:unit@mode, such as qcs605:cpu"),
+    ("", "'' is not a target", "write name, name:unit or name:unit@mode, such as qcs605:cpu"),
+    ("./absent.toml", "absent.toml: no such file or directory", None),
+]
+
+
+@pytest.mark.parametrize(("spec", "message", "hint"), SPECS)
+def test_wrong_spec(spec: str, message: str, hint: str | None) -> None:
+    with pytest.raises(NncError) as caught:
+        target.load(spec)
+    assert (caught.value.message, caught.value.hint) == (message, hint)
+
+
+# What is replaced in BOARD, by what, and what is said.
+FILES = [
+    ("[dram]", "[dram", "not valid TOML: expected ']' at the end of a table declaration (at line 5, column 6)"),
+    ("[[mode]]", "[mode]\n[[off]]", "'mode' must be an array, not a table"),
+    ("[[unit.cluster]]", "[unit.cluster]", "unit 1 (cpu): 'cluster' must be an array, not a table"),
+    ("[dram]", "dram = 3\n[dran]", "'dram' must be a table, not 3"),
+    ("idle_watts", "idle_wats", "unknown key 'idle_wats'"),
+    ("idle_watts = 1.0", "idle_watts = -1.0", "'idle_watts' must be greater than 0, not -1.0"),
+    ('description = "a board"', "description = 3", "'description' must be a string, not 3"),
+    ("gbps = 10.0\n", "\n", "dram: 'gbps' is missing"),
+    ("gbps = 10.0", "gbps = '10'", "dram: 'gbps' must be a number, not the string '10'"),
+    ("efficiency = 0.5", "efficiency = 50", "dram: 'efficiency' must be less than or equal to 1, not 50"),
+    ('kind = "cpu"', 'kind = "npu"', "unit 1 (cpu): 'kind' must be 'cpu', 'gpu' or 'dsp', not the string 'npu'"),
+    ('name = "cpu"\n', "", "unit 1: 'name' is missing"),
+    ('name = "cpu"', 'name = "a b"', r"unit 1 (a b): 'name' must match"),
+    ('dtypes = ["float32", "int8"]', 'dtypes = ["float33"]', "unit 1 (cpu): dtypes 1 must be 'float32', 'float16' or 'int8', not the string 'float33'"),
+    ('dtypes = ["float32", "int8"]', 'dtypes = []', "unit 1 (cpu): 'dtypes' "),
+    ('dtypes = ["float32", "int8"]', 'dtypes = ["float32"]', "unit 1 (cpu): efficiency has float32, int8, but dtypes has float32"),
+    ("macs_per_cycle = { float32 = 4.0, int8 = 4.0 }", "macs_per_cycle = { float32 = 4.0 }", "unit 1 (cpu): cluster 'big': macs_per_cycle has float32, but dtypes has float32, int8"),
+    ("macs_per_cycle = { float32 = 4.0, int8 = 4.0 }", "macs_per_cycle = { float32 = 4.0, fp16 = 4.0 }", "unit 1 (cpu): cluster 1 (big): macs_per_cycle: 'fp16' must be 'float32', 'float16' or 'int8', not the string 'fp16'"),
+    ("count = 4\nclock", "count = 0\nclock", "unit 1 (cpu): cluster 1 (big): 'count' must be greater than 0, not 0"),
+    ("count = 4\nclock", "count = 1.5\nclock", "unit 1 (cpu): cluster 1 (big): 'count' must be an integer, not 1.5"),
+    ("clock_ghz = 2.0\nmacs", "macs", "unit 1 (cpu): cluster 1 (big): 'clock_ghz' is missing"),
+    ("l2_bytes = ", "l2_byts = ", "unit 1 (cpu): cluster 1 (big): 'l2_bytes' is missing"),
+    ("l2_bytes = ", "l2_kib = 1\nl2_bytes = ", "unit 1 (cpu): cluster 1 (big): unknown key 'l2_kib'"),
+    ("threads = 3", "threads = 5", "unit 1 (cpu): 'threads' is 5, but there are 4 cores"),
+    ("threads = 3", "threads = true", "unit 1 (cpu): 'threads' must be an integer, not true"),
+    ('tvm = { kind = "llvm",', "tvm = {", "unit 1 (cpu): 'tvm' needs a 'kind', such as \"llvm\""),
+    ("symmetric = true", "symmetric = 1", "unit 1 (cpu): quantization: weights: 'symmetric' must be a boolean, not 1"),
+    ("dispatch_us = 5.0", "dispatch_us = 5.0\nl3_bytes = 1024", "unit 1 (cpu): 'l3_bytes' needs 'l3_gbps'"),
+    ('name = "slow"', 'name = "full"', "two modes are called 'full'"),
+    ("unit.cpu.big = { count = 2", "unit.cpu.bigg = { count = 2", "mode 'slow' names a cluster that is not there: 'cpu.bigg'"),
+    ("unit.cpu.big = { count = 2", "unit.cpu.big = { count = 6", "mode 'slow' runs 6 cores of cluster 'big', which has 4"),
+    ("unit.cpu.big = { count = 2, clock_ghz = 1.0 }", "unit.cpu.big = { count = 2 }", "mode 2 (slow): unit: cpu: big: 'clock_ghz' is missing"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "message"), FILES, ids=[row[2][:60] for row in FILES])
+def test_wrong_file(board: Path, old: str, new: str, message: str) -> None:
+    assert BOARD.count(old) >= 1
+    board.write_text(BOARD.replace(old, new, 1))
+    with pytest.raises(NncError) as caught:
+        target.load(str(board))
+    assert caught.value.message.startswith(f"{board}: {message}")
+    assert "\n" not in caught.value.message
+
+
+def test_a_misspelt_key_is_named_with_the_right_one(board: Path) -> None:
+    board.write_text(BOARD.replace("l2_shared_by", "l2_share_by"))
+    with pytest.raises(NncError) as caught:
+        target.load(str(board))
+    assert caught.value.hint == "did you mean 'l2_shared_by'?"
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"", b"unit = 3", b"detect = 'host'\nunit = [3]"])
+def test_a_file_that_is_no_target(board: Path, content: bytes) -> None:
+    board.write_bytes(content)
+    with pytest.raises(NncError, match=re.escape(str(board))):
+        target.load(str(board))
+
+
+def test_reading_targets_imports_neither_tvm_nor_torch() -> None:
+    code = "import sys; from nnc import target; target.load('x86'); assert not {'tvm', 'torch', 'onnx'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
