@@ -43,7 +43,7 @@ class Figures:
 
 
 def measure(graph: gs.Graph) -> Figures:
-    """Figures of the graph; every tensor that Conv, ConvTranspose, Gemm and MatMul touch has a static shape."""
+    """Figures of the graph, whose tensors have static shapes."""
     constants = {
         id(tensor): tensor for node in graph.nodes for tensor in node.inputs if isinstance(tensor, gs.Constant)
     }
@@ -57,17 +57,21 @@ def measure(graph: gs.Graph) -> Figures:
 
 
 def macs(node: gs.Node) -> int:
-    """Multiply-accumulates of a Conv, ConvTranspose, Gemm or MatMul, padding included; 0 for other operators."""
+    """Multiply-accumulates of a Conv, ConvTranspose, Gemm or MatMul, padding included; 0 for other operators.
+
+    Also 0 behind an operator that nobody knows, which leaves the shapes open.
+    """
+    if node.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or not has_shape(node.inputs[0], node.outputs[0]):
+        return 0
+    read, weight, written = node.inputs[0].shape, node.inputs[1].shape, node.outputs[0].shape
     match node.op:
         case "Conv":  # every output value is a sum over W[k] = (C / group, kernel...)
-            return math.prod(node.outputs[0].shape) * math.prod(node.inputs[1].shape[1:])
+            return math.prod(written) * math.prod(weight[1:])
         case "ConvTranspose":  # every input value is spread over W[c] = (K / group, kernel...)
-            return math.prod(node.inputs[0].shape) * math.prod(node.inputs[1].shape[1:])
+            return math.prod(read) * math.prod(weight[1:])
         case "Gemm":
-            return math.prod(node.outputs[0].shape) * node.inputs[0].shape[0 if node.attrs.get("transA") else 1]
-        case "MatMul":
-            return math.prod(node.outputs[0].shape) * node.inputs[0].shape[-1]
-    return 0
+            return math.prod(written) * read[0 if node.attrs.get("transA") else 1]
+    return math.prod(written) * read[-1]
 
 
 def params(node: gs.Node) -> int:
@@ -86,6 +90,14 @@ def parameters(node: gs.Node) -> Iterator[gs.Constant]:
             continue
         if node.op in _LAYERS or (_holds_weights(tensor) and math.prod(tensor.shape) > 1):
             yield tensor
+
+
+def has_shape(*tensors: gs.Tensor) -> bool:
+    """Whether the shape of every tensor is known in numbers."""
+    return all(
+        tensor.shape is not None and all(isinstance(size, int | np.integer) for size in tensor.shape)
+        for tensor in tensors
+    )
 
 
 def tensor_bytes(tensor: gs.Tensor) -> int:

@@ -45,14 +45,17 @@ def test_caches_and_clock(tmp_path: Path) -> None:
     levels = {"0": ("1", "Data", "48K"), "1": ("1", "Instruction", "32K"), "2": ("2", "Unified", "2048K")}
     files = {}
     for index, (level, kind, size) in levels.items():
-        files |= {f"{cache}index{index}__{key}": text for key, text in zip(("level", "type", "size"), (level, kind, size))}
+        folder = f"{cache}index{index}"
+        files |= {f"{folder}__level": level, f"{folder}__type": kind, f"{folder}__size": size}
     figures = machine(tmp_path, AVX512, **files)
     (cluster,) = figures["cluster"]
     assert (cluster["l1d_bytes"], cluster["l2_bytes"], figures["l3_bytes"]) == (48 * 1024, 2048 * 1024, 0)
     assert (cluster["clock_ghz"], cluster["core"]) == (2.3, "Test CPU")
 
 
-def test_threads_of_one_core_count_once_and_a_quota_limits_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_of_one_core_count_once_and_a_quota_limits_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(host.os, "sched_getaffinity", lambda process: {0, 1, 2, 3, 4, 5})
     pairs = {0: "0,3", 3: "0,3", 1: "1,4", 4: "1,4", 2: "2,5", 5: "2,5"}
     files = {f"devices__system__cpu__cpu{cpu}__topology__thread_siblings_list": pair for cpu, pair in pairs.items()}

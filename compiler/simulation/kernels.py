@@ -97,9 +97,7 @@ def source(tensor: gs.Tensor) -> gs.Tensor:
 
 def tensor_bytes(tensor: gs.Tensor) -> int:
     """Bytes of the tensor; 0 where an operator nobody knows left its shape or type open."""
-    if tensor.shape is None or tensor.dtype is None or not all(isinstance(size, int) for size in tensor.shape):
-        return 0
-    return measure.tensor_bytes(tensor)
+    return measure.tensor_bytes(tensor) if tensor.dtype is not None and measure.has_shape(tensor) else 0
 
 
 def elements(tensor: gs.Tensor) -> int:
