@@ -14,7 +14,9 @@ import onnx
 from onnx import TensorProto
 
 from nnc import __version__
+from nnc.errors import NncError
 from nnc.networks.moments import STANDARD, Moments, mixture
+from nnc.wire import MAX_MESSAGE_BYTES
 
 OPSET = 17
 IR_VERSION = 8
@@ -50,6 +52,7 @@ class Network:
     def __init__(self, name: str, input_size: int, classes: int, width: float = 1.0, seed: int = 0) -> None:
         self.classes = classes
         self.width = width
+        self._weight_bytes = 0
         self._rng = np.random.default_rng(seed)
         self._model = onnx.ModelProto(ir_version=IR_VERSION, producer_name="nnc", producer_version=__version__)
         self._model.opset_import.add(domain="", version=OPSET)
@@ -237,6 +240,9 @@ class Network:
 
     def _weights(self, name: str, shape: tuple[int, ...], read: Moments) -> str:
         """Normal weights that give outputs of mean 0 and variance 1."""
+        self._weight_bytes += 4 * math.prod(shape)
+        if self._weight_bytes > MAX_MESSAGE_BYTES:
+            raise NncError(f"{self._graph.name}: more than 2 GiB of weights", "choose a smaller width or fewer classes")
         return self._initializer(name, shape, self._filters(shape, read))
 
     def _filters(self, shape: tuple[int, ...], read: Moments) -> bytes:
