@@ -1,0 +1,184 @@
+"""The pattern language: what a rewrite looks for, written as the expression it replaces.
+
+    op("BatchNormalization", op("Conv", ANY, const("W"), const("B", default=0.0), name="conv"), const("scale"), ...)
+
+A pattern is matched backwards from its root, the last node. `match` returns a Match, or None when the shape of the graph
+differs; a rewrite that matched but can't go on raises NoMatch with the reason.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+COMMUTATIVE = frozenset({"Add", "Mul", "Max", "Min", "And", "Or", "Xor", "Equal"})
+
+
+class NoMatch(Exception):
+    """A place was considered and is left alone; the message says why and ends up in `nnc plan` and the report."""
+
+
+@dataclass
+class Match:
+    """What a pattern found: `match["W"]` is the array of a constant, `nodes["conv"]` a node, `tensors["x"]` a tensor."""
+
+    root: gs.Node
+    nodes: dict[str, gs.Node] = field(default_factory=dict)
+    tensors: dict[str, gs.Tensor] = field(default_factory=dict)
+    values: dict[str, np.ndarray] = field(default_factory=dict)
+    #: Every node that an `op` matched below the root, in matching order: they disappear with the rewrite.
+    interior: list[gs.Node] = field(default_factory=list)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.values[name]
+
+    def copy(self) -> "Match":
+        """A match that alternatives can extend without disturbing each other."""
+        return Match(self.root, dict(self.nodes), dict(self.tensors), dict(self.values), list(self.interior))
+
+
+class Pattern:
+    """Something that a tensor of the graph can match."""
+
+    def matches(self, tensor: gs.Tensor | None, match: Match) -> Iterator[Match]:
+        """Every way in which `tensor` (None: an omitted optional input) extends `match`."""
+        raise NotImplementedError
+
+    def __or__(self, other: "Pattern") -> "Pattern":
+        return _Either(self, other)
+
+
+@dataclass(frozen=True)
+class Any_(Pattern):
+    """Any tensor that is there, whatever produces it."""
+
+    name: str | None = None
+
+    def matches(self, tensor: gs.Tensor | None, match: Match) -> Iterator[Match]:
+        if tensor is not None:
+            yield _bound(match, tensors=(self.name, tensor)) if self.name else match
+
+
+@dataclass(frozen=True)
+class Const(Pattern):
+    """A constant, bound as an array; with a default also an omitted optional input."""
+
+    name: str
+    default: Any = None
+
+    def matches(self, tensor: gs.Tensor | None, match: Match) -> Iterator[Match]:
+        if tensor is None and self.default is not None:
+            yield _bound(match, values=(self.name, np.asarray(self.default, np.float32)))
+        elif isinstance(tensor, gs.Constant):
+            yield _bound(_bound(match, values=(self.name, tensor.values)), tensors=(self.name, tensor))
+
+
+@dataclass(frozen=True)
+class Op(Pattern):
+    """The output of a node with this operator and these inputs."""
+
+    types: tuple[str, ...]
+    inputs: tuple[Pattern, ...]
+    name: str | None = None
+    attrs: tuple[tuple[str, Any], ...] = ()
+
+    def matches(self, tensor: gs.Tensor | None, match: Match) -> Iterator[Match]:
+        if tensor is not None and tensor.inputs:
+            yield from self.matches_node(tensor.inputs[0], match)
+
+    def matches_node(self, node: gs.Node, match: Match) -> Iterator[Match]:
+        """Every way in which the pattern, with this node as its root, extends `match`."""
+        if not self.fits(node):
+            return
+        found = match.copy()
+        if node is not match.root:
+            found.interior.append(node)
+        if self.name:
+            found.nodes[self.name] = node
+        for tensors in _orders(node, len(self.inputs)):
+            yield from _all_inputs(self.inputs, tensors, found)
+
+    def fits(self, node: gs.Node) -> bool:
+        """The operator, its domain and its attributes fit; the inputs were not looked at."""
+        return (
+            node.op in self.types
+            and node.domain in (None, "", "ai.onnx")
+            and all(node.attrs.get(key) == value for key, value in self.attrs)
+        )
+
+
+@dataclass(frozen=True)
+class _Either(Pattern):
+    first: Pattern
+    second: Pattern
+
+    def matches(self, tensor: gs.Tensor | None, match: Match) -> Iterator[Match]:
+        yield from self.first.matches(tensor, match)
+        yield from self.second.matches(tensor, match)
+
+
+ANY = Any_()
+"""Any tensor, not bound to a name."""
+
+
+def var(name: str) -> Any_:
+    """Any tensor, bound as `match.tensors[name]`."""
+    return Any_(name)
+
+
+def const(name: str, default: Any = None) -> Const:
+    """A constant, bound as the array `match[name]`."""
+    return Const(name, default)
+
+
+def op(types: str, *inputs: Pattern, name: str | None = None, **attrs: Any) -> Op:
+    """A node of one of the operators in `types` ("Add|Sub"); no input patterns: any inputs. Commutative operators try both orders."""
+    return Op(tuple(types.split("|")), inputs, name, tuple(attrs.items()))
+
+
+def match(pattern: Op, node: gs.Node, accept: Callable[[Match], None] = lambda _: None) -> Match | None:
+    """The first way in which `pattern` fits with `node` as its root.
+
+    `accept` may refuse a way by raising NoMatch; when all are refused the last reason is raised.
+    """
+    refused: NoMatch | None = None
+    for found in pattern.matches_node(node, Match(node)):
+        try:
+            accept(found)
+        except NoMatch as reason:
+            refused = reason
+            continue
+        return found
+    if refused:
+        raise refused
+    return None
+
+
+def _bound(match: Match, **binding: tuple[str, Any]) -> Match:
+    found = match.copy()
+    for kind, (name, value) in binding.items():
+        getattr(found, kind)[name] = value
+    return found
+
+
+def _orders(node: gs.Node, wanted: int) -> Iterator[list[gs.Tensor | None]]:
+    """The inputs as the patterns see them: omitted ones are None; both orders of a commutative operator."""
+    tensors = [None if tensor.is_empty() else tensor for tensor in node.inputs]
+    tensors += [None] * (wanted - len(tensors))
+    yield tensors
+    if node.op in COMMUTATIVE and wanted == 2 and len(tensors) == 2:
+        yield tensors[::-1]
+
+
+def _all_inputs(patterns: tuple[Pattern, ...], tensors: list[gs.Tensor | None], match: Match) -> Iterator[Match]:
+    if not patterns:
+        yield match
+    elif len(tensors) >= len(patterns):
+        for found in patterns[0].matches(tensors[0], match):
+            if len(patterns) == 1:
+                if all(tensor is None for tensor in tensors[1:]):
+                    yield found
+            else:
+                yield from _all_inputs(patterns[1:], tensors[1:], found)
