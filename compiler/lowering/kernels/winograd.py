@@ -8,9 +8,9 @@ computed at compile time in float64.
 
 A chunk of tiles goes through all three phases while it is in the second-level cache:
 
-    input transform    V[position][channel block][tile][lane]    = B^T d B, padding handled here
-    product            M[tile][vector][position][lane]           = sum over input channels of V * U, per position
-    output transform   out[n][channel block][y][x][lane]         = epilogue(A^T M A)
+    input transform    V[chunk][position][channel block][tile][lane] = B^T d B, padding handled here
+    product            M[tile][vector][position][lane]               = sum over input channels of V * U, per position
+    output transform   out[n][channel block][y][x][lane]             = epilogue(A^T M A)
 
 Threads share the work by chunks of tiles, or, where there are few tiles and many weights, by groups of output channels,
 so that each weight is read once.
@@ -181,29 +181,29 @@ class _Kernel:
     def _split_tiles(self, X: Any, U: Any, out: Any) -> None:
         chunk = self.plan.chunk
         with T.parallel(0, self.chunks) as part:
-            V, M, tmp = self._inputs(chunk), self._products(), self._square()
+            V, M, tmp = self._inputs(1), self._products(), self._square()
             with T.serial(0, self.conv.in_blocks) as block, T.serial(0, chunk) as slot:
-                self._input_tile(X, V, tmp, part * chunk + slot, slot, block)
+                self._input_tile(X, V, tmp, part * chunk + slot, (0, slot), block)
             with T.serial(0, packed_shape(self.conv, self.plan)[0]) as group:
                 self._multiply(V, U, M, 0, group)
                 self._output_chunk(M, out, tmp, part, group)
 
     def _split_channels(self, X: Any, U: Any, out: Any) -> None:
         chunk = self.plan.chunk
-        V = self._inputs(self.chunks * chunk)
+        V = self._inputs(self.chunks)
         with T.parallel(0, self.conv.in_blocks * self.chunks) as task:
             tmp = self._square()
+            part, block = T.bind(task % self.chunks), T.bind(task // self.chunks)
             with T.serial(0, chunk) as slot:
-                t = task % self.chunks * chunk + slot
-                self._input_tile(X, V, tmp, t, t, task // self.chunks)
+                self._input_tile(X, V, tmp, part * chunk + slot, (part, slot), block)
         with T.parallel(0, packed_shape(self.conv, self.plan)[0]) as group:
             M, tmp = self._products(), self._square()
             with T.serial(0, self.chunks) as part:
-                self._multiply(V, U, M, part * chunk, group)
+                self._multiply(V, U, M, part, group)
                 self._output_chunk(M, out, tmp, part, group)
 
-    def _inputs(self, tiles: int) -> Any:
-        return scratch(self.plan.positions, self.conv.in_blocks, tiles, self.conv.block)
+    def _inputs(self, chunks: int) -> Any:
+        return scratch(chunks, self.plan.positions, self.conv.in_blocks, self.plan.chunk, self.conv.block)
 
     def _products(self) -> Any:
         return scratch(self.plan.chunk, self.plan.tile.vectors, self.plan.positions, self.conv.block)
@@ -221,8 +221,8 @@ class _Kernel:
     def _exists(self, t: Expr) -> Expr | None:
         return t < self.tiles if self.tiles % self.plan.chunk else None
 
-    def _input_tile(self, X: Any, V: Any, tmp: Any, t: Expr, slot: Expr, block: Expr) -> None:
-        """V[:, block, slot] = B^T d B: a row of inputs at a time, then columns."""
+    def _input_tile(self, X: Any, V: Any, tmp: Any, t: Expr, place: tuple[Expr, Expr], block: Expr) -> None:
+        """V[chunk, :, block, tile] = B^T d B: a row of inputs at a time, then columns."""
         size, lanes = self.plan.outputs + 2, self.conv.block
         factors, index = transforms(self.plan.outputs)[0], lane(lanes)
         with when(self._exists(t)):
@@ -234,7 +234,7 @@ class _Kernel:
             with T.serial(0, size) as j:
                 column = [T.bind(tmp[i, j, index]) for i in range(size)]
                 for i, value in enumerate(apply(factors, column, lanes)):
-                    V[i * size + j, block, slot, index] = value
+                    V[place[0], i * size + j, block, place[1], index] = value
 
     def _input_row(self, X: Any, n: Expr, block: Expr, y: Expr, x: Expr) -> list[Expr]:
         """The inputs (y, x), (y, x + 1), ..., zero outside of the image; only what can be outside is tested."""
@@ -251,8 +251,8 @@ class _Kernel:
 
         return [load(j) for j in range(m + 2)]
 
-    def _multiply(self, V: Any, U: Any, M: Any, first: Expr, group: Expr) -> None:
-        """M = the products of a chunk of tiles, from slot `first` of V, with a group of output channels."""
+    def _multiply(self, V: Any, U: Any, M: Any, chunk: Expr, group: Expr) -> None:
+        """M = the products of a chunk of tiles with a group of output channels."""
         tile, index = self.plan.tile, lane(self.conv.block)
         passes = self.plan.chunk // tile.rows
         with T.serial(0, self.plan.positions) as p, T.serial(0, passes) as part:
@@ -260,7 +260,7 @@ class _Kernel:
             sums = accumulate(
                 tile,
                 (self.conv.in_blocks, tile.lanes),
-                left=lambda r, i, j: V[p, i, first + row + r, j],
+                left=lambda r, i, j: V[chunk, p, i, row + r, j],
                 right=lambda c, i, j: T.buffer_proxy(U)[group, p, i * tile.lanes + j, c, index],
                 ahead=lambda i, j: self._fetch_next(U, group, p, part, i * tile.lanes + j),
             )
