@@ -117,8 +117,8 @@ def pack(W: np.ndarray, plan: Plan) -> np.ndarray:
     out_channels, in_channels = W.shape[:2]
     groups, rows = -(-out_channels // group), -(-in_channels // block) * block
     U = np.zeros((plan.positions, rows, groups * group), np.float32)
-    transformed = np.einsum("ai,ocij,bj->abco", G, W.astype(np.float64), G, optimize=True)
-    U[:, :in_channels, :out_channels] = transformed.reshape(plan.positions, in_channels, out_channels)
+    taps = W.astype(np.float64).transpose(2, 3, 1, 0).reshape(9, -1)
+    U[:, :in_channels, :out_channels] = (np.kron(G, G) @ taps).reshape(plan.positions, in_channels, out_channels)
     tiled = U.reshape(plan.positions, rows, groups, plan.tile.vectors, block)
     return np.ascontiguousarray(tiled.transpose(2, 0, 1, 3, 4))
 
