@@ -1,0 +1,217 @@
+"""Direct convolution, float32, blocked output; the input is blocked or, for images, plain NCHW.
+
+    out[n, o, y, x, lane] = epilogue(sum over i, kh, kw, j of X[n, i, y', x', j] * W[o, i, kh, kw, j, lane])
+
+A register tile is `columns` neighbouring outputs by `vectors` blocks of output channels. Every step of the reduction
+broadcasts one input per column, loads one weight vector per block, and multiplies them all. A 1x1 convolution is the
+same kernel over an image whose rows are cut to fit the tile: it is a matrix product.
+
+Groups: a block of output channels reads the blocks of input channels that its groups cover. Where groups are narrower
+than a block, the weights in between are zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, product
+from math import ceil
+from typing import Any, Literal
+
+import numpy as np
+from nnc.lowering.kernels.gemm import Epilogue, Expr, RegisterTile, Unit, lane, max_rows, scratch, splat, store
+from nnc.lowering.kernels.window import Tiles, Window
+from tvm import te, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+
+@dataclass(frozen=True)
+class Conv2d:
+    """A convolution with `in_channels` and `out_channels` in all, its output in blocks of `block` channels."""
+
+    batch: int
+    in_channels: int
+    out_channels: int
+    window: Window
+    groups: int
+    in_block: int
+    """Channels per block of the input; 1 is plain NCHW."""
+    block: int
+
+    @property
+    def in_blocks(self) -> int:
+        return ceil(self.in_channels / self.in_block)
+
+    @property
+    def out_blocks(self) -> int:
+        return ceil(self.out_channels / self.block)
+
+    def reads(self, vectors: int) -> tuple[int, list[int]]:
+        """How many input blocks a group of `vectors` output blocks reads, and for every such group, the first."""
+        ins, outs, width = self.in_channels // self.groups, self.out_channels // self.groups, vectors * self.block
+        spans = []
+        for first in range(0, self.out_channels, width):
+            last = min(first + width, self.out_channels) - 1
+            spans.append((first // outs * ins // self.in_block, ((last // outs + 1) * ins - 1) // self.in_block + 1))
+        most = max(end - start for start, end in spans)
+        return most, [min(start, self.in_blocks - most) for start, _ in spans]
+
+    def flattened(self, unit: Unit) -> Conv2d:
+        """The same pointwise convolution over an image whose width suits the register tile."""
+        if not self.window.is_pointwise:
+            return self
+        pixels = self.window.size[0] * self.window.size[1]
+        widths = [w for w in range(1, min(pixels, 64) + 1) if pixels % w == 0] + [self.window.size[1]]
+
+        def reshaped(width: int) -> Conv2d:
+            size = (pixels // width, width)
+            return replace(self, window=replace(self.window, size=size, out_size=size))
+
+        return min(map(reshaped, widths), key=lambda conv: (_cycles(conv, best_plan(conv, unit).tile), -conv.window.size[1]))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The register tile (rows are columns of the image), and whether threads share rows or output channels."""
+
+    tile: RegisterTile
+    split: Literal["rows", "channels"]
+
+
+def best_plan(conv: Conv2d, unit: Unit) -> Plan:
+    """The register tile with the fewest cycles; threads share whatever is larger, so that it is read once."""
+    width = conv.window.out_size[1]
+    tiles = [
+        RegisterTile(columns, vectors, conv.block)
+        for vectors in range(1, 9)
+        if conv.out_blocks % vectors == 0
+        for columns in range(1, min(width, max_rows(vectors, conv.block, unit)) + 1)
+        if vectors * (columns + 1) < unit.vector_registers
+    ]
+    tile = min(tiles, key=lambda tile: (_cycles(conv, tile), -tile.rows))
+    pixels = conv.batch * conv.window.size[0] * conv.window.size[1]
+    weights = conv.out_channels * conv.window.kernel[0] * conv.window.kernel[1] // conv.groups
+    return Plan(tile, "rows" if pixels > weights else "channels")
+
+
+FMA_LATENCY = 4.0  # cycles before an accumulator can be added to again
+TILE_STEPS = 6.0  # the cost of starting and storing a tile, in steps of the reduction
+
+
+def _cycles(conv: Conv2d, tile: RegisterTile) -> float:
+    """Cycles for a row of outputs, up to a constant: two multiply-adds or two loads in one cycle."""
+    most, _ = conv.reads(tile.vectors)
+    steps = most * conv.in_block * conv.window.kernel[0] * conv.window.kernel[1]
+    total = 0.0
+    for tiles in conv.window.tiles(tile.rows):
+        products, loads = tiles.columns * tile.vectors, tiles.columns + 2 * tile.vectors
+        total += tiles.count * (max(products / 2, loads / 2, FMA_LATENCY) * steps + TILE_STEPS * products)
+    return total * conv.window.out_size[0] * (conv.out_blocks // tile.vectors)
+
+
+def pack(W: np.ndarray, conv: Conv2d, plan: Plan) -> np.ndarray:
+    """Pack weights `[out, in / groups, kh, kw]` to `[group][in block][kh][kw][in lane][vector][lane]`."""
+    width = plan.tile.vectors * conv.block
+    most, firsts = conv.reads(plan.tile.vectors)
+    ins, outs = conv.in_channels // conv.groups, conv.out_channels // conv.groups
+    packed = np.zeros((len(firsts), most * conv.in_block, *conv.window.kernel, width), np.float32)
+    for o in range(conv.out_channels):
+        start = o // outs * ins - firsts[o // width] * conv.in_block
+        packed[o // width, start : start + ins, :, :, o % width] = W[o]
+    blocked = packed.reshape(len(firsts), most, conv.in_block, *conv.window.kernel, plan.tile.vectors, conv.block)
+    return np.ascontiguousarray(blocked.transpose(0, 1, 3, 4, 2, 5, 6))
+
+
+def packed_shape(conv: Conv2d, plan: Plan) -> tuple[int, ...]:
+    """The shape of `pack`'s result."""
+    most, firsts = conv.reads(plan.tile.vectors)
+    return len(firsts), most, *conv.window.kernel, conv.in_block, plan.tile.vectors, conv.block
+
+
+def compute(
+    X: te.Tensor,
+    W: te.Tensor,
+    conv: Conv2d,
+    plan: Plan,
+    extras: Sequence[te.Tensor] = (),
+    epilogue: Epilogue = lambda value, index: value,
+) -> te.Tensor:
+    """`epilogue(conv(X, W))` as float32 `[batch, out block, out height, out width, lane]`.
+
+    `X` is float32 `[batch, in block, height, width, lane]`, or `[batch, channel, height, width]` for in_block 1.
+    """
+    kernel = _Kernel(conv, plan, epilogue)
+    return te.extern(
+        [(conv.batch, conv.out_blocks, *conv.window.out_size, conv.block)],
+        [X, W, *extras],
+        lambda ins, outs: kernel.body(ins[0], ins[1], outs[0]),
+        name="conv2d",
+        dtype="float32",
+    )
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """Emits the loops of one convolution."""
+
+    conv: Conv2d
+    plan: Plan
+    epilogue: Epilogue
+
+    def body(self, X: Any, W: Any, out: Any) -> Any:
+        rows, groups = self.conv.window.out_size[0], packed_shape(self.conv, self.plan)[0]
+        with IRBuilder() as builder:
+            with T.parallel(0, self.conv.batch * rows * groups) as task:
+                if self.plan.split == "rows":
+                    n, y, group = task // (groups * rows), task // groups % rows, task % groups
+                else:
+                    n, y, group = task // rows % self.conv.batch, task % rows, task // (rows * self.conv.batch)
+                place = [T.bind(e) for e in (n, y, group)]
+                for tiles in self.conv.window.tiles(self.plan.tile.rows):
+                    with tiles.loop() as x:
+                        self._tile(X, W, out, tiles, place, x)
+            return builder.get()
+
+    def _tile(self, X: Any, W: Any, out: Any, tiles: Tiles, place: list[Expr], x: Expr) -> None:
+        """One register tile: sums from zero, the reduction, the epilogue."""
+        n, y, group = place
+        vectors, block = self.plan.tile.vectors, self.conv.block
+        sums = [[scratch(block) for _ in range(vectors)] for _ in range(tiles.columns)]
+        for total in chain.from_iterable(sums):
+            total[lane(block)] = splat(0.0, block)
+        self._reduce(X, W, tiles, place, x, sums)
+        for c, v in product(range(tiles.columns), range(vectors)):
+            store(out, sums[c][v][lane(block)], (n, group * vectors + v, y, x + c, 0), block, self.epilogue)
+
+    def _reduce(self, X: Any, W: Any, tiles: Tiles, place: list[Expr], x: Expr, sums: list[list[Any]]) -> None:
+        """Add up the products of one tile."""
+        conv, window = self.conv, self.conv.window
+        n, y, group = place
+        index, vectors = lane(conv.block), self.plan.tile.vectors
+        with T.serial(0, packed_shape(conv, self.plan)[1]) as i, T.serial(*window.rows(y)) as kh:
+            block, row = T.bind(self._first_block(group) + i), T.bind(window.row(y, kh))
+            for tap in tiles.taps(unroll=conv.in_block == 1):
+                with tap.loop() as kw, T.serial(0, self._depth(i)) as j:
+                    weights = [T.bind(T.buffer_proxy(W)[group, i, kh, kw, j, v, index]) for v in range(vectors)]
+                    for c in range(*tap.inside):
+                        pixel = (n, block, row, window.column(x + c, kw), j)[: len(X.shape)]
+                        scalar = T.bind(splat(X[pixel], conv.block))
+                        for total, weight in zip(sums[c], weights, strict=True):
+                            total[index] = total[index] + scalar * weight
+
+    def _first_block(self, group: Expr) -> Expr:
+        """The first input block that a group of output blocks reads, as `Conv2d.reads` counts it."""
+        conv, width = self.conv, self.plan.tile.vectors * self.conv.block
+        most, firsts = conv.reads(self.plan.tile.vectors)
+        if not any(firsts):
+            return 0
+        ins, outs = conv.in_channels // conv.groups, conv.out_channels // conv.groups
+        return tirx.min(group * width // outs * ins // conv.in_block, conv.in_blocks - most)
+
+    def _depth(self, i: Expr) -> Expr:
+        """The channels of an input block that the reduction goes through: the padding of the last one is skipped."""
+        conv = self.conv
+        if conv.groups > 1 or conv.in_channels % conv.in_block == 0:
+            return conv.in_block
+        return tirx.min(conv.in_block, conv.in_channels - i * conv.in_block)

@@ -1,0 +1,116 @@
+"""Depthwise convolution, float32, blocked layout: every channel is convolved with its own filter.
+
+    out[n, c, y, x, lane] = epilogue(sum over kh, kw of X[n, c, y', x', lane] * W[c, kh, kw, lane])
+
+A row of the input is loaded once per kernel row and tile, and serves all kernel columns from registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+from nnc.lowering.kernels.gemm import Epilogue, Expr, Unit, lane, lanes_of, scratch, splat, store
+from nnc.lowering.kernels.window import Tiles, Window
+from tvm import te
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+
+@dataclass(frozen=True)
+class Depthwise:
+    """A depthwise convolution of `channels` channels in blocks of `block`."""
+
+    batch: int
+    channels: int
+    window: Window
+    block: int
+
+    @property
+    def blocks(self) -> int:
+        return ceil(self.channels / self.block)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The columns of a register tile."""
+
+    columns: int
+
+
+def best_plan(conv: Depthwise, unit: Unit) -> Plan:
+    """As many columns as the registers hold beside the weights of a kernel row and one input."""
+    per_vector = ceil(conv.block / lanes_of(unit))
+    registers = unit.vector_registers // per_vector
+    most = max(1, registers - conv.window.kernel[1] - 2)
+    return Plan(min(most, conv.window.out_size[1]))
+
+
+def pack(W: np.ndarray, conv: Depthwise) -> np.ndarray:
+    """Pack weights `[channels, 1, kh, kw]` to `[block][kh][kw][lane]`."""
+    padded = np.zeros((conv.blocks * conv.block, *conv.window.kernel), np.float32)
+    padded[: conv.channels] = W[:, 0]
+    return np.ascontiguousarray(padded.reshape(conv.blocks, conv.block, *conv.window.kernel).transpose(0, 2, 3, 1))
+
+
+def packed_shape(conv: Depthwise) -> tuple[int, ...]:
+    """The shape of `pack`'s result."""
+    return conv.blocks, *conv.window.kernel, conv.block
+
+
+def compute(
+    X: te.Tensor,
+    W: te.Tensor,
+    conv: Depthwise,
+    plan: Plan,
+    extras: Sequence[te.Tensor] = (),
+    epilogue: Epilogue = lambda value, index: value,
+) -> te.Tensor:
+    """`epilogue(conv(X, W))` as float32 `[batch, block, out height, out width, lane]`; `X` has the same layout."""
+    kernel = _Kernel(conv, plan, epilogue)
+    return te.extern(
+        [(conv.batch, conv.blocks, *conv.window.out_size, conv.block)],
+        [X, W, *extras],
+        lambda ins, outs: kernel.body(ins[0], ins[1], outs[0]),
+        name="depthwise",
+        dtype="float32",
+    )
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """Emits the loops of one depthwise convolution."""
+
+    conv: Depthwise
+    plan: Plan
+    epilogue: Epilogue
+
+    def body(self, X: Any, W: Any, out: Any) -> Any:
+        rows, blocks = self.conv.window.out_size[0], self.conv.blocks
+        with IRBuilder() as builder:
+            with T.parallel(0, self.conv.batch * blocks * rows) as task:
+                place = [T.bind(e) for e in (task // (blocks * rows), task // rows % blocks, task % rows)]
+                for tiles in self.conv.window.tiles(self.plan.columns):
+                    with tiles.loop() as x:
+                        self._tile(X, W, out, tiles, place, x)
+            return builder.get()
+
+    def _tile(self, X: Any, W: Any, out: Any, tiles: Tiles, place: list[Expr], x: Expr) -> None:
+        window, index = self.conv.window, lane(self.conv.block)
+        n, block, y = place
+        sums = [scratch(self.conv.block) for _ in range(tiles.columns)]
+        for total in sums:
+            total[index] = splat(0.0, self.conv.block)
+        with T.serial(*window.rows(y)) as kh:
+            row = T.bind(window.row(y, kh))
+            taps = range(window.kernel[1])
+            weights = [T.bind(T.buffer_proxy(W)[block, kh, kw, index]) for kw in taps]
+            for column, readers in tiles.readers(window).items():
+                pixel = T.bind(T.buffer_proxy(X)[n, block, row, x * window.strides[1] + column, index])
+                for c, kw in readers:
+                    sums[c][index] = sums[c][index] + pixel * weights[kw]
+        for c, total in enumerate(sums):
+            store(out, total[index], (n, block, y, x + c, 0), self.conv.block, self.epilogue)
