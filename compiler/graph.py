@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import shape_inference, version_converter
-
 from nnc import __version__, wire
 from nnc.errors import NncError
+from onnx import shape_inference, version_converter
 
 #: Models of an older opset are converted to this one, so that a pass meets one form of each operator.
 OPSET = 17
@@ -89,6 +88,12 @@ def split(graph: gs.Graph) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     return model, weights
 
 
+def join(skeleton: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> gs.Graph:
+    """The graph of a model that `split` took apart: its initializers named in `weights` hold no data."""
+    model = _without_large_weights(skeleton, weights)
+    return _import(model, weights)
+
+
 def constants(graph: gs.Graph) -> list[gs.Constant]:
     """The distinct constants that the graph's nodes read, in order of first use."""
     found: dict[int, gs.Constant] = {}
@@ -149,7 +154,9 @@ def _tensor_type(info: onnx.ValueInfoProto) -> tuple[np.dtype | None, list[int] 
 def _refuse(model: onnx.ModelProto, place: str) -> None:
     """Say which feature of the model nnc does not take."""
     for node in model.graph.node:
-        if any(attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for attribute in node.attribute):
+        if any(
+            attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for attribute in node.attribute
+        ):
             raise NncError(
                 f"{place}: node '{node.name}' ({node.op_type}) holds a subgraph; nnc takes graphs without control flow",
                 "export the model with fixed control flow, for example by tracing it",
@@ -172,7 +179,9 @@ def _refuse(model: onnx.ModelProto, place: str) -> None:
 def _refuse_nan(weights: Mapping[str, np.ndarray], place: str) -> None:
     for name, values in weights.items():
         if values.dtype.kind == "f" and values.size and np.isnan(np.min(values)):
-            raise NncError(f"{place}: initializer '{name}' holds NaN", "the training run diverged; use an earlier checkpoint")
+            raise NncError(
+                f"{place}: initializer '{name}' holds NaN", "the training run diverged; use an earlier checkpoint"
+            )
 
 
 def _without_large_weights(model: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> onnx.ModelProto:
@@ -183,7 +192,7 @@ def _without_large_weights(model: onnx.ModelProto, weights: Mapping[str, np.ndar
     del slim.graph.initializer[:], slim.graph.input[:]
     slim.graph.input.extend(info for info in model.graph.input if info.name not in weights)
     for tensor in model.graph.initializer:
-        values = weights[tensor.name]
+        values = weights[tensor.name] if tensor.name in weights else onnx.numpy_helper.to_array(tensor)
         if values.nbytes > wire.INLINE_BYTES:
             slim.graph.input.append(_declare(tensor.name, values))
         else:
@@ -271,7 +280,9 @@ def _check(model: onnx.ModelProto, place: str) -> onnx.ModelProto:
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
-        raise NncError(f"{place}: {_first_reason(error)}", "the model breaks the ONNX standard; export it again") from error
+        raise NncError(
+            f"{place}: {_first_reason(error)}", "the model breaks the ONNX standard; export it again"
+        ) from error
     return model
 
 

@@ -4,6 +4,7 @@ The driver, not the author of a pass, owns single-reader checks, unique names, s
 """
 
 import itertools
+import json
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal, Protocol
@@ -11,10 +12,9 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from pydantic import BaseModel, ConfigDict
-
 from nnc import graph as graphs
 from nnc.pattern import Match, NoMatch, Op, match
+from pydantic import BaseModel, ConfigDict
 
 Effect = Literal["exact", "approximate", "trained"]
 
@@ -42,6 +42,21 @@ class Pass(BaseModel):
         """Change `graph` in place and return the number of places changed."""
         raise NotImplementedError
 
+    def to_toml(self) -> str:
+        """The pass as an entry of a recipe, every parameter spelled out."""
+        parameters = self.model_dump(mode="json", exclude_none=True)
+        lines = [f"{key} = {_toml(value)}" for key, value in {"name": self.name, **parameters}.items()]
+        return "[[pass]]\n" + "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    """A JSON value in TOML: only tables are spelled differently."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
 
 class PatternPass(Pass):
     """A pass that replaces every match of a pattern by what `rewrite` returns."""
@@ -67,7 +82,9 @@ def selected(name: str, include: tuple[str, ...], exclude: tuple[str, ...]) -> b
     return any(fnmatchcase(name, glob) for glob in include) and not any(fnmatchcase(name, glob) for glob in exclude)
 
 
-def node(op: str, *inputs: "gs.Tensor | gs.Node | np.ndarray | float | None", domain: str | None = None, **attrs: Any) -> gs.Node:
+def node(
+    op: str, *inputs: "gs.Tensor | gs.Node | np.ndarray | float | None", domain: str | None = None, **attrs: Any
+) -> gs.Node:
     """A new node for `rewrite` to return. Arrays become constants, nodes are chained, None omits an optional input.
 
     Names are not given here: the driver names the node and its new tensors after the tensor that it replaces.

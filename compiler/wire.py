@@ -14,7 +14,6 @@ from typing import IO
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
-
 from nnc.errors import NncError
 
 # Field numbers of onnx.proto.
@@ -112,13 +111,13 @@ def _weights(
             weights[tensor.name] = _external(path, tensor)
         elif index in spans:
             start, end = spans[index]
-            weights[tensor.name] = _view(path, tensor, data[start:end])
+            weights[tensor.name] = view(tensor, data[start:end], path)
         else:
             weights[tensor.name] = onnx.numpy_helper.to_array(tensor)
     return weights
 
 
-def _view(path: Path, tensor: onnx.TensorProto, raw: np.ndarray) -> np.ndarray:
+def view(tensor: onnx.TensorProto, raw: np.ndarray, path: Path | str = "model") -> np.ndarray:
     """`raw` bytes as the array that `tensor` declares; without a copy unless its elements are packed."""
     dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
     shape = tuple(tensor.dims)
@@ -158,7 +157,7 @@ def _external(path: Path, tensor: onnx.TensorProto) -> np.ndarray:
     end = start + int(entries["length"]) if "length" in entries else raw.size
     if end > raw.size:
         raise NncError(f"{file}: ends before the data of initializer '{tensor.name}'", "copy the file again")
-    return _view(path, tensor, raw[start:end])
+    return view(tensor, raw[start:end], path)
 
 
 def write(path: Path, skeleton: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> list[Path]:

@@ -1,0 +1,124 @@
+"""What must hold after every pass: the graph is valid, and an exact pass has not moved the outputs.
+
+Outputs are compared on probe inputs in onnxruntime with every optimization off.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from nnc import graph as graphs
+from nnc.session import Session
+
+#: Largest difference relative to the largest value of a tensor that counts as float rounding.
+TOLERANCE = 1e-4
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class BrokenGraph(Exception):
+    """A pass left a graph that is not valid, or that computes something else; the message says what."""
+
+
+def check_invariants(graph: gs.Graph) -> None:
+    """Raise BrokenGraph unless names are unique, every tensor read is produced before, and the standard is kept."""
+    _check_names(graph)
+    _check_order(graph)
+    try:
+        onnx.checker.check_model(graphs.skeleton_with_inputs(graph))
+    except onnx.checker.ValidationError as error:
+        raise BrokenGraph(str(error).splitlines()[0]) from error
+
+
+def _check_names(graph: gs.Graph) -> None:
+    named: dict[str, gs.Tensor] = {}
+    for tensor in _tensors(graph):
+        if named.setdefault(tensor.name, tensor) is not tensor:
+            raise BrokenGraph(f"two tensors are called '{tensor.name}'")
+    seen: set[str] = set()
+    for node in graph.nodes:
+        if node.name in seen:
+            raise BrokenGraph(f"two nodes are called '{node.name}'")
+        seen.add(node.name)
+
+
+def _check_order(graph: gs.Graph) -> None:
+    known = {id(tensor) for tensor in graph.inputs}
+    for node in graph.nodes:
+        for tensor in node.inputs:
+            if not isinstance(tensor, gs.Constant) and not tensor.is_empty() and id(tensor) not in known:
+                raise BrokenGraph(f"node '{node.name}' reads '{tensor.name}' before anything produces it")
+        known.update(id(tensor) for tensor in node.outputs)
+    for tensor in graph.outputs:
+        if id(tensor) not in known and not isinstance(tensor, gs.Constant):
+            raise BrokenGraph(f"nothing produces the output '{tensor.name}'")
+
+
+def _tensors(graph: gs.Graph) -> Iterable[gs.Tensor]:
+    yield from graph.inputs
+    yield from graph.outputs
+    for node in graph.nodes:
+        yield from (tensor for tensor in (*node.inputs, *node.outputs) if not tensor.is_empty())
+
+
+def probe_inputs(graph: gs.Graph, seed: int) -> dict[str, np.ndarray]:
+    """Random inputs: standard normal floats, integers from 0 to 9, booleans."""
+    rng = np.random.default_rng(seed)
+    return {tensor.name: _probe(rng, np.dtype(tensor.dtype), tensor.shape) for tensor in graph.inputs}
+
+
+def _probe(rng: np.random.Generator, dtype: np.dtype, shape: list[int]) -> np.ndarray:
+    if dtype.kind == "f":
+        return rng.standard_normal(shape, np.float32).astype(dtype)
+    return rng.integers(0, 2 if dtype == bool else 10, shape).astype(dtype)
+
+
+def outputs(graph: gs.Graph, inputs: Arrays) -> dict[str, np.ndarray]:
+    """The graph's outputs in the reference arithmetic; NncError where onnxruntime can't run it."""
+    return Session(graph).run(inputs)
+
+
+def difference(reference: np.ndarray, result: np.ndarray) -> float:
+    """Largest absolute difference over the largest reference value; infinite when shapes or NaNs differ."""
+    if reference.shape != result.shape:
+        return np.inf
+    if reference.dtype.kind != "f" or not reference.size:
+        return 0.0 if np.array_equal(reference, result) else np.inf
+    finite = np.isfinite(reference)
+    if not np.array_equal(reference[~finite], result[~finite], equal_nan=True):
+        return np.inf
+    moved = np.abs(reference[finite].astype(np.float64) - result[finite]).max(initial=0.0)
+    largest = np.abs(reference[finite].astype(np.float64)).max(initial=0.0)
+    return float(moved / largest) if largest else (0.0 if moved == 0 else np.inf)
+
+
+def largest_difference(reference: Arrays, result: Arrays) -> float:
+    """`difference` over all outputs; infinite when an output is missing."""
+    if reference.keys() != result.keys():
+        return np.inf
+    return max((difference(reference[name], result[name]) for name in reference), default=0.0)
+
+
+def snr_db(reference: Arrays, result: Arrays) -> float:
+    """Signal-to-noise ratio over all float outputs, in dB: 10 log10(sum of squares / sum of squared differences)."""
+    signal = noise = 0.0
+    for name, expected in reference.items():
+        if expected.dtype.kind == "f":
+            signal += float(np.square(expected, dtype=np.float64).sum())
+            noise += float(np.square(expected.astype(np.float64) - result[name]).sum())
+    if noise == 0.0:
+        return np.inf
+    return float(10 * np.log10(signal / noise)) if signal else -np.inf
+
+
+def first_moved(before: gs.Graph, after: gs.Graph, inputs: Arrays) -> str | None:
+    """The first tensor, in the order of execution, that both graphs hold and that differs between them."""
+    shared = _float_tensors(after) & _float_tensors(before)
+    names = [tensor.name for node in after.nodes for tensor in node.outputs if tensor.name in shared]
+    reference, result = Session(before, outputs=names).run(inputs), Session(after, outputs=names).run(inputs)
+    return next((name for name in names if difference(reference[name], result[name]) > TOLERANCE), None)
+
+
+def _float_tensors(graph: gs.Graph) -> set[str]:
+    return {tensor.name for node in graph.nodes for tensor in node.outputs if tensor.dtype == np.float32}
