@@ -61,7 +61,7 @@ def macs(node: gs.Node) -> int:
 
     Also 0 behind an operator that nobody knows, which leaves the shapes open.
     """
-    if node.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or not has_shape(node.inputs[0], node.outputs[0]):
+    if node.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or not has_shape(*node.inputs[:2], *node.outputs):
         return 0
     read, weight, written = node.inputs[0].shape, node.inputs[1].shape, node.outputs[0].shape
     match node.op:

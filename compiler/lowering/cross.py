@@ -33,32 +33,28 @@ def linker(target: Target) -> Callable[..., None]:
     return fcompile
 
 
-def compiler(architecture: str, language: str = "cc") -> list[str]:
-    """The command of a C ("cc") or C++ ("c++") compiler for Linux on `architecture` ("aarch64", "x86_64").
+def compiler(architecture: str) -> list[str]:
+    """The command of a C compiler and linker for Linux on `architecture` ("aarch64", "x86_64").
 
     Zig first: it comes with pip, so that the same versions give the same bytes on every machine, and it links against
     an old glibc. A distribution's cross compiler asks for its own glibc (Debian 12's `exp` needs 2.29), which boards
     do not have.
     """
     if importlib.util.find_spec("ziglang") and architecture in _GLIBC:
-        return [
-            sys.executable,
-            "-m",
-            "ziglang",
-            language,
-            "-target",
-            f"{architecture}-linux-gnu.{_GLIBC[architecture]}",
-        ]
-    gnu = {"cc": "gcc", "c++": "g++"}[language]
-    native = [language] if architecture == platform.machine() else []
-    for command in (f"{architecture}-linux-gnu-{gnu}", *native):
+        triple = f"{architecture}-linux-gnu.{_GLIBC[architecture]}"
+        return [sys.executable, "-m", "ziglang", "cc", "-target", triple]
+    native = ["cc"] if architecture == platform.machine() else []
+    for command in (f"{architecture}-linux-gnu-gcc", *native):
         if shutil.which(command):
             return [command]
     raise NncError(f"no compiler that links for {architecture}", "pip install ziglang")
 
 
-def run(command: Sequence[str | Path], environment: Mapping[str, str] | None = None) -> str:
-    """Run a tool of the toolchain and return its output; what it complains about becomes an NncError."""
+def run(command: Sequence[str | Path], environment: Mapping[str, str] | None = None, subject: str | None = None) -> str:
+    """Run a tool of the toolchain and return its output; what it complains about becomes an NncError.
+
+    The message is about `subject`, or about the command.
+    """
     # Zig keeps the start-up code and libraries that it builds, where the home folder may be read-only.
     zig_cache = {
         "ZIG_GLOBAL_CACHE_DIR": str(cache_folder() / "zig"),
@@ -72,7 +68,7 @@ def run(command: Sequence[str | Path], environment: Mapping[str, str] | None = N
         errors="replace",
     )
     if done.returncode:
-        raise NncError(f"{' '.join(map(str, command[:4]))} ... failed: {_complaint(done)}")
+        raise NncError(f"{subject or ' '.join(map(str, command[:4])) + ' ... failed'}: {_complaint(done)}")
     return done.stdout
 
 
@@ -88,4 +84,5 @@ def _complaint(done: subprocess.CompletedProcess[str]) -> str:
         return f"killed by signal {-done.returncode}"
     lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
     errors = [line for line in lines if "error" in line.lower()]
-    return (errors or lines or [f"exit status {done.returncode}"])[0 if errors else -1]
+    line = errors[0] if errors else lines[-1] if lines else f"exit status {done.returncode}"
+    return line.removeprefix("error: ")

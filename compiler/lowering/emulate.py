@@ -22,6 +22,9 @@ from nnc.target import Target
 # The parts of the AArch64 wheels that a library needs to run; libtvm_compiler.so, 240 MB, is not one of them.
 _RUNTIME = {"apache-tvm": "tvm/lib/libtvm_runtime.so", "apache-tvm-ffi": "tvm_ffi/lib/libtvm_ffi.so"}
 
+# Where distributions put the AArch64 libraries: Debian, Ubuntu and Arch; Fedora.
+_SYSROOTS = ("/usr/aarch64-linux-gnu", "/usr/aarch64-redhat-linux/sys-root/fc")
+
 _SYSROOT_HINT = "apt install qemu-user libstdc++6-arm64-cross, or set QEMU_LD_PREFIX to the root of an AArch64 system"
 
 
@@ -47,7 +50,7 @@ class EmulatedLibrary:
             for file, values in zip(files, inputs, strict=True):
                 np.save(file, np.ascontiguousarray(values))
             threads = {"TVM_NUM_THREADS": str(self._threads)}
-            cross.run([*self._command, self._path.resolve(), folder, "1", *files], threads)
+            cross.run([*self._command, self._path.resolve(), folder, "1", *files], threads, subject=str(self._path))
             outputs = sorted(folder.glob("[0-9]*.npy"), key=lambda file: int(file.stem))
             return [np.load(file) for file in outputs]
 
@@ -63,16 +66,16 @@ def emulator() -> list[str | Path]:
     qemu = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
     if qemu is None:
         raise NncError("qemu-aarch64 is not installed, which runs the library here", _SYSROOT_HINT)
-    for root in (os.environ.get("QEMU_LD_PREFIX"), "/usr/aarch64-linux-gnu", "/usr/aarch64-redhat-linux/sys-root/fc"):
+    for root in (os.environ.get("QEMU_LD_PREFIX"), *_SYSROOTS):
         if root and any(Path(root).glob("**/libstdc++.so.6")):
             # No model of QEMU's is one of the targets' cores; "max" has every instruction that they have.
             return [qemu, "-cpu", "max", "-L", root]
-    raise NncError("no AArch64 C library is installed, which qemu-aarch64 needs", _SYSROOT_HINT)
+    raise NncError("no AArch64 C++ library is installed, which qemu-aarch64 needs", _SYSROOT_HINT)
 
 
 def runner() -> Path:
-    """runner.cc compiled for AArch64, with the TVM runtime beside it; made once and kept in the cache folder."""
-    source = resources.files("nnc.lowering").joinpath("runner.cc").read_text("utf-8")
+    """runner.c compiled for AArch64, with the TVM runtime beside it; made once and kept in the cache folder."""
+    source = resources.files("nnc.lowering").joinpath("runner.c").read_text("utf-8")
     versions = {package: importlib.metadata.version(package) for package in _RUNTIME}
     key = hashlib.sha256(repr((source, sorted(versions.items()))).encode()).hexdigest()[:16]
     folder = cross.cache_folder() / f"aarch64-{key}"
@@ -120,7 +123,7 @@ def _compile_runner(source: str, folder: Path) -> None:
     package = Path(spec.origin).parent
     includes = [f"-I{folder}" for folder in (package / "include", package / "3rdparty/dlpack/include")]
     libraries = [f"-L{folder}", "-Wl,--no-as-needed", "-ltvm_runtime", "-ltvm_ffi", "-Wl,-rpath,$ORIGIN"]
-    file = folder / "runner.cc"
+    file = folder / "runner.c"
     file.write_text(source, "utf-8")
-    flags = ["-std=c++17", "-O2", "-Wl,--allow-shlib-undefined"]
-    cross.run([*cross.compiler("aarch64", "c++"), *flags, *includes, file, "-o", folder / "runner", *libraries])
+    flags = ["-std=c11", "-O2", "-Wl,--allow-shlib-undefined"]
+    cross.run([*cross.compiler("aarch64"), *flags, *includes, file, "-o", folder / "runner", *libraries])

@@ -14,8 +14,6 @@ from nnc import measure
 from nnc.simulation.kernels import Kernel, elements, kernels, peak_bytes, tensor_bytes
 from nnc.target import Cluster, Dtype, Target
 
-_LAYER_OPS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
-
 # Operators that only move data.
 # fmt: off
 _COPIES = {
@@ -140,9 +138,10 @@ class _Machine:
         peak = self.slowest.macs_per_cycle[dtype] * self.slowest.clock_ghz * 1e9
         alone = 0.0
         for node in kernel.nodes:
+            macs = _padded_macs(node, self.unit.channel_multiple)
             # Outside the layers every value takes one operation, at the pace of a depthwise convolution: load-bound.
-            share = getattr(shares, _op_class(node)) if node.op in _LAYER_OPS else shares.depthwise
-            alone += (_padded_macs(node, self.unit.channel_multiple) or _operations(node)) / (peak * share)
+            share = getattr(shares, _op_class(node)) if macs else shares.depthwise
+            alone += (macs or _operations(node)) / (peak * share)
         return alone * (self.unit.serial_share + (1 - self.unit.serial_share) / self.threads)
 
     def _cache_seconds(self, streamed: int, weights: int) -> float:
