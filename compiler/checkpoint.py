@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
+
 from nnc import graph as graphs
 from nnc import wire
 from nnc.rewrite import Pass

@@ -3,13 +3,16 @@
 import hashlib
 import json
 import platform
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import onnx_graphsurgeon as gs
+
 from nnc import __version__, pipeline, wire
 from nnc import graph as graphs
 from nnc.checkpoint import Checkpoints, digest, file_digest
@@ -51,7 +54,7 @@ def compile_model(job: Job, progress: pipeline.Progress = pipeline.silent) -> di
     lock = _lock(job)
     checkpoints = Checkpoints(job.out / _CHECKPOINTS, job.model, _inputs_digest(lock))
     before = _figures(graph, context, job.model.stat().st_size)
-    with _clean_on_error(job.out):
+    with _removed_on_error(job.out):
         after_passes, rows = _run(graph, job, context, checkpoints)
         report = _write_results(job, context, after_passes, rows, before, lock)
         checkpoints.prune()
@@ -133,7 +136,7 @@ def _write_results(
 
 
 def _lower(job: Job, graph: gs.Graph, context: Context) -> Any:
-    """Build the library; the inputs of the last build are kept beside it, so that an unchanged one is not built again."""
+    """Build the library in the output folder."""
     from nnc import lowering  # imports tvm, which takes seconds
 
     return lowering.build(graph, job.target, job.out, threads=job.threads, progress=context.progress)
@@ -229,17 +232,13 @@ def _metadata(job: Job, lock: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-class _clean_on_error:
-    """Remove the output folder when it is new and the compile fails by a mistake; an interrupted one keeps its checkpoints."""
-
-    def __init__(self, out: Path) -> None:
-        self._out, self._new = out, not out.exists()
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None and issubclass(kind, Exception) and self._new and self._out.exists():
-            for path in sorted(self._out.rglob("*"), reverse=True):
-                path.rmdir() if path.is_dir() else path.unlink()
-            self._out.rmdir()
+@contextmanager
+def _removed_on_error(out: Path) -> Iterator[None]:
+    """Remove the output folder when it is new and the compile fails; an interrupted one keeps its checkpoints."""
+    new = not out.exists()
+    try:
+        yield
+    except Exception:
+        if new:
+            shutil.rmtree(out, ignore_errors=True)
+        raise

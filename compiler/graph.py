@@ -1,4 +1,4 @@
-"""The graph between the passes: an onnx-graphsurgeon Graph with static shapes and weights that stay on disk until touched.
+"""The graph between the passes: an onnx-graphsurgeon Graph, shapes static and weights on disk until touched.
 
 `load` brings a model into that form or says in one line why it can't; `save` streams it back.
 """
@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from onnx import shape_inference, version_converter
+
 from nnc import __version__, wire
 from nnc.errors import NncError
-from onnx import shape_inference, version_converter
 
 #: Models of an older opset are converted to this one, so that a pass meets one form of each operator.
 OPSET = 17
@@ -21,7 +22,7 @@ Shapes = Mapping[str, Sequence[int]]
 
 
 def load(path: Path, shapes: Shapes | None = None) -> gs.Graph:
-    """Read `path` into a graph: opset >= 17, local functions inlined, Constant nodes as constants, every input shape static.
+    """Read `path` into a graph: opset >= 17, functions inlined, Constant nodes as constants, input shapes static.
 
     `shapes` fixes the shape of graph inputs; an unknown first dimension without one becomes a batch of 1.
     """
@@ -120,7 +121,7 @@ def infer_shapes(graph: gs.Graph) -> None:
 
 
 def skeleton_with_inputs(graph: gs.Graph) -> onnx.ModelProto:
-    """A model without the large weights: they are graph inputs, so that the checker and shape inference need no data."""
+    """A model whose large weights are graph inputs, so that the checker and shape inference need no data."""
     model, weights = split(graph)
     for name, values in weights.items():
         model.graph.input.append(_declare(name, values))

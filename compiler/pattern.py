@@ -2,8 +2,8 @@
 
     op("BatchNormalization", op("Conv", ANY, const("W"), const("B", default=0.0), name="conv"), const("scale"), ...)
 
-A pattern is matched backwards from its root, the last node. `match` returns a Match, or None when the shape of the graph
-differs; a rewrite that matched but can't go on raises NoMatch with the reason.
+A pattern is matched backwards from its root, the last node. `match` returns a Match, or None when the graph looks
+different there; a rewrite that matched but can't go on raises NoMatch with the reason. Alternatives are joined with `|`.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,13 +22,15 @@ class NoMatch(Exception):
 
 @dataclass
 class Match:
-    """What a pattern found: `match["W"]` is the array of a constant, `nodes["conv"]` a node, `tensors["x"]` a tensor."""
+    """What a pattern found: `match["W"]` is the array of a constant, `nodes["conv"]` a node, `tensors["x"]` a tensor.
+
+    `interior` holds every node that was matched below the root: they disappear with the rewrite.
+    """
 
     root: gs.Node
     nodes: dict[str, gs.Node] = field(default_factory=dict)
     tensors: dict[str, gs.Tensor] = field(default_factory=dict)
     values: dict[str, np.ndarray] = field(default_factory=dict)
-    #: Every node that an `op` matched below the root, in matching order: they disappear with the rewrite.
     interior: list[gs.Node] = field(default_factory=list)
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -46,19 +48,28 @@ class Pattern:
         """Every way in which `tensor` (None: an omitted optional input) extends `match`."""
         raise NotImplementedError
 
+    def matches_node(self, node: gs.Node, match: Match) -> Iterator[Match]:
+        """Every way in which the pattern, with this node as its root, extends `match`."""
+        return iter(())
+
+    def fits(self, node: gs.Node) -> bool:
+        """Whether `node` could be the root: its operator, domain and attributes fit; its inputs were not looked at."""
+        return False
+
     def __or__(self, other: "Pattern") -> "Pattern":
         return _Either(self, other)
 
 
 @dataclass(frozen=True)
-class Any_(Pattern):
-    """Any tensor that is there, whatever produces it."""
+class AnyTensor(Pattern):
+    """Any tensor that is there, whatever produces it; under one name always the same tensor."""
 
     name: str | None = None
 
     def matches(self, tensor: gs.Tensor | None, match: Match) -> Iterator[Match]:
-        if tensor is not None:
-            yield _bound(match, tensors=(self.name, tensor)) if self.name else match
+        if tensor is None or match.tensors.get(self.name or "", tensor) is not tensor:
+            return
+        yield _bound(match, tensors=(self.name, tensor)) if self.name else match
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,7 @@ class Const(Pattern):
 
 @dataclass(frozen=True)
 class Op(Pattern):
-    """The output of a node with this operator and these inputs."""
+    """The first output of a node with this operator and these inputs."""
 
     types: tuple[str, ...]
     inputs: tuple[Pattern, ...]
@@ -85,11 +96,10 @@ class Op(Pattern):
     attrs: tuple[tuple[str, Any], ...] = ()
 
     def matches(self, tensor: gs.Tensor | None, match: Match) -> Iterator[Match]:
-        if tensor is not None and tensor.inputs:
+        if tensor is not None and tensor.inputs and tensor.inputs[0].outputs[0] is tensor:
             yield from self.matches_node(tensor.inputs[0], match)
 
     def matches_node(self, node: gs.Node, match: Match) -> Iterator[Match]:
-        """Every way in which the pattern, with this node as its root, extends `match`."""
         if not self.fits(node):
             return
         found = match.copy()
@@ -101,7 +111,6 @@ class Op(Pattern):
             yield from _all_inputs(self.inputs, tensors, found)
 
     def fits(self, node: gs.Node) -> bool:
-        """The operator, its domain and its attributes fit; the inputs were not looked at."""
         return (
             node.op in self.types
             and node.domain in (None, "", "ai.onnx")
@@ -118,14 +127,21 @@ class _Either(Pattern):
         yield from self.first.matches(tensor, match)
         yield from self.second.matches(tensor, match)
 
+    def matches_node(self, node: gs.Node, match: Match) -> Iterator[Match]:
+        yield from self.first.matches_node(node, match)
+        yield from self.second.matches_node(node, match)
 
-ANY = Any_()
+    def fits(self, node: gs.Node) -> bool:
+        return self.first.fits(node) or self.second.fits(node)
+
+
+ANY = AnyTensor()
 """Any tensor, not bound to a name."""
 
 
-def var(name: str) -> Any_:
+def var(name: str) -> AnyTensor:
     """Any tensor, bound as `match.tensors[name]`."""
-    return Any_(name)
+    return AnyTensor(name)
 
 
 def const(name: str, default: Any = None) -> Const:
@@ -134,11 +150,14 @@ def const(name: str, default: Any = None) -> Const:
 
 
 def op(types: str, *inputs: Pattern, name: str | None = None, **attrs: Any) -> Op:
-    """A node of one of the operators in `types` ("Add|Sub"); no input patterns: any inputs. Commutative operators try both orders."""
+    """The output of a node of one of the operators in `types` ("Add|Sub"), with these inputs and attributes.
+
+    Without input patterns it takes any inputs; commutative operators are tried in both orders.
+    """
     return Op(tuple(types.split("|")), inputs, name, tuple(attrs.items()))
 
 
-def match(pattern: Op, node: gs.Node, accept: Callable[[Match], None] = lambda _: None) -> Match | None:
+def match(pattern: Pattern, node: gs.Node, accept: Callable[[Match], None] = lambda _: None) -> Match | None:
     """The first way in which `pattern` fits with `node` as its root.
 
     `accept` may refuse a way by raising NoMatch; when all are refused the last reason is raised.

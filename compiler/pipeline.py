@@ -1,7 +1,7 @@
-"""Applies the passes of a recipe in order; after each the graph is verified, measured, and a row of evidence recorded.
+"""Applies the passes of a recipe in order; after each the graph is verified and measured, and a row of evidence recorded.
 
-Consecutive exact passes are proved together, on the outputs before the first and after the last of them; only when these
-differ is the pass searched for that moved them. Every step is kept as a checkpoint, so that the next compile starts
+Consecutive exact passes are proved together, on the outputs before the first and after the last of them; only when
+these differ is the pass searched for that moved them. Every step is kept as a checkpoint, so that the next compile starts
 after the last pass that did not change.
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx_graphsurgeon as gs
+
 from nnc import graph as graphs
 from nnc import verify
 from nnc.checkpoint import Checkpoints
@@ -193,7 +194,7 @@ def _row(step: _Step, graph: gs.Graph, context: Context) -> Row:
 
 
 def _prove(before: gs.Graph, after: gs.Graph, steps: list[_Step], context: Context) -> tuple[str, float | None]:
-    """Compare the outputs before and after: how that went, and the signal-to-noise ratio in dB of approximate passes."""
+    """Compare the outputs before and after: how it went, and in approximate passes the signal-to-noise ratio in dB."""
     if not any(step.changed for step in steps):
         return "unchanged", None
     inputs = verify.probe_inputs(before, context.seed)

@@ -12,9 +12,10 @@ from typing import Any, ClassVar, Literal, Protocol
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from pydantic import BaseModel, ConfigDict
+
 from nnc import graph as graphs
 from nnc.pattern import Match, NoMatch, Op, match
-from pydantic import BaseModel, ConfigDict
 
 Effect = Literal["exact", "approximate", "trained"]
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
+
 from nnc import graph as graphs
 from nnc import wire
 from nnc.errors import NncError

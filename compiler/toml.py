@@ -1,6 +1,7 @@
 """TOML files that people write: read, checked against a pydantic model, and every mistake told in TOML's words."""
 
 import difflib
+import json
 import re
 import tomllib
 from collections.abc import Iterable
@@ -15,9 +16,9 @@ from nnc.errors import NncError
 def read(path: Path) -> str:
     """The text of a file; NncError where there is none."""
     try:
-        return path.read_text("utf-8")
+        return path.read_text("utf-8-sig")  # editors of Windows put a byte order mark in front
     except UnicodeDecodeError:
-        raise NncError(f"{path}: not a text file") from None
+        raise NncError(f"{path}: not a text file", "TOML is text in UTF-8") from None
     except OSError as error:
         raise NncError(f"{path}: {_lower(error.strerror or 'cannot be read')}") from None
 
@@ -28,6 +29,29 @@ def parse(text: str, place: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise NncError(f"{place}: not valid TOML: {_lower(str(error))}") from None
+
+
+def value(content: object) -> str:
+    """A value as TOML writes it: true, "text", [1, 2], { macs = 0.6 }; tables leave out what is None."""
+    match content:
+        case bool():
+            return str(content).lower()
+        case str():
+            return json.dumps(content, ensure_ascii=False).replace("\x7f", "\\u007f")
+        case list() | tuple():
+            return f"[{', '.join(map(value, content))}]"
+        case dict():
+            entries = [f"{_key(name)} = {value(entry)}" for name, entry in content.items() if entry is not None]
+            return f"{{ {', '.join(entries)} }}" if entries else "{}"
+    return str(content)
+
+
+def literal(text: str) -> Any:
+    """The value that `text` is in TOML; raises TOMLDecodeError."""
+    table = tomllib.loads(f"value = {text}")
+    if len(table) > 1:  # a line break, and another key after it
+        raise tomllib.TOMLDecodeError("more than one value")
+    return table["value"]
 
 
 def explained(error: ValidationError, table: dict[str, Any], place: str, models: Iterable[type[BaseModel]]) -> NncError:
@@ -49,8 +73,8 @@ def explained(error: ValidationError, table: dict[str, Any], place: str, models:
             return NncError(f"{where}: {first['ctx']['error']}")
     wanted = _in_toml_words(first["msg"])
     if not key:
-        return NncError(f"{where} {wanted}, not {_toml_word(first['input'])}")
-    return NncError(f"{where}: '{key}' {wanted}, not {_toml_word(first['input'])}")
+        return NncError(f"{where} {wanted}, not {described(first['input'])}")
+    return NncError(f"{where}: '{key}' {wanted}, not {described(first['input'])}")
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
@@ -82,16 +106,21 @@ def _in_toml_words(message: str) -> str:
     return message.replace("a valid tuple", "an array").replace("a valid ", "a ").replace("a integer", "an integer")
 
 
-def _toml_word(value: Any) -> str:
-    match value:
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else value(name)
+
+
+def described(content: Any) -> str:
+    """A value as a sentence names it: "the string '0.4'", "an array"."""
+    match content:
         case bool():
-            return str(value).lower()
+            return str(content).lower()
         case str():
-            return f"the string '{value}'"
+            return f"the string '{content}'"
         case int() | float():
-            return str(value)
+            return str(content)
         case list():
-            return "an array" if value else "an empty array"
+            return "an array" if content else "an empty array"
         case dict():
             return "a table"
     return "a date"

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+
 from nnc import graph as graphs
 from nnc.session import Session
 
@@ -71,7 +72,7 @@ def probe_inputs(graph: gs.Graph, seed: int) -> dict[str, np.ndarray]:
 def _probe(rng: np.random.Generator, dtype: np.dtype, shape: list[int]) -> np.ndarray:
     if dtype.kind == "f":
         return rng.standard_normal(shape, np.float32).astype(dtype)
-    return rng.integers(0, 2 if dtype == bool else 10, shape).astype(dtype)
+    return rng.integers(0, 2 if dtype.kind == "b" else 10, shape).astype(dtype)
 
 
 def outputs(graph: gs.Graph, inputs: Arrays) -> dict[str, np.ndarray]:

@@ -8,12 +8,14 @@ everything but the large initializers is parsed, and the weights stay where they
 import mmap
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
+
 from nnc.errors import NncError
 
 # Field numbers of onnx.proto.
@@ -127,8 +129,9 @@ def view(tensor: onnx.TensorProto, raw: np.ndarray, path: Path | str = "model") 
     try:
         return onnx.numpy_helper.to_array(filled)
     except ValueError as error:
+        wanted = f"{dtype} of shape {list(shape)}"
         raise NncError(
-            f"{path}: initializer '{tensor.name}' holds {raw.size} bytes, which do not make a {dtype} of shape {list(shape)}"
+            f"{path}: initializer '{tensor.name}' holds {raw.size} bytes, which do not make a {wanted}"
         ) from error
 
 
@@ -205,22 +208,16 @@ def external_tensor(name: str, values: np.ndarray, location: str, offset: int) -
     return tensor
 
 
-class replacing:
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
     """`with replacing(path) as file:` writes beside `path` and renames at the end; on any error the old file stays."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._part = path, path.with_name(f".{path.name}.part")
-
-    def __enter__(self) -> IO[bytes]:
-        self._file = open(self._part, "wb")
-        return self._file
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._file.close()
-        if kind is None:
-            os.replace(self._part, self._path)
-        else:
-            self._part.unlink(missing_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with open(part, "wb") as file:
+            yield file
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _tensor_header(name: str, values: np.ndarray) -> bytes:

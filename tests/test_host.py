@@ -26,8 +26,8 @@ def machine(root: Path, flags: str, **files: str) -> dict:
         ("sse4_2", "x86-64-v2", [], 128, 16, False),
         ("avx2 fma bmi1 bmi2 f16c", "x86-64-v3", [], 256, 16, False),
         ("avx2 fma bmi1 bmi2 f16c avx_vnni", "x86-64-v3", ["+avxvnni"], 256, 16, True),
-        (AVX512, "x86-64-v4", ["-prefer-256-bit"], 512, 32, False),
-        (f"{AVX512} avx512_vnni", "x86-64-v4", ["-prefer-256-bit", "+avx512vnni"], 512, 32, True),
+        (AVX512, "x86-64-v4", [], 512, 32, False),
+        (f"{AVX512} avx512_vnni", "x86-64-v4", ["+avx512vnni"], 512, 32, True),
         # A virtual machine that masks a part of AVX-512 gets code without it.
         ("avx2 fma bmi1 bmi2 f16c avx512f avx512cd", "x86-64-v3", [], 256, 16, False),
     ],

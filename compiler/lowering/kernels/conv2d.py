@@ -19,11 +19,12 @@ from math import ceil
 from typing import Any, Literal
 
 import numpy as np
-from nnc.lowering.kernels.gemm import Epilogue, Expr, RegisterTile, Unit, lane, max_rows, scratch, splat, store
-from nnc.lowering.kernels.window import Tiles, Window
 from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
+
+from nnc.lowering.kernels.gemm import Epilogue, Expr, RegisterTile, Unit, lane, max_rows, scratch, splat, store
+from nnc.lowering.kernels.window import Tiles, Window
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,9 @@ class Conv2d:
             size = (pixels // width, width)
             return replace(self, window=replace(self.window, size=size, out_size=size))
 
-        return min(map(reshaped, widths), key=lambda conv: (_cycles(conv, best_plan(conv, unit).tile), -conv.window.size[1]))
+        return min(
+            map(reshaped, widths), key=lambda conv: (_cycles(conv, best_plan(conv, unit).tile), -conv.window.size[1])
+        )
 
 
 @dataclass(frozen=True)

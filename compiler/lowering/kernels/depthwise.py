@@ -13,11 +13,12 @@ from math import ceil
 from typing import Any
 
 import numpy as np
-from nnc.lowering.kernels.gemm import Epilogue, Expr, Unit, lane, lanes_of, scratch, splat, store
-from nnc.lowering.kernels.window import Tiles, Window
 from tvm import te
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
+
+from nnc.lowering.kernels.gemm import Epilogue, Expr, Unit, lane, lanes_of, scratch, splat, store
+from nnc.lowering.kernels.window import Tiles, Window
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any, Literal
 
-from nnc.lowering.kernels.gemm import FMA_CHAINS, Epilogue, Expr, Unit, lane, lanes_of, scratch, splat, store
-from nnc.lowering.kernels.window import Tiles, Window
 from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
+
+from nnc.lowering.kernels.gemm import FMA_CHAINS, Epilogue, Expr, Unit, lane, lanes_of, scratch, splat, store
+from nnc.lowering.kernels.window import Tiles, Window
 
 
 @dataclass(frozen=True)

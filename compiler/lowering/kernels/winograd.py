@@ -26,6 +26,10 @@ from math import ceil, prod
 from typing import Any
 
 import numpy as np
+from tvm import te, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
 from nnc.lowering.kernels.gemm import (
     CACHE_LINE,
     Epilogue,
@@ -39,9 +43,6 @@ from nnc.lowering.kernels.gemm import (
     when,
 )
 from nnc.lowering.kernels.winograd_plan import POINTS, Convolution, Plan, best_plan, wins
-from tvm import te, tirx
-from tvm.script.ir_builder import IRBuilder
-from tvm.script.ir_builder import tirx as T
 
 __all__ = ["Convolution", "Plan", "best_plan", "compute", "pack", "packed_shape", "wins"]
 

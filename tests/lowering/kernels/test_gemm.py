@@ -9,8 +9,9 @@ import pytest
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nnc.lowering.kernels import gemm
 from tvm import te, tirx
+
+from nnc.lowering.kernels import gemm
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,19 @@ def check(rows: int, columns: int, depth: int, cpu: Cpu) -> None:
 
 @pytest.mark.parametrize(
     "shape",
-    [(1, 1000, 2048), (1, 10, 64), (1, 1, 1), (2, 17, 5), (5, 33, 100), (8, 100, 1000), (8, 96, 3000), (29, 47, 3),
-     (64, 1000, 300), (77, 130, 1100), (196, 64, 512)],
+    [
+        (1, 1000, 2048),
+        (1, 10, 64),
+        (1, 1, 1),
+        (2, 17, 5),
+        (5, 33, 100),
+        (8, 100, 1000),
+        (8, 96, 3000),
+        (29, 47, 3),
+        (64, 1000, 300),
+        (77, 130, 1100),
+        (196, 64, 512),
+    ],
 )
 @pytest.mark.parametrize("cpu", [AVX2, AVX512], ids=lambda cpu: cpu.mcpu)
 def test_matches_numpy(shape: tuple[int, int, int], cpu: Cpu, runnable: None) -> None:

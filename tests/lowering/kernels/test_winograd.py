@@ -11,10 +11,11 @@ import pytest
 import tvm
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tvm import te, tirx
+
 from nnc.lowering.kernels import winograd
 from nnc.lowering.kernels.gemm import RegisterTile
 from nnc.lowering.kernels.winograd import Convolution, Plan
-from tvm import te, tirx
 
 
 @dataclass(frozen=True)

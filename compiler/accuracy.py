@@ -1,0 +1,92 @@
+"""Top-1 and top-5 accuracy of a graph or of a compiled library on labelled data."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from nnc import graph as graphs
+from nnc.data import Dataset
+from nnc.errors import NncError
+from nnc.session import Session
+
+#: Arrays by input name -> arrays by output name; the first output holds the scores, [batch, classes].
+Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+Progress = Callable[[int, int], None]  # samples done, samples in all
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Shares from 0 to 1 of `count` samples whose label has the highest score, or one of the five highest."""
+
+    top1: float
+    top5: float
+    count: int
+
+
+def evaluate(
+    model: gs.Graph | onnx.ModelProto | Run, dataset: Dataset, *, batch: int = 1, progress: Progress | None = None
+) -> Accuracy:
+    """Run the dataset through the model, a graph in onnxruntime or any callable, and compare with the labels.
+
+    A graph has its own batch size; `batch` is that of a callable and of a ModelProto whose batch is open. Raises
+    NncError when the data has no labels, or a label that is not one of the model's classes.
+    """
+    labels = dataset.labels
+    if labels is None:
+        raise NncError(f"{dataset.path}: has no labels, which the accuracy needs", "add 'labels' or a labels.csv")
+    run, batch = _runner(model, batch)
+    ranks: list[np.ndarray] = []
+    done = 0
+    for inputs in dataset.batches(batch):
+        count = len(next(iter(inputs.values())))
+        scores = _scores(run({name: _filled(array, batch) for name, array in inputs.items()}), batch)
+        ranks.append(_ranks(scores[:count], labels[done : done + count], dataset))
+        done += count
+        if progress is not None:
+            progress(done, len(dataset))
+    rank = np.concatenate(ranks)
+    return Accuracy(float(np.mean(rank < 1)), float(np.mean(rank < 5)), len(rank))
+
+
+def _runner(model: gs.Graph | onnx.ModelProto | Run, batch: int) -> tuple[Run, int]:
+    if isinstance(model, onnx.ModelProto):
+        model = graphs.from_model(model, _batched(model, batch))
+    if isinstance(model, gs.Graph):
+        return Session(model, optimized=True).run, model.inputs[0].shape[0]
+    return model, batch
+
+
+def _batched(model: onnx.ModelProto, batch: int) -> dict[str, list[int]]:
+    """Shapes for the inputs whose batch size is the only open dimension."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    sizes = {
+        info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim]
+        for info in model.graph.input
+        if info.name not in weights
+    }
+    return {name: [batch, *rest] for name, (first, *rest) in sizes.items() if first == 0 and all(rest)}
+
+
+def _filled(array: np.ndarray, batch: int) -> np.ndarray:
+    """A last, smaller batch, filled up with copies of its last sample."""
+    return np.concatenate([array, np.repeat(array[-1:], batch - len(array), axis=0)]) if len(array) < batch else array
+
+
+def _scores(outputs: Mapping[str, np.ndarray], batch: int) -> np.ndarray:
+    return np.reshape(next(iter(outputs.values())), (batch, -1))
+
+
+def _ranks(scores: np.ndarray, labels: np.ndarray, dataset: Dataset) -> np.ndarray:
+    """How many classes come before the label; equal scores rank in the order of the classes, as in argmax."""
+    samples, classes = scores.shape
+    if labels.max() >= classes:
+        raise NncError(
+            f"{dataset.path}: label {labels.max()} is out of range: the model has {classes} classes",
+            f"labels go from 0 to {classes - 1}",
+        )
+    own = scores[np.arange(samples), labels][:, None]
+    ahead = (scores > own) | ((scores == own) & (np.arange(classes) < labels[:, None]))
+    return np.where(np.isnan(scores).any(axis=1), classes, ahead.sum(axis=1))

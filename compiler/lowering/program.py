@@ -1,0 +1,124 @@
+"""The lowered network: calls of kernels on tensors in one block of memory.
+
+Tensors that are views of others (a reshape, a slice of a concatenation) share their memory. A concatenation along the
+outermost axis costs nothing: its operands are placed inside of its result, and their kernels write there at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+
+ALIGNMENT = 64  # bytes; of every tensor that owns its memory, and of views
+
+
+@dataclass(eq=False)
+class Tensor:
+    """A dense array in memory, or a view of one: `offset` bytes into `base`."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    base: Tensor | None = None
+    offset: int = 0
+    fixed: bool = False
+    """Whether its memory is the caller's: inputs and outputs of the network."""
+
+    @property
+    def bytes(self) -> int:
+        return prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    def root(self) -> tuple[Tensor, int]:
+        """The tensor that owns the memory, and the offset in it."""
+        if self.base is None:
+            return self, 0
+        root, offset = self.base.root()
+        return root, offset + self.offset
+
+    def view(self, shape: tuple[int, ...]) -> Tensor:
+        """The same memory under another shape."""
+        return Tensor(shape, self.dtype, self)
+
+
+Operand = Tensor | np.ndarray  # an array is a constant
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a kernel: it reads `operands` and writes `results`.
+
+    `shapes` are those that the kernel was compiled for, operands first; a tensor is viewed as such.
+    """
+
+    key: Hashable
+    """Calls with equal keys share one function."""
+    function: Any
+    """tvm.tirx.PrimFunc."""
+    template: str
+    op: str
+    nodes: list[str]
+    operands: list[Operand]
+    results: list[Tensor]
+    layout: str
+    dtype: str = "float32"
+
+
+@dataclass(eq=False)
+class Concat:
+    """Results that become neighbours in memory."""
+
+    parts: list[Tensor]
+    result: Tensor
+
+
+@dataclass
+class Program:
+    """Calls in order; `inputs` and `outputs` by name, in the model's order."""
+
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+    steps: list[Call | Concat] = field(default_factory=list)
+
+    @property
+    def calls(self) -> list[Call]:
+        return [step for step in self.steps if isinstance(step, Call)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where every tensor that owns memory lies in the workspace."""
+
+    offsets: dict[int, int]
+    """id of a root tensor -> bytes."""
+    bytes: int
+
+
+def plan_memory(program: Program) -> Plan:
+    """Place tensors so that those which are alive at the same time don't overlap: largest first, lowest gap.
+
+    Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020 (greedy by size).
+    """
+    alive: dict[int, tuple[Tensor, int, int]] = {}
+    for time, call in enumerate(program.calls):
+        for tensor in [*call.operands, *call.results]:
+            if isinstance(tensor, Tensor):
+                root, _ = tensor.root()
+                first = alive.get(id(root), (root, time, time))[1]
+                alive[id(root)] = root, first, time
+    placed: list[tuple[int, int, int, int]] = []  # start, end, first, last
+    offsets = {}
+    for root, first, last in sorted(alive.values(), key=lambda each: -each[0].bytes):
+        if root.fixed:
+            continue
+        size, start = -(-root.bytes // ALIGNMENT) * ALIGNMENT, 0
+        for begin, end, since, until in sorted(placed):
+            if since <= last and first <= until:
+                if begin - start >= size:
+                    break
+                start = max(start, end)
+        placed.append((start, start + size, first, last))
+        offsets[id(root)] = start
+    return Plan(offsets, max((end for _, end, _, _ in placed), default=0))
