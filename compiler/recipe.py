@@ -12,11 +12,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
+import onnx_graphsurgeon as gs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.json_schema import models_json_schema
 
 from nnc import parameters, passes, toml, user_passes
-from nnc.data import Preprocess
+from nnc.data import Dataset, Preprocess
 from nnc.errors import NncError
 from nnc.rewrite import Pass
 
@@ -28,8 +29,12 @@ class Data(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    calibration: Path | None = Field(None, description="samples for ranges and statistics; relative to the recipe")
-    test: Path | None = Field(None, description="labelled samples that accuracy is measured on; relative to the recipe")
+    calibration: Path | None = Field(
+        default=None, description="samples for ranges and statistics; relative to the recipe"
+    )
+    test: Path | None = Field(
+        default=None, description="labelled samples that accuracy is measured on; relative to the recipe"
+    )
     preprocess: Preprocess = Preprocess()
 
 
@@ -57,8 +62,17 @@ class Recipe:
     used: tuple[Path, ...]
     """The Python files of third-party passes."""
 
+    def data_paths(self) -> dict[str, Path]:
+        """Where the data is, by the key of [data]."""
+        return {key: path for key in _KINDS if (path := getattr(self.data, key)) is not None}
+
+    def open_data(self, graph: gs.Graph) -> dict[str, Dataset]:
+        """The data for the inputs of `graph`, by the key of [data]."""
+        paths = self.data_paths().items()
+        return {key: Dataset.open(path, self.data.preprocess, graph.inputs) for key, path in paths}
+
     def to_toml(self) -> str:
-        """The recipe with every parameter of every pass spelled out; without the paths of data and third-party files."""
+        """The recipe with every parameter of every pass spelled out; without the paths of data and of Python files."""
         preprocess = self.data.preprocess.model_dump(mode="json", exclude_none=True)
         lines = [f"description = {toml.value(self.description)}", "", "[data.preprocess]", *_entries(preprocess)]
         for each in self.passes:
@@ -237,14 +251,15 @@ def _parsed(text: str) -> tuple[str, int | None, list[str], Any]:
     if found is None:
         raise NncError(f"--set {text}: not of the form pass.key=value", "such as --set check-accuracy.max_drop=0.02")
     name, number, keys, content = found.groups()
+    value: Any
     try:
         value = toml.literal(content)
     except tomllib.TOMLDecodeError:
         if not re.fullmatch(r"[A-Za-z][\w.*-]*", content):  # a word needs no quotes: shells remove them
-            hint = "numbers, true and false are written as they are, strings and arrays as in --set 'pass.include=[\"conv*\"]'"
+            hint = "numbers and true are written as they are, strings and arrays as in --set 'pass.include=[\"conv*\"]'"
             raise NncError(f"--set {text}: '{content}' is not a value of TOML", hint) from None
         value = content
-    return name, number and int(number), keys.split("."), value
+    return name, int(number) if number else None, keys.split("."), value
 
 
 def _position(tables: list[dict[str, Any]], name: str, number: int | None, text: str, place: str) -> int:
