@@ -1,0 +1,12 @@
+"""From a graph to a library for the target's CPU: `build` is the whole of it.
+
+fuse.py     which nodes one kernel computes
+lower.py    layouts, templates and calls: a Program
+kernels/    the schedule templates; generic.py lowers what they don't take
+build.py    code, weights and the runner of the calls, linked into module.so
+library.py, emulate.py   run it
+"""
+
+from nnc.lowering.build import Built, Kernel, build
+
+__all__ = ["Built", "Kernel", "build"]

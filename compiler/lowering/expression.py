@@ -102,12 +102,17 @@ def _is_fake_quantization(node: gs.Node) -> bool:
 class Builder:
     """Collects the steps of a group of nodes, and the operands that they read beside the group's own value."""
 
-    def __init__(self, value: gs.Tensor | None) -> None:
-        """`value` is what slot 0 holds, the result of the group's root; None where the group has no root."""
+    def __init__(self, value: gs.Tensor | None, bias: gs.Tensor | np.ndarray | None = None) -> None:
+        """`value` is the result of the group's root, None where the group has no root; `bias` is added to it first."""
         self._value = value
         self.operands: list[gs.Tensor | np.ndarray] = []
         self._steps: list[tuple[str, list[Any], dict[str, Any]]] = []
-        self._results: dict[int, int] = {}  # id of a tensor -> step that computes it
+        self._results: dict[int, tuple[str, int]] = {}  # id of a tensor -> where it is
+        if value is not None:
+            self._results[id(value)] = "value", 0
+        if value is not None and bias is not None:
+            self._steps.append(("Add", [("value", 0), self._argument(bias, len(value.shape))], {}))
+            self._results[id(value)] = "step", 0
 
     def add(self, node: gs.Node) -> None:
         """Append the steps of one elementwise node."""
@@ -115,7 +120,7 @@ class Builder:
         for op, arguments, attributes in _steps(node):
             resolved = [self._argument(argument, rank) for argument in arguments]
             self._steps.append((op, resolved, attributes))
-        self._results[id(node.outputs[0])] = len(self._steps) - 1
+        self._results[id(node.outputs[0])] = "step", len(self._steps) - 1
 
     def expression(self) -> Expression:
         first = 0 if self._value is None else 1
@@ -141,10 +146,8 @@ class Builder:
             argument = argument.reshape((1,) * (rank - argument.ndim) + argument.shape)
         if isinstance(argument, float | int | np.number):
             return float(argument)
-        if argument is self._value:
-            return "value", 0
         if id(argument) in self._results:
-            return "step", self._results[id(argument)]
+            return self._results[id(argument)]
         for index, operand in enumerate(self.operands):
             if operand is argument:
                 return "operand", index

@@ -1,80 +1,286 @@
-"""From a graph to a program: every group becomes calls of kernels on tensors in the layouts they want."""
+"""From a graph to a program: every group of nodes becomes calls of kernels on tensors in the layouts they want.
+
+A tensor of the graph can be in memory in two forms: plain, as ONNX has it, or, if it is a float32 image, in blocks of
+channels. Both are made on demand, once. Convolutions and pools write blocks and read them; elementwise nodes follow
+their inputs; everything else reads and writes plain tensors.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from tvm import tirx
+import tvm
+from tvm import te
 
-from nnc.errors import NncError
-from nnc.lowering.expression import Expression
-from nnc.lowering.kernels.gemm import Epilogue, Unit, lanes_of
-from nnc.lowering.program import Operand, Program, Tensor
+from nnc.lowering import fuse, layers, views
+from nnc.lowering.expression import Builder
+from nnc.lowering.fuse import Group
+from nnc.lowering.kernels import elementwise, relayout
+from nnc.lowering.kernels.gemm import Unit, lanes_of
+from nnc.lowering.program import Call, Copy, Operand, Program, Tensor
+from nnc.lowering.shapes import dtype_of, shape_of
+from nnc.lowering.tail import Tail, block_constant
 
 PLAIN = 1  # the block of NCHW
 Shape = tuple[int, ...]
 
 
-def shape_of(tensor: gs.Tensor) -> Shape:
-    """The static shape of a tensor."""
-    shape = tensor.shape
-    if shape is None or not all(isinstance(size, int) for size in shape):
-        raise NncError(f"tensor '{tensor.name}' has no static shape", "fix the model's inputs with --shape")
-    return tuple(shape)
+def lower(graph: gs.Graph, unit: Unit, machine: tvm.target.Target) -> Program:
+    """The program of a graph with static shapes for one unit; `machine` is what TVM knows of it.
+
+    Raises NncError for a node that nnc can't lower.
+    """
+    graph = _with_float_weights(graph)
+    lowering = Lowering(unit, machine)
+    lowering.add_inputs(graph.inputs)
+    for group in fuse.partition(graph, frozenset(layers.TEMPLATES)):
+        lowering.add(group)
+    lowering.add_outputs(graph.outputs)
+    return lowering.program
 
 
-def block_constant(array: np.ndarray, block: int) -> np.ndarray:
-    """`[n, channels, height, width]` in blocks of channels; an axis of one channel keeps one lane."""
-    n, channels, height, width = array.shape
-    if channels == 1:
-        return array[..., None]
-    padded = np.pad(array, ((0, 0), (0, -channels % block), (0, 0), (0, 0)))
-    return np.ascontiguousarray(padded.reshape(n, -1, block, height, width).transpose(0, 1, 3, 4, 2))
+def _with_float_weights(graph: gs.Graph) -> gs.Graph:
+    """A copy of the graph in which weights that are stored as integers are the floats that they stand for."""
+    graph = graph.copy()
+    for node in graph.nodes:
+        if node.op == "DequantizeLinear" and all(isinstance(t, gs.Constant) for t in node.inputs):
+            node.outputs[0].to_constant(_dequantized(node))
+            node.outputs.clear()
+    graph.nodes = [node for node in graph.nodes if node.outputs]
+    return graph
 
 
-@dataclass(frozen=True)
-class Tail:
-    """What follows a group's root: the expression, and its operands in the kernel's layout."""
-
-    expression: Expression
-    operands: tuple[Operand, ...]
-    shapes: tuple[Shape, ...]
-    """Of the operands, each axis that of the kernel's output or 1."""
-    channels: int | None = None
-    """Channels that are there, where the last block has fewer than it could and the expression may not run on zeros."""
-
-    @property
-    def key(self) -> Hashable:
-        return self.expression, self.shapes, self.channels
-
-    def epilogue(self, extras: Sequence[Any]) -> Epilogue:
-        """The epilogue of a kernel, given the operands as tensors of TE."""
-
-        def apply(value: Any, index: Sequence[Any]) -> Any:
-            read = [
-                extra[tuple(0 if size == 1 else i for size, i in zip(shape, index, strict=True))]
-                for extra, shape in zip(extras, self.shapes, strict=True)
-            ]
-            result = self.expression.emit([value, *read])
-            if self.channels is None:
-                return result
-            _, block, _, _, lane = index
-            width = int(extras[0].shape[-1]) if False else self._lanes
-            return tirx.Select(block * width + lane < self.channels, result, tirx.const(0, "float32"))
-
-        return apply
+def _dequantized(node: gs.Node) -> np.ndarray:
+    values, scale, *zero = (tensor.values for tensor in node.inputs if not tensor.is_empty())
+    axis = node.attrs.get("axis", 1)
+    along = [1] * values.ndim
+    if scale.size > 1:
+        along[axis] = scale.size
+    shifted = values.astype(np.int32) - (zero[0].astype(np.int32).reshape(along) if zero else 0)
+    return shifted.astype(np.float32) * scale.reshape(along)
 
 
 class Lowering:
-    """The state of a translation: where every tensor of the graph is, in which layouts, and the calls so far."""
+    """The state of a translation: where every tensor of the graph is, in which forms, and the steps so far."""
 
-    def __init__(self, unit: Unit) -> None:
+    def __init__(self, unit: Unit, machine: tvm.target.Target) -> None:
         self.unit = unit
+        self.machine = machine
         self.block = lanes_of(unit)
         self.program = Program()
         self._forms: dict[int, dict[int, Tensor]] = {}  # id of a graph tensor -> block -> tensor
         self._functions: dict[Hashable, Any] = {}
+
+    # -- the ends of the graph
+
+    def add_inputs(self, tensors: Sequence[gs.Tensor]) -> None:
+        for tensor in tensors:
+            made = Tensor(shape_of(tensor), dtype_of(tensor), fixed=True)
+            self.program.inputs[tensor.name] = made
+            self.define(tensor, made)
+
+    def add_outputs(self, tensors: Sequence[gs.Tensor]) -> None:
+        """Let kernels write the outputs where the caller wants them; what can't be written there is copied."""
+        for tensor in tensors:
+            source = self.read(tensor)
+            root, offset = (source, 0) if isinstance(source, np.ndarray) else source.root()
+            if isinstance(root, Tensor) and not root.fixed and not offset and root.bytes == source.bytes:
+                root.fixed = True
+                self.program.outputs[tensor.name] = root
+                continue
+            result = Tensor(shape_of(tensor), dtype_of(tensor), fixed=True)
+            self.program.outputs[tensor.name] = result
+            self.copy([tensor.name], source, result, 1, result.bytes, 0, 0)
+
+    # -- forms
+
+    def define(self, tensor: gs.Tensor, made: Tensor, block: int = PLAIN) -> None:
+        """`tensor` is there, in blocks of `block` channels or plain."""
+        self._forms.setdefault(id(tensor), {})[block] = made
+
+    def has_blocks(self, tensor: gs.Tensor) -> bool:
+        return self.block in self._forms.get(id(tensor), {})
+
+    def read(self, tensor: gs.Tensor) -> Operand:
+        """The plain form of a tensor or a constant."""
+        if isinstance(tensor, gs.Constant):
+            return tensor.values
+        return self.plain(tensor)
+
+    def plain(self, tensor: gs.Tensor) -> Tensor:
+        forms = self._forms[id(tensor)]
+        if PLAIN not in forms:
+            forms[PLAIN] = self._to_plain(forms[self.block], shape_of(tensor), tensor.name)
+        return forms[PLAIN]
+
+    def blocked(self, tensor: gs.Tensor) -> Tensor:
+        """`[n, channels / block, height, width, block]` of a float32 image."""
+        forms = self._forms[id(tensor)]
+        if self.block not in forms:
+            forms[self.block] = self._to_blocked(forms[PLAIN], shape_of(tensor), tensor.name)
+        return forms[self.block]
+
+    def _to_plain(self, source: Tensor, shape: Shape, name: str) -> Tensor:
+        n, channels, height, width = shape
+        if height * width == 1 and (n == 1 or channels % self.block == 0):
+            return source.view(shape)
+        result = Tensor(shape, "float32")
+        key = ("to_plain", shape, self.block)
+        self.call(
+            "to_plain",
+            key,
+            [name],
+            "",
+            [source],
+            [result],
+            lambda X: relayout.to_plain(X, shape, self.block, self.unit),
+        )
+        return result
+
+    def _to_blocked(self, source: Tensor, shape: Shape, name: str) -> Tensor:
+        blocked = relayout.blocked_shape(shape, self.block)
+        if shape[2] * shape[3] == 1 and shape[1] % self.block == 0:
+            return source.view(blocked)
+        result = Tensor(blocked, "float32")
+        key = ("to_blocked", shape, self.block)
+        self.call(
+            "to_blocked", key, [name], "", [source], [result], lambda X: relayout.to_blocked(X, shape, self.block)
+        )
+        return result
+
+    # -- steps
+
+    def call(
+        self,
+        template: str,
+        key: Hashable,
+        nodes: list[str],
+        op: str,
+        operands: Sequence[Operand],
+        results: Sequence[Tensor],
+        compute: Callable[..., te.Tensor],
+        layout: str = "",
+    ) -> None:
+        """Append a call of the kernel that `compute` builds from placeholders of the operands; equal keys share it."""
+        if key not in self._functions:
+            arguments = [
+                te.placeholder(each.shape, name=f"p{i}", dtype=str(each.dtype)) for i, each in enumerate(operands)
+            ]
+            self._functions[key] = te.create_prim_func([*arguments, compute(*arguments)])
+        layout = layout or f"NCHW{self.block}c"
+        self.program.steps.append(
+            Call(key, self._functions[key], template, nodes, op, list(operands), list(results), layout)
+        )
+
+    def copy(
+        self,
+        nodes: list[str],
+        source: Operand,
+        result: Tensor,
+        rows: int,
+        size: int,
+        source_step: int,
+        result_step: int,
+    ) -> None:
+        self.program.steps.append(Copy(nodes, source, result, rows, size, source_step, result_step))
+
+    # -- groups
+
+    def add(self, group: Group) -> None:
+        """Append the steps of one group."""
+        node = group.root
+        for lower_ in (layers.TEMPLATES.get(node.op), views.VIEWS.get(node.op)):
+            if lower_ is not None and node.domain in (None, "", "ai.onnx") and lower_(self, group):
+                return
+        if group.is_elementwise:
+            self._elementwise(group.nodes)
+            return
+        self._generic(node)
+        if len(group.nodes) > 1:
+            self._elementwise(group.nodes[1:])
+
+    def _elementwise(self, nodes: list[gs.Node]) -> None:
+        """One kernel for a chain of elementwise nodes, in the layout of its inputs."""
+        builder = Builder(None)
+        for node in nodes:
+            builder.add(node)
+        output, expression = nodes[-1].outputs[0], builder.expression()
+        shape, block = shape_of(output), PLAIN
+        if self._in_blocks(shape, builder.operands) and (expression.is_finite or shape[1] % self.block == 0):
+            block, shape = self.block, relayout.blocked_shape(shape, self.block)  # type: ignore[arg-type]
+        operands = [self.operand(each, len(shape_of(output)), block, shape_of(output)) for each in builder.operands]
+        sizes, merged = elementwise.merged(shape, [each.shape for each in operands])
+        result = Tensor(shape, "float32")
+        self.call(
+            "elementwise",
+            ("elementwise", sizes, tuple(merged), expression),
+            [node.name for node in nodes],
+            "+".join(node.op for node in nodes),
+            [_reshaped(each, size) for each, size in zip(operands, merged, strict=True)],
+            [result.view(sizes)],
+            lambda *ins: elementwise.compute(ins, sizes, self.unit, expression.emit),
+            f"NCHW{block}c" if block > 1 else "plain",
+        )
+        self.define(output, result, block)
+
+    def _in_blocks(self, shape: Shape, operands: Sequence[gs.Tensor | np.ndarray]) -> bool:
+        """Whether an image is computed in blocks: when one of its operands that is as large is there in blocks."""
+        images = [each for each in operands if isinstance(each, gs.Tensor) and shape_of(each) == shape]
+        return len(shape) == 4 and any(map(self.has_blocks, images))
+
+    def operand(self, value: gs.Tensor | np.ndarray, rank: int, block: int, shape: Shape) -> Operand:
+        """What an elementwise step reads beside its value, with the axes of the result, each as long as there or 1."""
+        if isinstance(value, gs.Constant):
+            value = value.values
+        if isinstance(value, np.ndarray):
+            array = value.astype(np.float32).reshape((1,) * (rank - value.ndim) + value.shape)
+            return array if block == PLAIN else block_constant(array, block)
+        own = (1,) * (rank - len(shape_of(value))) + shape_of(value)
+        if block == PLAIN:
+            return self.plain(value).view(own)
+        if own[1] == 1 and shape[1] > 1:
+            return self.plain(value).view((own[0], 1, *own[2:], 1))
+        if len(shape_of(value)) == 4:
+            return self.blocked(value)
+        return self._to_blocked(self.plain(value), own, value.name)
+
+    def tail(self, group: Group, bias: gs.Tensor | np.ndarray | None, block: int, out_shape: Shape) -> Tail:
+        """The epilogue of a group whose root computes float32 of `out_shape`, plain or in blocks of `block`."""
+        builder = Builder(group.root.outputs[0], bias)
+        for node in group.nodes[1:]:
+            builder.add(node)
+        expression = builder.expression()
+        operands = [self.operand(each, len(out_shape), block, out_shape) for each in builder.operands]
+        masked = block > 1 and out_shape[1] % block and not expression.is_finite
+        return Tail(expression, tuple(operands), block, out_shape[1] if masked else None)
+
+    def _generic(self, node: gs.Node) -> None:
+        """A node without a template: TVM's own lowering, on plain tensors."""
+        from nnc.lowering import generic
+
+        variables = [tensor for tensor in node.inputs if not isinstance(tensor, gs.Constant) and not tensor.is_empty()]
+        tensors: dict[tuple[str, int], Tensor] = {}
+        for piece in generic.lower(node, self.machine, self.unit.threads):
+            operands = [
+                source.values if source.kind == "constant"
+                else self.plain(variables[source.index]) if source.kind == "input"
+                else tensors[source.kind, source.index]
+                for source in piece.operands
+            ]  # fmt: skip
+            for result in piece.results:
+                tensors[result.kind, result.index] = Tensor(result.shape, result.dtype)
+            self._functions[piece.key] = piece.function
+            results = [tensors[result.kind, result.index] for result in piece.results]
+            self.program.steps.append(
+                Call(piece.key, piece.function, node.op.lower(), [node.name], node.op, operands, results, "plain")
+            )
+        for index, tensor in enumerate(node.outputs):
+            if ("output", index) in tensors:
+                self.define(tensor, tensors["output", index])
+
+
+def _reshaped(operand: Operand, shape: Shape) -> Operand:
+    return operand.reshape(shape) if isinstance(operand, np.ndarray) else operand.view(shape)

@@ -1,4 +1,4 @@
-"""The lowered network: calls of kernels on tensors in one block of memory.
+"""The lowered network: kernels called one after the other on tensors in one block of memory.
 
 Tensors that are views of others (a reshape, a slice of a concatenation) share their memory. A concatenation along the
 outermost axis costs nothing: its operands are placed inside of its result, and their kernels write there at once.
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-ALIGNMENT = 64  # bytes; of every tensor that owns its memory, and of views
+ALIGNMENT = 64  # bytes; of every tensor that owns its memory
 
 
 @dataclass(eq=False)
@@ -38,9 +38,9 @@ class Tensor:
         root, offset = self.base.root()
         return root, offset + self.offset
 
-    def view(self, shape: tuple[int, ...]) -> Tensor:
-        """The same memory under another shape."""
-        return Tensor(shape, self.dtype, self)
+    def view(self, shape: tuple[int, ...], offset: int = 0) -> Tensor:
+        """The same memory, from `offset` bytes on, under another shape."""
+        return self if shape == self.shape and not offset else Tensor(shape, self.dtype, self, offset)
 
 
 Operand = Tensor | np.ndarray  # an array is a constant
@@ -48,39 +48,54 @@ Operand = Tensor | np.ndarray  # an array is a constant
 
 @dataclass(eq=False)
 class Call:
-    """One call of a kernel: it reads `operands` and writes `results`.
-
-    `shapes` are those that the kernel was compiled for, operands first; a tensor is viewed as such.
-    """
+    """One call of a kernel, which was compiled for just these shapes."""
 
     key: Hashable
     """Calls with equal keys share one function."""
     function: Any
-    """tvm.tirx.PrimFunc."""
+    """tvm.tirx.PrimFunc of the operands, then the results."""
     template: str
-    op: str
     nodes: list[str]
+    """The ONNX nodes that it computes."""
+    op: str
+    """Their operators, joined by "+"."""
     operands: list[Operand]
     results: list[Tensor]
     layout: str
-    dtype: str = "float32"
+
+    @property
+    def reads(self) -> list[Tensor]:
+        return [operand for operand in self.operands if isinstance(operand, Tensor)]
 
 
 @dataclass(eq=False)
-class Concat:
-    """Results that become neighbours in memory."""
+class Copy:
+    """`rows` pieces of `bytes` bytes each, every so many bytes apart in the source and in the result."""
 
-    parts: list[Tensor]
+    nodes: list[str]
+    source: Operand
     result: Tensor
+    rows: int
+    bytes: int
+    source_stride: int
+    result_stride: int
+
+    @property
+    def reads(self) -> list[Tensor]:
+        return [self.source] if isinstance(self.source, Tensor) else []
+
+    @property
+    def results(self) -> list[Tensor]:
+        return [self.result]
 
 
 @dataclass
 class Program:
-    """Calls in order; `inputs` and `outputs` by name, in the model's order."""
+    """Steps in order; `inputs` and `outputs` by name, in the model's order, all of them fixed."""
 
     inputs: dict[str, Tensor] = field(default_factory=dict)
     outputs: dict[str, Tensor] = field(default_factory=dict)
-    steps: list[Call | Concat] = field(default_factory=list)
+    steps: list[Call | Copy] = field(default_factory=list)
 
     @property
     def calls(self) -> list[Call]:
@@ -102,12 +117,11 @@ def plan_memory(program: Program) -> Plan:
     Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net Inference", 2020 (greedy by size).
     """
     alive: dict[int, tuple[Tensor, int, int]] = {}
-    for time, call in enumerate(program.calls):
-        for tensor in [*call.operands, *call.results]:
-            if isinstance(tensor, Tensor):
-                root, _ = tensor.root()
-                first = alive.get(id(root), (root, time, time))[1]
-                alive[id(root)] = root, first, time
+    for time, step in enumerate(program.steps):
+        for tensor in [*step.reads, *step.results]:
+            root, _ = tensor.root()
+            first = alive.get(id(root), (root, time, time))[1]
+            alive[id(root)] = root, first, time
     placed: list[tuple[int, int, int, int]] = []  # start, end, first, last
     offsets = {}
     for root, first, last in sorted(alive.values(), key=lambda each: -each[0].bytes):

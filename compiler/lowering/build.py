@@ -1,0 +1,239 @@
+"""From a program to module.so: kernels compiled by TVM, weights as they are, and network.c, which calls one by one.
+
+The library is an executable of Relax's virtual machine: its one function `main` calls `network` in the same library.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import tempfile
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import tvm
+from tvm import relax
+
+from nnc.errors import NncError
+from nnc.lowering import cross
+from nnc.lowering.lower import lower
+from nnc.lowering.program import ALIGNMENT, Call, Copy, Operand, Plan, Program, Tensor, plan_memory
+from nnc.target import Target
+
+Progress = Callable[[str, int, int], None]
+
+_HEADERS = ("include", "3rdparty/dlpack/include")  # of the package tvm_ffi
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One step of the compiled network, in the order of execution."""
+
+    name: str
+    template: str
+    op: str
+    nodes: list[str]
+    layout: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Built:
+    """What was built for a network."""
+
+    files: list[Path]
+    kernels: list[Kernel]
+    workspace_bytes: int
+    """Activations between the kernels; inputs and outputs are the caller's."""
+    weight_bytes: int
+    """Weights in the order in which the kernels read them, padding included."""
+
+
+def build(
+    graph: gs.Graph,
+    target: Target,
+    out: Path,
+    *,
+    threads: int | None = None,
+    progress: Progress = lambda step, done, total: None,
+) -> Built:
+    """Compile the graph for the target's unit into `out`/module.so.
+
+    `threads` (default: the target's) is how many cores share each kernel. Raises NncError where the unit or a node is
+    not supported, or where a tool is missing; then nothing is written.
+    """
+    target.require_lowerable()
+    machine = tvm.target.Target(dict(target.unit.tvm))
+    program = lower(graph, target.unit.model_copy(update={"threads": threads or target.unit.threads}), machine)
+    names = _names(program)
+    plan = plan_memory(program)
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=out) as name:
+        folder = Path(name)
+        objects = [_kernels(program, names, machine, folder, progress)]
+        weights = _Weights(folder / "weights.bin")
+        (folder / "network.h").write_text(_header(program, names, plan, weights), "utf-8")
+        objects += _sources(folder)
+        _link(program, objects, target, machine, folder)
+        os.replace(folder / "module.so", out / "module.so")
+    kernels = [_kernel(step, names) for step in program.steps]
+    return Built([out / "module.so"], kernels, plan.bytes, weights.bytes)
+
+
+def _names(program: Program) -> dict[Hashable, str]:
+    """A name for every distinct kernel: its template and a number."""
+    names: dict[Hashable, str] = {}
+    for call in program.calls:
+        if call.key not in names:
+            names[call.key] = f"{call.template}_{len(names)}"
+    return names
+
+
+def _kernel(step: Call | Copy, names: dict[Hashable, str]) -> Kernel:
+    result = step.results[0]
+    if isinstance(step, Copy):
+        return Kernel("copy", "copy", "Copy", step.nodes, "plain", result.dtype, result.shape)
+    name = names[step.key]
+    return Kernel(name, step.template, step.op, step.nodes, step.layout, result.dtype, result.shape)
+
+
+# -- kernels
+
+
+def _kernels(
+    program: Program, names: dict[Hashable, str], machine: tvm.target.Target, folder: Path, progress: Progress
+) -> Path:
+    """Compile every distinct kernel into one object file."""
+    functions = {names[call.key]: call.function for call in program.calls}
+    module = tvm.IRModule({name: f.with_attr("global_symbol", name) for name, f in functions.items()})
+    progress("compile kernels", 0, len(functions))
+    built = tvm.tirx.build(module, machine)
+    built.write_to_file(str(folder / "kernels.o"))
+    progress("compile kernels", len(functions), len(functions))
+    return folder / "kernels.o"
+
+
+# -- tables
+
+
+class _Weights:
+    """The constants of a program, written one by one so that they are never all in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.bytes = 0
+        self._path = path
+        self._offsets: dict[int, tuple[np.ndarray, int]] = {}  # id -> the array, kept alive for its id, and its place
+        path.touch()
+
+    def offset(self, values: np.ndarray) -> int:
+        if id(values) not in self._offsets:
+            with open(self._path, "ab") as file:
+                file.write(b"\0" * (-self.bytes % ALIGNMENT))
+                self.bytes += -self.bytes % ALIGNMENT
+                file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+            self._offsets[id(values)] = values, self.bytes
+            self.bytes += values.nbytes
+        return self._offsets[id(values)][1]
+
+
+def _header(program: Program, names: dict[Hashable, str], plan: Plan, weights: _Weights) -> str:
+    """network.h: the steps of the program as tables of C."""
+    caller = {id(tensor): index for index, tensor in enumerate([*program.inputs.values(), *program.outputs.values()])}
+
+    def place(operand: Operand) -> tuple[str, int]:
+        if isinstance(operand, np.ndarray):
+            return "kWeights", weights.offset(operand)
+        root, offset = operand.root()
+        if root.fixed:
+            return f"kCaller + {caller[id(root)]}", offset
+        return "kWorkspace", plan.offsets[id(root)] + offset
+
+    def tensor(operand: Operand) -> str:
+        region, offset = place(operand)
+        shape = ", ".join(map(str, operand.shape)) or "1"
+        rank = len(operand.shape)
+        return f"{{{region}, {offset}, {_dl_type(operand.dtype)}, {rank}, (const int64_t[]){{{shape}}}}}"
+
+    declared = [f"extern int __tvm_ffi_{n}(void*, const TVMFFIAny*, int32_t, TVMFFIAny*);" for n in names.values()]
+    tables, steps, most = [], [], 2
+    for index, step in enumerate(program.steps):
+        if isinstance(step, Copy):
+            tensors: list[Operand] = [step.source, step.result]
+            rest = f"{step.rows}, {step.bytes}, {step.source_stride}, {step.result_stride}"
+            steps.append(f"  {{0, 2, T{index}, {rest}}},")
+        else:
+            tensors = [*step.operands, *step.results]
+            steps.append(f"  {{__tvm_ffi_{names[step.key]}, {len(tensors)}, T{index}, 0, 0, 0, 0}},")
+        most = max(most, len(tensors))
+        tables.append(f"static const Tensor T{index}[] = {{{', '.join(map(tensor, tensors))}}};")
+    return "\n".join(
+        [
+            *declared,
+            *tables,
+            f"enum {{ NETWORK_COUNT = {len(steps)}, NETWORK_MAX_TENSORS = {most} }};",
+            f"static const uint64_t NETWORK_WORKSPACE = {max(plan.bytes, ALIGNMENT)};",
+            "static const Step NETWORK_STEPS[] = {",
+            *steps,
+            "  {0}};\n",
+        ]
+    )
+
+
+_DL_CODES = {"i": "kDLInt", "u": "kDLUInt", "f": "kDLFloat", "b": "kDLBool"}
+
+
+def _dl_type(dtype: Any) -> str:
+    kind = np.dtype(dtype)
+    return f"{{{_DL_CODES[kind.kind]}, {kind.itemsize * 8}, 1}}"
+
+
+# -- the library
+
+
+def _sources(folder: Path) -> list[Path]:
+    """network.c, and the weights as an assembler includes them."""
+    source = folder / "network.c"
+    source.write_text(resources.files("nnc.lowering").joinpath("network.c").read_text("utf-8"), "utf-8")
+    weights = folder / "weights.S"
+    weights.write_text(
+        '.section .rodata\n.balign 4096\n.globl nnc_weights\n.hidden nnc_weights\nnnc_weights:\n.incbin "weights.bin"\n'
+        '.byte 0\n.section .note.GNU-stack, "", %progbits\n',
+        "utf-8",
+    )
+    return [source, weights]
+
+
+def _link(program: Program, objects: Iterable[Path], target: Target, machine: tvm.target.Target, folder: Path) -> None:
+    """Link everything into module.so."""
+    package = importlib.util.find_spec("tvm_ffi")
+    if package is None or package.origin is None:
+        raise NncError("the headers of apache-tvm-ffi are not installed", "pip install apache-tvm-ffi==0.1.14.post1")
+    headers = [f"-I{Path(package.origin).parent / place}" for place in _HEADERS]
+    options = [*headers, f"-I{folder}", f"-Wa,-I{folder}", "-std=c11", "-Wno-unused-command-line-argument"]
+
+    def fcompile(file: str, made: list[str], options: Any = None) -> None:
+        cross.link([*made, *objects], file, target, [*flags])
+
+    flags = options
+    executable = tvm.compile(_relax_main(program), machine)
+    executable.export_library(str(folder / "module.so"), fcompile=fcompile, workspace_dir=str(folder))
+
+
+def _relax_main(program: Program) -> tvm.IRModule:
+    """`main(inputs) -> outputs`, which calls `network` on memory of the virtual machine."""
+    builder = relax.BlockBuilder()
+    inputs = [relax.Var(f"x{i}", _type(tensor)) for i, tensor in enumerate(program.inputs.values())]
+    outputs = [_type(tensor) for tensor in program.outputs.values()]
+    with builder.function("main", inputs):
+        called = relax.op.call_dps_packed("network", relax.Tuple(inputs), outputs if len(outputs) > 1 else outputs[0])
+        builder.emit_func_output(builder.emit(called))
+    return builder.get()
+
+
+def _type(tensor: Tensor) -> Any:
+    return relax.TensorType(tensor.shape, tensor.dtype)

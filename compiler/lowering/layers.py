@@ -1,0 +1,314 @@
+"""Nodes that have a schedule template: convolutions, matrix products, pools, with the epilogue of their group.
+
+Each function here appends the calls of a group, or returns False where its template does not take the node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from nnc.lowering.fuse import Group
+from nnc.lowering.kernels import conv2d, depthwise, gemm, pool, winograd
+from nnc.lowering.kernels.window import Window
+from nnc.lowering.program import Operand, Tensor
+from nnc.lowering.shapes import shape_of
+from nnc.lowering.tail import Tail
+
+if TYPE_CHECKING:
+    from nnc.lowering.lower import Lowering
+
+
+def conv(lowering: Lowering, group: Group) -> bool:
+    """Conv of float32 images with constant weights."""
+    node = group.root
+    x, weights, bias = _input(node, 0), _array(node, 1), _input(node, 2)
+    window = _window(node, weights.shape[2:]) if weights is not None and weights.ndim == 4 else None
+    if weights is None or window is None or weights.dtype != np.float32 or x is None or x.dtype != np.float32:
+        return False
+    out_shape = shape_of(node.outputs[0])
+    tail = lowering.tail(group, _along_channels(bias, 4), lowering.block, out_shape)
+    groups, channels = node.attrs.get("group", 1), weights.shape[0]
+    if groups == channels == shape_of(x)[1]:
+        _depthwise(lowering, group, x, weights, window, tail)
+    elif not _winograd(lowering, group, x, weights, window, groups, tail):
+        _direct(lowering, group, x, weights, window, groups, tail)
+    return True
+
+
+def _depthwise(lowering: Lowering, group: Group, x: gs.Tensor, W: np.ndarray, window: Window, tail: Tail) -> None:
+    problem = depthwise.Depthwise(shape_of(x)[0], W.shape[0], window, lowering.block)
+    plan = depthwise.best_plan(problem, lowering.unit)
+    _emit(
+        lowering,
+        group,
+        _Kernel("depthwise", problem, plan),
+        [lowering.blocked(x), depthwise.pack(W, problem)],
+        tail,
+        (problem.batch, problem.blocks, *window.out_size, problem.block),
+        lambda X, P, extras: depthwise.compute(X, P, problem, plan, extras, tail.epilogue(extras)),
+    )
+
+
+def _winograd(
+    lowering: Lowering, group: Group, x: gs.Tensor, W: np.ndarray, window: Window, groups: int, tail: Tail
+) -> bool:
+    """3x3 with stride 1, where Winograd's algorithm is estimated to be faster."""
+    plain_steps = window.strides == window.dilations == (1, 1)
+    if window.kernel != (3, 3) or groups != 1 or not plain_steps or W.shape[1] < lowering.block:
+        return False
+    (top, left), (height, width) = window.origin, window.size
+    bottom, right = window.out_size[0] + 2 - height - top, window.out_size[1] + 2 - width - left
+    pads = (top, left, bottom, right)
+    problem = winograd.Convolution(shape_of(x)[0], W.shape[1], W.shape[0], height, width, pads, lowering.block)
+    if not winograd.wins(problem, lowering.unit):
+        return False
+    plan = winograd.best_plan(problem, lowering.unit)
+    _emit(
+        lowering,
+        group,
+        _Kernel("winograd", problem, plan),
+        [lowering.blocked(x), winograd.pack(W, plan)],
+        tail,
+        (problem.batch, problem.out_blocks, *problem.out_size, problem.block),
+        lambda X, U, extras: winograd.compute(X, U, problem, plan, extras, tail.epilogue(extras)),
+    )
+    return True
+
+
+def _direct(
+    lowering: Lowering, group: Group, x: gs.Tensor, W: np.ndarray, window: Window, groups: int, tail: Tail
+) -> None:
+    batch, channels, height, width = shape_of(x)
+    few = channels < lowering.block and not lowering.has_blocks(x)
+    in_block = 1 if few else lowering.block
+    source = lowering.plain(x) if few else lowering.blocked(x)
+    problem = conv2d.Conv2d(batch, channels, W.shape[0], window, groups, in_block, lowering.block)
+    out_size = window.out_size
+    if tail.fits(*out_size):
+        problem = problem.flattened(lowering.unit)
+        height, width = problem.window.size
+        tail = tail.reshaped(*problem.window.out_size)
+    plan = conv2d.best_plan(problem, lowering.unit)
+    shape = (batch, channels, height, width) if few else (batch, problem.in_blocks, height, width, in_block)
+    _emit(
+        lowering,
+        group,
+        _Kernel("conv2d", problem, plan),
+        [source.view(shape), conv2d.pack(W, problem, plan)],
+        tail,
+        (batch, problem.out_blocks, *problem.window.out_size, problem.block),
+        lambda X, P, extras: conv2d.compute(X, P, problem, plan, extras, tail.epilogue(extras)),
+        (batch, problem.out_blocks, *out_size, problem.block),
+    )
+
+
+def gemm_node(lowering: Lowering, group: Group) -> bool:
+    """Gemm with constant weights: `alpha` and `beta` are folded into the constants."""
+    node = group.root
+    x, weights, bias = _input(node, 0), _array(node, 1), _input(node, 2)
+    if x is None or weights is None or weights.dtype != np.float32 or node.attrs.get("transA", 0):
+        return False
+    W = np.float32(node.attrs.get("alpha", 1.0)) * (weights.T if node.attrs.get("transB", 0) else weights)
+    beta = node.attrs.get("beta", 1.0)
+    if isinstance(bias, gs.Constant):
+        bias = np.float32(beta) * bias.values
+    elif bias is not None and beta != 1.0:
+        return False
+    _product(lowering, group, lowering.plain(x), W, bias)
+    return True
+
+
+def matmul(lowering: Lowering, group: Group) -> bool:
+    """MatMul of float32 rows with a constant matrix."""
+    x, weights = _input(group.root, 0), _array(group.root, 1)
+    if x is None or isinstance(x, gs.Constant) or weights is None or weights.ndim != 2 or weights.dtype != np.float32:
+        return False
+    shape = shape_of(group.root.outputs[0])
+    if len(shape_of(x)) < 2 or (len(shape) > 2 and len(group.nodes) > 1):
+        return False  # the epilogue's operands have the rank of the output
+    _product(lowering, group, lowering.plain(x), weights, None)
+    return True
+
+
+def _product(lowering: Lowering, group: Group, x: Tensor, W: np.ndarray, bias: gs.Tensor | np.ndarray | None) -> None:
+    depth, columns = W.shape
+    rows, out_shape = prod(x.shape) // depth, shape_of(group.root.outputs[0])
+    plan = gemm.best_plan(rows, columns, depth, lowering.unit)
+    tail = lowering.tail(group, bias, 1, out_shape)
+    _emit(
+        lowering,
+        group,
+        _Kernel("gemm", (rows, columns, depth), plan),
+        [x.view((rows, depth)), gemm.pack(W, plan)],
+        tail,
+        (rows, columns),
+        lambda A, P, extras: gemm.compute(A, P, columns, plan, extras, tail.epilogue(extras)),
+        out_shape,
+        block=1,
+    )
+
+
+def spatial_pool(lowering: Lowering, group: Group) -> bool:
+    """MaxPool and AveragePool of images."""
+    node = group.root
+    x, window = _input(node, 0), _window(node, node.attrs.get("kernel_shape", ()))
+    if window is None or x is None or x.dtype != np.float32 or len(_used(node)) != 1:
+        return False
+    kind, padded_end = "max", None
+    if node.op == "AveragePool":
+        kind = "average"
+        if node.attrs.get("count_include_pad", 0):
+            ends = _pads(node, window)[2:]
+            padded_end = (window.size[0] + ends[0], window.size[1] + ends[1])
+    _pool(lowering, group, x, pool.Pool(kind, shape_of(x)[0], shape_of(x)[1], window, lowering.block, padded_end))  # type: ignore[arg-type]
+    return True
+
+
+def global_pool(lowering: Lowering, group: Group) -> bool:
+    """GlobalAveragePool, GlobalMaxPool, and ReduceMean or ReduceMax over rows and columns that keeps its axes."""
+    node, x = group.root, _input(group.root, 0)
+    if x is None or x.dtype != np.float32 or len(shape_of(x)) != 4 or isinstance(x, gs.Constant):
+        return False
+    if node.op.startswith("Reduce") and not (_reduced_axes(node) == [2, 3] and node.attrs.get("keepdims", 1)):
+        return False
+    size = shape_of(x)[2:]
+    window = Window(size, size, (1, 1), (1, 1), (0, 0), (1, 1))
+    kind = "max" if node.op.endswith("Max") or node.op == "GlobalMaxPool" else "average"
+    _pool(lowering, group, x, pool.Pool(kind, shape_of(x)[0], shape_of(x)[1], window, lowering.block))  # type: ignore[arg-type]
+    return True
+
+
+def _pool(lowering: Lowering, group: Group, x: gs.Tensor, problem: pool.Pool) -> None:
+    tail = lowering.tail(group, None, lowering.block, shape_of(group.root.outputs[0]))
+    _emit(
+        lowering,
+        group,
+        _Kernel(f"{problem.kind}_pool", problem, None),
+        [lowering.blocked(x)],
+        tail,
+        (problem.batch, problem.blocks, *problem.window.out_size, problem.block),
+        lambda X, extras: pool.compute(X, problem, lowering.unit, extras, tail.epilogue(extras)),
+    )
+
+
+TEMPLATES: dict[str, Callable[[Lowering, Group], bool]] = {
+    "AveragePool": spatial_pool,
+    "Conv": conv,
+    "Gemm": gemm_node,
+    "GlobalAveragePool": global_pool,
+    "GlobalMaxPool": global_pool,
+    "MatMul": matmul,
+    "MaxPool": spatial_pool,
+    "ReduceMax": global_pool,
+    "ReduceMean": global_pool,
+}
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    template: str
+    problem: Any
+    plan: Any
+
+
+def _emit(
+    lowering: Lowering,
+    group: Group,
+    kernel: _Kernel,
+    operands: Sequence[Operand],
+    tail: Tail,
+    shape: tuple[int, ...],
+    compute: Callable[..., Any],
+    out_shape: tuple[int, ...] | None = None,
+    block: int | None = None,
+) -> None:
+    """Append the call of a template; it computes `shape`, which is `out_shape` under another name."""
+    result = Tensor(out_shape or shape, "float32")
+    count = len(operands)
+    block = lowering.block if block is None else block
+    lowering.call(
+        kernel.template,
+        (kernel, tail.key),
+        [node.name for node in group.nodes],
+        "+".join(node.op for node in group.nodes),
+        [*operands, *tail.operands],
+        [result.view(shape)],
+        lambda *ins: compute(*ins[:count], ins[count:]),
+        f"NCHW{block}c" if block > 1 else "plain",
+    )
+    lowering.define(group.outputs[0], result, block)
+
+
+def _input(node: gs.Node, index: int) -> gs.Tensor | None:
+    """An input, or None where it is omitted."""
+    return node.inputs[index] if len(node.inputs) > index and not node.inputs[index].is_empty() else None
+
+
+def _array(node: gs.Node, index: int) -> np.ndarray | None:
+    """The values of a constant input."""
+    tensor = _input(node, index)
+    return tensor.values if isinstance(tensor, gs.Constant) else None
+
+
+def _used(node: gs.Node) -> list[gs.Tensor]:
+    return [tensor for tensor in node.outputs if tensor.name]
+
+
+def _along_channels(bias: gs.Tensor | None, rank: int) -> gs.Tensor | np.ndarray | None:
+    """A bias `[channels]` as an operand that broadcasts over images."""
+    return bias.values.reshape(1, -1, *[1] * (rank - 2)) if isinstance(bias, gs.Constant) else bias
+
+
+def _reduced_axes(node: gs.Node) -> list[int]:
+    """The axes of a reduction, an attribute before opset 18 and then an input; none where they are not known."""
+    axes = node.attrs.get("axes")
+    if axes is None and len(node.inputs) > 1:
+        values = _array(node, 1)
+        axes = values.tolist() if values is not None else None
+    return sorted(axis % len(shape_of(node.inputs[0])) for axis in axes or ())
+
+
+def _window(node: gs.Node, kernel: Sequence[int]) -> Window | None:
+    """The sliding window of a convolution or pool over images; None for other ranks and negative padding."""
+    shape, out = shape_of(node.inputs[0]), shape_of(node.outputs[0])
+    if len(shape) != 4 or len(kernel) != 2:
+        return None
+    window = Window(
+        _two(shape[2:]),
+        _two(kernel),
+        _two(node.attrs.get("strides", (1, 1))),
+        _two(node.attrs.get("dilations", (1, 1))),
+        (0, 0),
+        _two(out[2:]),
+    )
+    pads = _pads(node, window)
+    return replace(window, origin=pads[:2]) if min(pads) >= 0 else None
+
+
+def _pads(node: gs.Node, window: Window) -> tuple[int, int, int, int]:
+    """Top, left, bottom, right."""
+    auto = node.attrs.get("auto_pad", "NOTSET")
+    if auto in ("NOTSET", b"NOTSET"):
+        return tuple(node.attrs.get("pads", (0, 0, 0, 0)))  # type: ignore[return-value]
+    if auto == "VALID":
+        return 0, 0, 0, 0
+    starts, ends = [], []
+    for size, kernel, stride, dilation, out in zip(
+        window.size, window.kernel, window.strides, window.dilations, window.out_size, strict=True
+    ):
+        total = max(0, (out - 1) * stride + (kernel - 1) * dilation + 1 - size)
+        first = total // 2 if auto == "SAME_UPPER" else total - total // 2
+        starts.append(first)
+        ends.append(total - first)
+    return starts[0], starts[1], ends[0], ends[1]
+
+
+def _two(values: Sequence[int]) -> tuple[int, int]:
+    first, second = values
+    return int(first), int(second)
