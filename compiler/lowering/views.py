@@ -68,20 +68,22 @@ def _adopt_prefix(sources: list[Operand], result: Tensor) -> int:
 
     So the features of a dense block, concatenated again after every layer, lie in one place from the start.
     """
-    first = sources[0]
-    if not isinstance(first, Tensor) or first.base is None or first.offset or first.root()[0] is not first.base:
-        return 0
-    whole, place = first.base, 0
+    whole, place = _root(sources[0]), 0
     for count, source in enumerate(sources, 1):
-        if not isinstance(source, Tensor) or source.base is not whole or source.offset != place:
+        if whole is None or _root(source) is not whole or source.root()[1] != place:  # type: ignore[union-attr]
             return 0
-        place += source.bytes
+        place += source.bytes  # type: ignore[union-attr]
         if place == whole.bytes:
-            if not _adopt(whole, result, 0):
+            if whole is sources[0] or not _adopt(whole, result, 0):
                 return 0
             del sources[:count]
             return place
     return 0
+
+
+def _root(source: Operand) -> Tensor | None:
+    """The tensor that owns the memory of a source; None for constants."""
+    return None if isinstance(source, np.ndarray) else source.root()[0]
 
 
 def _adopt(part: Operand, result: Tensor, place: int) -> bool:
