@@ -3,28 +3,29 @@
 import hashlib
 import json
 import platform
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
-from nnc import __version__, pipeline, wire
+from nnc import __version__, output, pipeline, report, wire
 from nnc import graph as graphs
 from nnc.checkpoint import Checkpoints, digest, file_digest
 from nnc.errors import NncError
 from nnc.measure import measure
+from nnc.output import OutputFolder
 from nnc.pipeline import Context, Row
 from nnc.recipe import Recipe
 from nnc.target import Target
 
 #: Packages whose version can change what a compile leaves behind.
-_PACKAGES = ("onnx", "onnx-graphsurgeon", "onnxruntime", "numpy", "apache-tvm", "apache-tvm-ffi")
-_CHECKPOINTS = ".nnc"
+_PACKAGES = ("onnx", "onnx-graphsurgeon", "onnxruntime", "numpy", "apache-tvm", "apache-tvm-ffi", "ziglang")
 
 
 @dataclass(frozen=True)
@@ -47,24 +48,49 @@ def compile_model(job: Job, progress: pipeline.Progress = pipeline.silent) -> di
     Returns the report. When anything fails, the files of an earlier compile stay and no new ones appear; what a pass
     that failed by itself was given is saved beside the output folder.
     """
-    if job.lower:
-        job.target.require_lowerable()
+    _check(job)
     graph = graphs.load(job.model, job.shapes)
     context = open_context(job, graph, progress)
     lock = _lock(job)
-    checkpoints = Checkpoints(job.out / _CHECKPOINTS, job.model, _inputs_digest(lock))
-    before = _figures(graph, context, job.model.stat().st_size)
-    with _removed_on_error(job.out):
-        after_passes, rows = _run(graph, job, context, checkpoints)
-        report = _write_results(job, context, after_passes, rows, before, lock)
+    with output.opened(job.out) as folder:
+        inputs = _inputs_digest(lock)
+        before = _figures(graph, context, model_files(job.model))
+        before["accuracy"] = folder.once("before", inputs, lambda: context.accuracy(graph))
+        checkpoints = Checkpoints(folder.checkpoints, job.model, inputs)
+        compressed, rows = _run(graph, job, context, checkpoints)
+        files = graphs.save(compressed, folder.staging / "model.onnx", _metadata(job, lock))
+        after = _figures(compressed, context, files)
+        state = digest(inputs, *checkpoints.keys(job.recipe.passes))
+        after["accuracy"] = _accuracy_after(rows, before, context, compressed, folder, state)
+        library = _library(job, compressed, context, folder) if job.lower else None
+        result = _report(job, context, compressed, rows, before, after) | _library_entries(library)
+        result["files"] = [*(file.name for file in files), *(library["files"] if library else ()), *report.FILES]
+        report.write(result, lock, folder.staging)
+        (folder.staging / output.LOCK).write_text(json.dumps(lock, indent=2) + "\n", "utf-8")
+        folder.publish(result["files"])
+        if library is not None:
+            folder.remember("library", library["key"], library)
         checkpoints.prune()
-    return report
+    return result
 
 
-def plan(job: Job, progress: pipeline.Progress = pipeline.silent) -> list[Row]:
-    """What each pass would do, and what it would leave alone and why; writes nothing."""
+def plan(job: Job, progress: pipeline.Progress = pipeline.silent) -> dict[str, Any]:
+    """What each pass would do, and what it would leave alone and why; writes nothing.
+
+    {"target", "before", "after", "passes"} as in the report, and "remarks" of the target's cost model on the result.
+    """
+    _check_threads(job)
     graph = graphs.load(job.model, job.shapes)
-    return pipeline.run(graph, job.recipe.passes, open_context(job, graph, progress))[1]
+    context = open_context(job, graph, progress)
+    before = _figures(graph, context) | {"accuracy": context.accuracy(graph)}
+    compressed, rows = pipeline.run(graph, job.recipe.passes, context)
+    return {
+        "target": job.target.spec,
+        "before": before,
+        "after": _figures(compressed, context),
+        "passes": [asdict(row) for row in rows],
+        "remarks": report.remarks(context.predict(compressed), job.target),
+    }
 
 
 def bisect(job: Job, progress: pipeline.Progress = pipeline.silent) -> list[tuple[str, float]]:
@@ -77,19 +103,14 @@ def bisect(job: Job, progress: pipeline.Progress = pipeline.silent) -> list[tupl
     if context.test is None:
         raise NncError("bisect needs test data", "give it with --data test=PATH or in the recipe's [data]")
     states = [("(model)", _accuracy(context, graph))]
-    for pass_ in job.recipe.passes:
+    for index, pass_ in enumerate(job.recipe.passes):
         if pass_.name == "check-accuracy":
             continue  # it would stop the search at the very pass that is looked for
-        graph, rows = pipeline.run(graph, [pass_], context)
-        if rows[0].changed:
-            states.append((pass_.name, _accuracy(context, graph)))
+        progress(pass_.name, index, len(job.recipe.passes))
+        graph, (row,) = pipeline.run(graph, [pass_], context)
+        if row.changed:
+            states.append((pass_.name, _accuracy(context, graph) if row.accuracy is None else row.accuracy))
     return states
-
-
-def _accuracy(context: Context, graph: gs.Graph) -> float:
-    accuracy = context.accuracy(graph)
-    assert accuracy is not None
-    return accuracy
 
 
 def open_context(job: Job, graph: gs.Graph, progress: pipeline.Progress) -> Context:
@@ -105,6 +126,21 @@ def open_context(job: Job, graph: gs.Graph, progress: pipeline.Progress) -> Cont
     )
 
 
+def _check(job: Job) -> None:
+    """Refuse what can't end well, before any work starts."""
+    if job.lower:
+        job.target.require_lowerable()
+    _check_threads(job)
+    if job.model.resolve() == (job.out / "model.onnx").resolve():
+        raise NncError(f"{job.model}: the compile would replace its own model", "choose another output folder with -o")
+
+
+def _check_threads(job: Job) -> None:
+    cores = job.target.unit.cores
+    if job.threads is not None and not 1 <= job.threads <= cores:
+        raise NncError(f"--threads {job.threads}: {job.target.spec} has {cores} cores", f"give 1 to {cores}")
+
+
 def _run(graph: gs.Graph, job: Job, context: Context, checkpoints: Checkpoints) -> tuple[gs.Graph, list[Row]]:
     try:
         return pipeline.run(graph, job.recipe.passes, context, checkpoints)
@@ -115,44 +151,78 @@ def _run(graph: gs.Graph, job: Job, context: Context, checkpoints: Checkpoints) 
         raise NncError(failure.message, f"{failure.hint}; this reproduces it: {reproduce}") from failure
 
 
-def _write_results(
-    job: Job, context: Context, graph: gs.Graph, rows: list[Row], before: dict[str, Any], lock: dict[str, Any]
-) -> dict[str, Any]:
-    from nnc import report as reports
-
-    job.out.mkdir(parents=True, exist_ok=True)
-    model = job.out / "model.onnx"
-    graphs.save(graph, model, _metadata(job, lock))
-    built = _lower(job, graph, context) if job.lower else None
-    after = _figures(graph, context, sum(file.stat().st_size for file in job.out.glob("model.onnx*")))
-    report = _report(job, context, graph, rows, before, after)
-    if built is not None:
-        report["kernels"] = [asdict(kernel) for kernel in built.kernels]
-        report["files"] = [model.name, *(file.name for file in built.files)]
-    reports.write(report, job.out)
-    with wire.replacing(job.out / "nnc.lock") as file:
-        file.write(json.dumps(lock, indent=2).encode())
-    return report
+def _accuracy(context: Context, graph: gs.Graph) -> float:
+    accuracy = context.accuracy(graph)
+    assert accuracy is not None
+    return accuracy
 
 
-def _lower(job: Job, graph: gs.Graph, context: Context) -> Any:
-    """Build the library in the output folder."""
+def _accuracy_after(
+    rows: Sequence[Row], before: Mapping[str, Any], context: Context, graph: gs.Graph, folder: OutputFolder, state: str
+) -> float | None:
+    """The accuracy of the result; it is measured only where no row has it and no earlier compile of `state` knew it."""
+    changed = [row for row in rows if row.changed]
+    if not changed:
+        unchanged: float | None = before["accuracy"]
+        return unchanged
+    if changed[-1].accuracy is not None:
+        return changed[-1].accuracy
+    return folder.once("after", state, lambda: context.accuracy(graph))
+
+
+def _library(job: Job, graph: gs.Graph, context: Context, folder: OutputFolder) -> dict[str, Any]:
+    """Build the library, or keep that of an earlier compile of the same graph: its files by SHA-256, its kernels."""
+    key = _library_key(job, graph)
+    kept: dict[str, Any] | None = folder.recalled("library", key)
+    if kept is not None and all(_holds(folder.path / name, sha256) for name, sha256 in kept["files"].items()):
+        return kept
     from nnc import lowering  # imports tvm, which takes seconds
 
-    return lowering.build(graph, job.target, job.out, threads=job.threads, progress=context.progress)
+    built = lowering.build(graph, job.target, folder.staging, threads=job.threads, progress=context.progress)
+    return {
+        "key": key,
+        "files": {file.name: file_digest(file) for file in built.files},
+        "library_bytes": sum(file.stat().st_size for file in built.files),
+        "workspace_bytes": built.workspace_bytes,
+        "kernels": [asdict(kernel) for kernel in built.kernels],
+    }
+
+
+def _library_entries(library: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What the report says of the library; nothing where none was built."""
+    return {key: library[key] for key in ("library_bytes", "workspace_bytes", "kernels")} if library else {}
+
+
+def _holds(path: Path, sha256: str) -> bool:
+    return path.is_file() and file_digest(path) == sha256
+
+
+def _library_key(job: Job, graph: gs.Graph) -> str:
+    """A digest of all that the library depends on."""
+    skeleton, weights = graphs.split(graph)
+    state = hashlib.sha256(skeleton.SerializeToString(deterministic=True))
+    for name, values in weights.items():
+        state.update(f"{name} {values.dtype} {values.shape}\n".encode())
+        state.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+    sources = sorted(Path(str(resources.files("nnc.lowering"))).rglob("*.[pc]*"))
+    code = [file_digest(source) for source in sources if source.suffix in (".py", ".c")]
+    packages = [f"{name} {version(name)}" for name in _PACKAGES]
+    return digest(state.hexdigest(), job.target.model_dump_json(), str(job.threads), __version__, *packages, *code)
 
 
 def _report(
     job: Job, context: Context, graph: gs.Graph, rows: list[Row], before: dict[str, Any], after: dict[str, Any]
 ) -> dict[str, Any]:
+    predicted = context.predict(graph)
     return {
         "model": {
             "name": job.model.name,
-            "inputs": {tensor.name: list(tensor.shape) for tensor in graph.inputs},
-            "outputs": {tensor.name: list(tensor.shape) for tensor in graph.outputs},
+            "inputs": [_tensor(tensor) for tensor in graph.inputs],
+            "outputs": [_tensor(tensor) for tensor in graph.outputs],
         },
         "target": {"name": job.target.name, "unit": job.target.unit.name, "mode": job.target.mode},
         "recipe": {"name": job.recipe.path.name, "description": job.recipe.description},
+        "threads": job.threads or job.target.unit.threads,
         "before": before,
         "after": after,
         "ratios": {
@@ -162,62 +232,82 @@ def _report(
             "memory": _ratio(before["peak_activation_bytes"], after["peak_activation_bytes"]),
         },
         "passes": [asdict(row) for row in rows],
-        "layers": [asdict(layer) for layer in context.predict(graph).layers],
+        "layers": [asdict(layer) for layer in predicted.layers],
         "latency_source": "analytic",
-        "versions": {"nnc": __version__},
+        "remarks": report.remarks(predicted, job.target),
     }
+
+
+def _tensor(tensor: gs.Variable) -> dict[str, Any]:
+    return {"name": tensor.name, "shape": list(tensor.shape), "dtype": np.dtype(tensor.dtype).name}
 
 
 def _ratio(before: float | None, after: float | None) -> float | None:
     return before / after if before is not None and after else None
 
 
-def _figures(graph: gs.Graph, context: Context, file_bytes: int) -> dict[str, Any]:
-    """An entry `before` or `after` of the report."""
+def _figures(graph: gs.Graph, context: Context, files: Iterable[Path] = ()) -> dict[str, Any]:
+    """An entry `before` or `after` of the report, without the accuracy."""
     static, cost = measure(graph), context.predict(graph)
     return {
         "params": static.params,
         "weight_bytes": static.weight_bytes,
         "macs": static.macs,
         "nodes": static.nodes,
-        "file_bytes": file_bytes,
+        "file_bytes": sum(file.stat().st_size for file in files),
         "latency_ms": cost.latency_ms,
         "peak_activation_bytes": cost.peak_activation_bytes,
         "energy_mj": cost.energy_mj,
-        "accuracy": context.accuracy(graph),
     }
 
 
 def _lock(job: Job) -> dict[str, Any]:
     """What determines the result: the same lock gives the same bytes."""
+    recipe = job.recipe
     return {
         "nnc": __version__,
         "python": platform.python_version(),
         "packages": {name: version(name) for name in _PACKAGES},
-        "model": {"name": job.model.name, "sha256": file_digest(job.model)},
-        "data": {
-            key: {"path": str(path), "sha256": _data_digest(path)} for key, path in job.recipe.data_paths().items()
+        "model": {
+            "name": job.model.name,
+            "sha256": {file.name: file_digest(file) for file in model_files(job.model)},
         },
-        "target": {"spec": job.target.spec, "digest": digest(job.target.model_dump_json())},
+        "data": {
+            "sha256": {key: _data_digest(path) for key, path in recipe.data_paths().items()},
+            "preprocess": recipe.data.preprocess.model_dump(mode="json"),
+        },
+        "target": job.target.model_dump(mode="json", by_alias=True),
         "shapes": {name: list(shape) for name, shape in job.shapes.items()},
         "threads": job.threads,
         "seed": job.seed,
-        "recipe": job.recipe.to_toml(),
+        "recipe": {
+            "name": recipe.path.name,
+            "sha256": {file.name: file_digest(file) for file in (recipe.path, *recipe.used)},
+            "resolved": recipe.to_toml(),
+        },
     }
 
 
 def _inputs_digest(lock: Mapping[str, Any]) -> str:
+    """A digest of all that a pass can see besides the graph and its own parameters."""
     return digest(json.dumps({key: value for key, value in lock.items() if key != "recipe"}, sort_keys=True))
 
 
+def model_files(path: Path) -> list[Path]:
+    """The files that a model consists of: its own, and those of external data."""
+    tensors = wire.read(path)[0].graph.initializer
+    external = (tensor for tensor in tensors if tensor.data_location == onnx.TensorProto.EXTERNAL)
+    names = {entry.value for tensor in external for entry in tensor.external_data if entry.key == "location"}
+    return [path, *(path.parent / name for name in sorted(names))]
+
+
 def _data_digest(path: Path) -> str:
-    """The content of a data file; of a folder, the names, sizes and times of its files."""
+    """SHA-256 of a data file; of a folder, over the names and contents of its files."""
     if path.is_file():
         return file_digest(path)
     state = hashlib.sha256()
-    for file in sorted(path.rglob("*")):
-        stat = file.stat()
-        state.update(f"{file.relative_to(path)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        state.update(f"{file.relative_to(path)} {file_digest(file)}\n".encode())
     return state.hexdigest()
 
 
@@ -230,15 +320,3 @@ def _metadata(job: Job, lock: Mapping[str, Any]) -> dict[str, str]:
         "nnc.packages": json.dumps(lock["packages"]),
         "nnc.target": job.target.spec,
     }
-
-
-@contextmanager
-def _removed_on_error(out: Path) -> Iterator[None]:
-    """Remove the output folder when it is new and the compile fails; an interrupted one keeps its checkpoints."""
-    new = not out.exists()
-    try:
-        yield
-    except Exception:
-        if new:
-            shutil.rmtree(out, ignore_errors=True)
-        raise

@@ -58,7 +58,9 @@ class Context:
             return None
         from nnc.accuracy import evaluate
 
-        return evaluate(graph, self.test, progress=self.progress).top1
+        return evaluate(
+            graph, self.test, progress=lambda done, total: self.progress("measure accuracy", done, total)
+        ).top1
 
 
 @dataclass(frozen=True)

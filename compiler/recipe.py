@@ -97,7 +97,7 @@ def load(source: str | Path, overrides: Sequence[str] = (), data: Sequence[str] 
     table = toml.parse(toml.read(path), place)
     written = _validated(_File, _checked_shape(table, place), place)
     used = tuple(path.parent / name for name in written.use)
-    known = _table_of_passes(used)
+    known = known_passes(used)
     tables, origins = _overridden(written.passes, overrides, place)
     made = [_pass(table, index, known, place, origins) for index, table in enumerate(tables, 1)]
     return Recipe(path.stem, path, written.description, _data(written.data, path, place, data), tuple(made), used)
@@ -105,7 +105,7 @@ def load(source: str | Path, overrides: Sequence[str] = (), data: Sequence[str] 
 
 def schema(use: Iterable[Path] = ()) -> dict[str, Any]:
     """JSON Schema of a recipe, for editors; with the passes of the Python files `use`."""
-    known = _table_of_passes(use)
+    known = known_passes(use)
     models: list[Any] = [(model, "validation") for model in (_File, *known.values())]
     refs, definitions = models_json_schema(models)
     defs, keys = definitions["$defs"], {model: ref["$ref"].rpartition("/")[2] for (model, _), ref in refs.items()}
@@ -201,7 +201,8 @@ def _models(model: type[BaseModel]) -> list[type[BaseModel]]:
     return [model, *(each for table in tables for each in _models(table))]
 
 
-def _table_of_passes(use: Iterable[Path]) -> Passes:
+def known_passes(use: Iterable[Path]) -> Passes:
+    """The passes of nnc and of the Python files `use`, by name."""
     known: Passes = {each.name: each for each in passes.PASSES}
     for path in use:
         for each in user_passes.load(path):

@@ -3,7 +3,7 @@
 Outputs are compared on probe inputs in onnxruntime with every optimization off.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -66,10 +66,11 @@ def _tensors(graph: gs.Graph) -> Iterable[gs.Tensor]:
 def probe_inputs(graph: gs.Graph, seed: int) -> dict[str, np.ndarray]:
     """Random inputs: standard normal floats, integers from 0 to 9, booleans."""
     rng = np.random.default_rng(seed)
-    return {tensor.name: _probe(rng, np.dtype(tensor.dtype), tensor.shape) for tensor in graph.inputs}
+    return {tensor.name: probe(rng, np.dtype(tensor.dtype), tensor.shape) for tensor in graph.inputs}
 
 
-def _probe(rng: np.random.Generator, dtype: np.dtype, shape: list[int]) -> np.ndarray:
+def probe(rng: np.random.Generator, dtype: np.dtype, shape: Sequence[int]) -> np.ndarray:
+    """One random input of `probe_inputs`."""
     if dtype.kind == "f":
         return rng.standard_normal(shape, np.float32).astype(dtype)
     return rng.integers(0, 2 if dtype.kind == "b" else 10, shape).astype(dtype)

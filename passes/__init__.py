@@ -1,1 +1,6 @@
 """The rewrite passes."""
+
+from nnc.rewrite import Pass
+
+#: Every pass that a recipe can name.
+PASSES: tuple[type[Pass], ...] = ()

@@ -1,0 +1,190 @@
+"""The folder that a compile leaves behind, opened again: what is in it, and running its library."""
+
+import json
+import platform
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from nnc import host, wire
+from nnc.data import Preprocess
+from nnc.errors import NncError
+from nnc.output import LOCK
+from nnc.target import Target
+from nnc.verify import probe
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of the model."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __str__(self) -> str:
+        return f"'{self.name}' {self.dtype} [{', '.join(map(str, self.shape))}]"
+
+
+class Running(Protocol):
+    """nnc.lowering.library.Library or nnc.lowering.emulate.EmulatedLibrary."""
+
+    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]: ...
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished compile."""
+
+    folder: Path
+    report: Mapping[str, Any]
+    lock: Mapping[str, Any]
+    target: Target
+    preprocess: Preprocess
+    """What the recipe says of images."""
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    threads: int
+    """How many the library was compiled for."""
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Read the folder; NncError where it does not hold a finished compile."""
+        if folder.suffix == ".onnx" and not folder.is_dir():
+            hint = f"compile it first: nnc compile RECIPE {folder} --target TARGET -o DIR"
+            raise NncError(f"{folder}: a model, not the folder of a compile", hint)
+        if not folder.is_dir():
+            raise NncError(f"{folder}: no such folder" if not folder.exists() else f"{folder}: a file, not a folder")
+        if not (folder / LOCK).exists():
+            raise NncError(f"{folder}: holds no finished compile", "give the folder that nnc compile wrote")
+        try:
+            lock, report = _read(folder / LOCK), _read(folder / "report.json")
+            target = Target.model_validate_json(json.dumps(lock["target"]))
+            preprocess = Preprocess.model_validate(lock["data"]["preprocess"])
+            missing = [name for name in report["files"] if not (folder / name).is_file()]
+            inputs, outputs = (_tensors(report["model"][key]) for key in ("inputs", "outputs"))
+            artifact = cls(folder, report, lock, target, preprocess, inputs, outputs, int(report["threads"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise NncError(f"{folder}: report.json or {LOCK} is damaged", "compile again") from error
+        if missing:
+            raise NncError(f"{folder}: {missing[0]} is missing", "compile again")
+        return artifact
+
+    @property
+    def model_path(self) -> Path:
+        return self.folder / "model.onnx"
+
+    @property
+    def has_library(self) -> bool:
+        """Whether the compile built one."""
+        return "library_bytes" in self.report
+
+    @property
+    def library_path(self) -> Path:
+        """The library; NncError where there is none."""
+        if not self.has_library:
+            hint = "compile without --no-lower; onnxruntime runs its model.onnx"
+            raise NncError(f"{self.folder}: was compiled with --no-lower, there is no library in it", hint)
+        return self.folder / "module.so"
+
+    @property
+    def emulated(self) -> bool:
+        """Whether this machine has another instruction set than the target."""
+        return self.target.unit.architecture != platform.machine()
+
+    @property
+    def runtime(self) -> str:
+        """Where the library runs, in words."""
+        architecture = self.target.unit.architecture
+        return f"library for {architecture}, emulated" if self.emulated else f"library for {architecture}"
+
+    def library(self, threads: int | None = None) -> Running:
+        """The library, ready to run: on this machine, or an AArch64 one in an emulator."""
+        path = self.library_path
+        if self.emulated:
+            from nnc.lowering.emulate import EmulatedLibrary
+
+            return EmulatedLibrary(path, self.target)
+        from nnc.lowering.library import Library
+
+        self.check_instructions()
+        return Library(path, threads or self.threads)
+
+    def check_instructions(self) -> None:
+        """Refuse code for a newer x86 than this one: it would end in an illegal instruction."""
+        levels, tvm, here = ("x86-64-v2", "x86-64-v3", "x86-64-v4"), self.target.unit.tvm, host.figures()["tvm"]
+        wanted = str(tvm.get("mcpu"))
+        if wanted not in levels:
+            return
+        missing = [feature for feature in tvm.get("mattr", ()) if feature not in here["mattr"]]
+        if missing or levels.index(wanted) > levels.index(here["mcpu"]):
+            needed, found = " ".join([wanted, *missing]), here["mcpu"]
+            raise NncError(
+                f"{self.folder}: compiled for {needed}, this machine is {found}", "compile it on this machine"
+            )
+
+    def run(
+        self, inputs: Mapping[str, np.ndarray], threads: int | None = None, place: str = "the inputs"
+    ) -> dict[str, np.ndarray]:
+        """The outputs by name for arrays by input name; NncError where these do not fit the model."""
+        arrays = self.checked(inputs, place)
+        return self.named(self.library(threads).run(arrays))
+
+    def checked(self, inputs: Mapping[str, np.ndarray], place: str = "the inputs") -> list[np.ndarray]:
+        """The arrays in the model's order; NncError, beginning with `place`, where one is missing or does not fit."""
+        wanted = {tensor.name: tensor for tensor in self.inputs}
+        listed = " and ".join(map(str, wanted.values()))
+        for name in wanted.keys() - inputs.keys():
+            found = ", ".join(map(repr, inputs)) or "nothing"
+            raise NncError(f"{place}: '{name}' is missing; found {found}", f"the model reads {listed}")
+        for name in inputs.keys() - wanted.keys():
+            raise NncError(f"{place}: the model has no input '{name}'", f"it reads {listed}")
+        for name, tensor in wanted.items():
+            array = inputs[name]
+            found = str(Tensor(name, array.shape, array.dtype))
+            if array.shape != tensor.shape:
+                raise NncError(f"{place}: {found}, but the model reads {tensor}")
+            if array.dtype != tensor.dtype:
+                raise NncError(f"{place}: {found}, but the model reads {tensor}", f"save it .astype('{tensor.dtype}')")
+        return [inputs[name] for name in wanted]
+
+    def named(self, outputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        return {tensor.name: array for tensor, array in zip(self.outputs, outputs, strict=True)}
+
+    def random_inputs(self, seed: int = 0) -> dict[str, np.ndarray]:
+        """Inputs that fit the model, as `verify.probe_inputs` makes them for a graph."""
+        rng = np.random.default_rng(seed)
+        return {tensor.name: probe(rng, tensor.dtype, tensor.shape) for tensor in self.inputs}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return content
+
+
+def _tensors(entries: Sequence[Mapping[str, Any]]) -> tuple[Tensor, ...]:
+    return tuple(Tensor(entry["name"], tuple(entry["shape"]), np.dtype(entry["dtype"])) for entry in entries)
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz by name."""
+    if not path.is_file():
+        raise NncError(f"{path}: no such file" if not path.exists() else f"{path}: a folder, not an .npz file")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if isinstance(archive, np.ndarray):
+                raise NncError(f"{path}: a single array without a name", "write numpy.savez(file, NAME=array)")
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError) as error:
+        raise NncError(f"{path}: not an .npz file of numbers", "write it with numpy.savez(file, NAME=array)") from error
+
+
+def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write an .npz; the file is there only when it is complete."""
+    with wire.replacing(path) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]

@@ -1,0 +1,417 @@
+"""The command line: `nnc compile`, and everything around it.
+
+Commands import what they use when they run, so that `nnc --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from nnc import __version__
+from nnc.errors import NncError
+
+if TYPE_CHECKING:
+    from nnc.compilation import Job
+
+
+class _Commands(TyperGroup):
+    """Turns the errors of every command into a message and an exit status."""
+
+    def invoke(self, ctx: Any) -> Any:
+        from nnc.console import failing
+
+        with failing():
+            return super().invoke(ctx)
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Make neural networks smaller and faster: a recipe, an ONNX model and a target in, ONNX and a library out.",
+)
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A TOML file, or the name of a shipped recipe.")]
+ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")]
+EitherArgument = Annotated[Path, typer.Argument(metavar="MODEL|DIR", help="An ONNX file, or the folder of a compile.")]
+FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The folder that nnc compile wrote.")]
+NameArgument = Annotated[
+    str | None, typer.Argument(metavar="[NAME]", help="One of them, in detail.", show_default=False)
+]
+TargetOption = Annotated[str, typer.Option("--target", "-t", metavar="T", help="name[:unit][@mode], or a TOML file.")]
+DataOption = Annotated[
+    list[str], typer.Option("--data", metavar="KEY=PATH", help="calibration=PATH or test=PATH, not the recipe's.")
+]
+SetOption = Annotated[
+    list[str], typer.Option("--set", metavar="PASS.KEY=VALUE", help="A parameter of a pass, not the recipe's.")
+]
+ShapeOption = Annotated[
+    list[str],
+    typer.Option("--shape", metavar="INPUT=N,C,H,W", help="The shape of an input that the model leaves open."),
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, metavar="N", help="Cores that share the work, not all of the unit's.")
+]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Seed of everything random.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, and no tables where files result.")]
+UseOption = Annotated[list[Path], typer.Option("--use", metavar="FILE", help="A Python file with passes of your own.")]
+
+
+def main() -> None:
+    """Entry point of the command `nnc`."""
+    try:
+        app(prog_name="nnc")
+    except KeyboardInterrupt:  # while the arguments are read
+        raise SystemExit(130) from None
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"nnc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("compile")
+def compile_(
+    recipe: RecipeArgument,
+    model: ModelArgument,
+    target: TargetOption,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="DIR", help="Where to.  [default: ./MODEL-TARGET]")
+    ] = None,
+    data: DataOption = [],  # noqa: B006  # typer makes a new list
+    set_: SetOption = [],  # noqa: B006
+    shape: ShapeOption = [],  # noqa: B006
+    lower: Annotated[bool, typer.Option("--lower/--no-lower", help="Build a library too, or only model.onnx.")] = True,
+    threads: ThreadsOption = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Compress a model and compile it for a target."""
+    from nnc import compilation, console, tables
+
+    job = _job(recipe, model, target, data, set_, shape, out=out, lower=lower, threads=threads, seed=seed)
+    with console.progress(quiet) as progress:
+        report = compilation.compile_model(job, progress)
+    if as_json:
+        _print_json(report)
+    elif not quiet:
+        tables.show_compiled(report, job.out)
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    model: ModelArgument,
+    target: TargetOption,
+    data: DataOption = [],  # noqa: B006
+    set_: SetOption = [],  # noqa: B006
+    shape: ShapeOption = [],  # noqa: B006
+    threads: ThreadsOption = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Show what each pass would do, and what it would leave alone and why. Writes nothing."""
+    from nnc import compilation, console, tables
+
+    job = _job(recipe, model, target, data, set_, shape, threads=threads, seed=seed)
+    with console.progress(quiet) as progress:
+        planned = compilation.plan(job, progress)
+    if as_json:
+        _print_json(planned)
+    else:
+        tables.show_plan(planned)
+
+
+@app.command()
+def bisect(
+    recipe: RecipeArgument,
+    model: ModelArgument,
+    target: TargetOption = "x86",
+    data: DataOption = [],  # noqa: B006
+    set_: SetOption = [],  # noqa: B006
+    shape: ShapeOption = [],  # noqa: B006
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Find the pass that costs the accuracy: it is measured after each one."""
+    from nnc import compilation, console, tables
+
+    job = _job(recipe, model, target, data, set_, shape, seed=seed)
+    with console.progress(quiet) as progress:
+        states = compilation.bisect(job, progress)
+    if as_json:
+        _print_json([{"after": name, "accuracy": accuracy} for name, accuracy in states])
+    else:
+        tables.show_bisection(states)
+
+
+@app.command()
+def run(
+    folder: FolderArgument,
+    inputs: Annotated[
+        str, typer.Option("--input", "-i", metavar="FILE", help="An .npz with one array per input, or 'random'.")
+    ],
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE", help="An .npz for the outputs.")] = None,
+    threads: ThreadsOption = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Run a compiled model: here, or an AArch64 one in an emulator."""
+    from nnc import tables
+    from nnc.artifact import Artifact, load_arrays, save_arrays
+
+    artifact = Artifact.open(folder)
+    given = artifact.random_inputs(seed) if inputs == "random" else load_arrays(Path(inputs))
+    outputs = artifact.run(given, threads, place=inputs)
+    if out is not None:
+        save_arrays(out, outputs)
+    if as_json:
+        _print_json({"runtime": artifact.runtime, "outputs": tables.described(outputs)})
+    elif not quiet:
+        tables.show_outputs(outputs, artifact.runtime, out)
+
+
+@app.command()
+def bench(
+    folder: FolderArgument,
+    against: Annotated[str, typer.Option("--against", metavar="onnxruntime", help="The other side.")] = "onnxruntime",
+    rounds: Annotated[int, typer.Option("--rounds", min=1, metavar="N", help="How often each side has its turn.")] = 20,
+    threads: ThreadsOption = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Time every kernel of the library instead.")] = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Time a compiled model on this machine, in turns with onnxruntime on the same model."""
+    if folder.suffix == ".onnx":
+        hint = f"compile it first (nnc compile RECIPE {folder} --target x86 -o DIR), then nnc bench DIR"
+        raise typer.BadParameter(f"{folder} is a model, not the folder of a compile: {hint}", param_hint="DIR")
+    if against != "onnxruntime":
+        raise typer.BadParameter(f"only onnxruntime is known, not '{against}'", param_hint="--against")
+    from nnc import benchmark, console, tables
+    from nnc.artifact import Artifact
+
+    artifact = Artifact.open(folder)
+    if profile:
+        kernels = benchmark.profile(artifact, threads or artifact.threads)
+        _print_json(kernels) if as_json else tables.show_profile(kernels)
+        return
+    with console.progress(quiet) as progress:
+        timing = benchmark.compare(artifact, rounds, threads or artifact.threads, progress)
+    _print_json(timing.to_dict()) if as_json else tables.show_timing(timing)
+
+
+@app.command("eval")
+def evaluate(
+    model: EitherArgument,
+    data: Annotated[Path, typer.Option("--data", metavar="D", help="An .npz or a folder of images, with labels.")],
+    size: Annotated[str | None, typer.Option("--size", metavar="H,W", help="Of the images; else the model's.")] = None,
+    crop: Annotated[
+        int | None, typer.Option("--crop", min=1, metavar="N", help="Side of the centre to cut out.")
+    ] = None,
+    mean: Annotated[str | None, typer.Option("--mean", metavar="R,G,B", help="Of pixels from 0 to 1; else 0.")] = None,
+    std: Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="Of pixels from 0 to 1; else 1.")] = None,
+    layout: Annotated[
+        str | None, typer.Option("--layout", metavar="NCHW|NHWC", help="Of the input; else NCHW.")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", min=1, metavar="N", help="Only N, drawn at random.")
+    ] = None,
+    shape: ShapeOption = [],  # noqa: B006
+    threads: ThreadsOption = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Measure the accuracy of a model in onnxruntime, or of a compiled one in its library.
+
+    The preprocessing is that of the recipe where the model is a compiled one; options replace parts of it.
+    """
+    from nnc import console, evaluation, tables
+
+    options = {"size": size, "crop": crop, "mean": mean, "std": std, "layout": layout}
+    with console.progress(quiet) as progress:
+        measured = evaluation.evaluate(
+            model, data, options, _shapes(shape), samples=samples, seed=seed, threads=threads, progress=progress
+        )
+    if as_json:
+        _print_json(measured.to_dict())
+    else:
+        tables.show_accuracy(measured)
+
+
+@app.command()
+def inspect(
+    model: EitherArgument,
+    target: Annotated[
+        str | None, typer.Option("--target", "-t", metavar="T", help="Predict the latency on this target.")
+    ] = None,
+    shape: ShapeOption = [],  # noqa: B006
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the layers of a model: shapes, MACs, parameters, and on a target what they cost."""
+    from nnc import inspection, tables
+    from nnc import target as targets
+
+    path = model / "model.onnx" if model.is_dir() else model
+    chip = None if target is None else targets.load(target)
+    inspected = inspection.inspect(path, chip, _shapes(shape), threads)
+    if as_json:
+        _print_json(inspected)
+    else:
+        tables.show_inspection(inspected)
+
+
+@app.command()
+def network(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Such as resnet50; 'list' shows all of them.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE", help="[default: ./NAME.onnx]")] = None,
+    input_size: Annotated[int | None, typer.Option("--input", metavar="N", help="Side of the image in pixels.")] = None,
+    classes: Annotated[int | None, typer.Option("--classes", metavar="N", help="Outputs; else as published.")] = None,
+    width: Annotated[float, typer.Option("--width", metavar="F", help="Factor on the channels of every layer.")] = 1.0,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write a reference network of the literature, with seeded weights."""
+    from nnc import inspection, networks, tables, wire
+
+    if name == "list":
+        _print_json(networks.NAMES) if as_json else print("\n".join(networks.NAMES))
+        return
+    model = networks.build(name, input_size=input_size, classes=classes, width=width, seed=seed)
+    path = out or Path(f"{name}.onnx")
+    with wire.replacing(path) as file:
+        file.write(model.SerializeToString(deterministic=True))
+    figures = {"file": str(path)} | inspection.inspect(path, None, {})["totals"]
+    if as_json:
+        _print_json(figures)
+    elif not quiet:
+        tables.show_network(figures)
+
+
+@app.command()
+def passes(name: NameArgument = None, use: UseOption = [], as_json: JsonOption = False) -> None:  # noqa: B006
+    """List the passes that a recipe can name."""
+    from nnc import catalog, tables
+
+    entries = catalog.passes(use)
+    if name is None:
+        _print_json(list(entries.values())) if as_json else tables.show_list(entries, ("effect",))
+    else:
+        entry = catalog.find("pass", name, entries)
+        _print_json(entry) if as_json else tables.show_pass(entry)
+
+
+@app.command()
+def targets(name: NameArgument = None, as_json: JsonOption = False) -> None:
+    """List the targets, or show the figures of one; x86 shows what was detected here."""
+    from nnc import catalog, tables
+
+    if name is None:
+        entries = catalog.targets()
+        _print_json(list(entries.values())) if as_json else tables.show_list(entries, ("units", "modes"))
+    else:
+        entry = catalog.target(name)
+        _print_json(entry) if as_json else tables.show_target(entry)
+
+
+@app.command()
+def recipes(name: NameArgument = None, as_json: JsonOption = False) -> None:
+    """List the recipes that nnc ships, or print one: a start for your own."""
+    from nnc import catalog, tables
+
+    entries = catalog.recipes()
+    if name is None:
+        _print_json(list(entries.values())) if as_json else tables.show_list(entries, ("passes",))
+    else:
+        entry = catalog.find("recipe", name, entries)
+        _print_json(entry) if as_json else print(entry["toml"], end="")
+
+
+@app.command()
+def schema(use: UseOption = []) -> None:  # noqa: B006
+    """Print the JSON Schema of recipes, for editors."""
+    from nnc import recipe
+
+    _print_json(recipe.schema(use))
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Show which optional tools are there, and how to get the others."""
+    from dataclasses import asdict
+
+    from nnc import tables
+    from nnc.doctor import checks
+
+    found = checks()
+    if as_json:
+        _print_json([asdict(check) for check in found])
+    else:
+        tables.show_checks(found)
+
+
+def _job(
+    recipe: str,
+    model: Path,
+    target: str,
+    data: Sequence[str],
+    overrides: Sequence[str],
+    shape: Sequence[str],
+    *,
+    out: Path | None = None,
+    lower: bool = False,
+    threads: int | None = None,
+    seed: int,
+) -> Job:
+    """Everything that the arguments name, read and checked."""
+    from nnc import recipe as recipes
+    from nnc import target as targets
+    from nnc.compilation import Job
+
+    chip = targets.load(target)
+    default = Path(f"{model.stem}-{chip.name}" + (f"-{chip.unit.name}" if chip.unit != chip.units[0] else ""))
+    read = recipes.load(recipe, overrides, data)
+    return Job(read, model, chip, out or default, _shapes(shape), threads, lower, seed)
+
+
+def _shapes(options: Sequence[str]) -> dict[str, list[int]]:
+    """['input=1,3,224,224'] -> {'input': [1, 3, 224, 224]}."""
+    shapes = {}
+    for option in options:
+        name, equals, sizes = option.rpartition("=")
+        words = [word.strip() for word in sizes.split(",")]
+        if not name or not equals or not all(word.isascii() and word.isdigit() and int(word) for word in words):
+            raise NncError(f"--shape {option}: not of the form INPUT=N,C,H,W", "such as --shape input=1,3,224,224")
+        shapes[name] = [int(word) for word in words]
+    return shapes
+
+
+def _print_json(content: Any) -> None:
+    from nnc.report import strict
+
+    print(json.dumps(strict(content), indent=2, ensure_ascii=False))

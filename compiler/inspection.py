@@ -1,0 +1,45 @@
+"""What a model consists of: its layers, what they cost, and how long a target takes for them."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import onnx_graphsurgeon as gs
+
+from nnc import graph as graphs
+from nnc import measure
+from nnc.report import remarks
+from nnc.simulation.analytic import predict
+from nnc.simulation.kernels import Kernel, kernels, peak_bytes
+from nnc.target import Target
+
+
+def inspect(path: Path, target: Target | None, shapes: graphs.Shapes, threads: int | None = None) -> dict[str, Any]:
+    """The layers of a model, one per fused kernel, and their totals; with predictions where there is a target.
+
+    {"model", "target", "totals": {...}, "layers": [{"name", "op", "shape", "macs", "params", "latency_ms", "bound"}]}
+    """
+    graph = graphs.load(path, shapes)
+    totals = asdict(measure.measure(graph)) | {"peak_activation_bytes": peak_bytes(graph, kernels(graph))}
+    inspected: dict[str, Any] = {"model": path.name, "target": target.spec if target else None, "totals": totals}
+    if target is None:
+        return inspected | {"layers": [_layer(kernel) for kernel in kernels(graph)], "remarks": []}
+    predicted = predict(graph, target, threads)
+    totals |= {"latency_ms": predicted.latency_ms, "energy_mj": predicted.energy_mj}
+    layers = [asdict(layer) for layer in predicted.layers]
+    return inspected | {"layers": layers, "remarks": remarks(predicted, target)}
+
+
+def _layer(kernel: Kernel) -> dict[str, Any]:
+    return {
+        "name": kernel.anchor.name,
+        "op": "+".join(node.op for node in kernel.nodes),
+        "shape": _shape(kernel.outputs),
+        "macs": kernel.macs,
+        "params": sum(map(measure.params, kernel.nodes)),
+    }
+
+
+def _shape(outputs: Sequence[gs.Tensor]) -> list[int]:
+    return list(outputs[0].shape or ())

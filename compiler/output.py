@@ -1,0 +1,140 @@
+"""The folder that a compile writes: nothing in it changes until everything is ready."""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nnc import wire
+from nnc.errors import NncError
+
+#: The file that is written last: a folder without it holds no finished compile.
+LOCK = "nnc.lock"
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class OutputFolder:
+    """`path`, and below `path`/.nnc what is being written and what the next compile can use again."""
+
+    path: Path
+
+    @property
+    def hidden(self) -> Path:
+        return self.path / ".nnc"
+
+    @property
+    def staging(self) -> Path:
+        """Where files are written before `publish` moves them."""
+        return self.hidden / "new"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.hidden / "passes"
+
+    def publish(self, files: Iterable[str]) -> None:
+        """Move the staged files into place, LOCK last; `files` are all of the compile, those of earlier ones go."""
+        kept = set(files)
+        stale = _files_of(self.path) - kept
+        (self.path / LOCK).unlink(missing_ok=True)  # from here until the end there is no finished compile
+        for staged in sorted(self.staging.iterdir()):
+            if staged.name in kept:
+                os.replace(staged, self.path / staged.name)
+        for name in stale:
+            (self.path / name).unlink(missing_ok=True)
+        os.replace(self.staging / LOCK, self.path / LOCK)
+
+    def recalled(self, name: str, key: str) -> Any:
+        """What `remember` kept under this name and key, or None."""
+        with suppress(OSError, ValueError, KeyError):
+            saved = json.loads((self.hidden / f"{name}.json").read_text("utf-8"))
+            return saved["value"] if saved["key"] == key else None
+        return None
+
+    def remember(self, name: str, key: str, value: Any) -> None:
+        """Keep a JSON value for the next compile; the one before under this name is forgotten."""
+        with wire.replacing(self.hidden / f"{name}.json") as file:
+            file.write(json.dumps({"key": key, "value": value}).encode())
+
+    def once(self, name: str, key: str, compute: Callable[[], Value]) -> Value:
+        """The value of `compute`, or what it was when an earlier compile computed it under the same key."""
+        if (value := self.recalled(name, key)) is None:
+            value = compute()
+            self.remember(name, key, value)
+        return value
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[OutputFolder]:
+    """The folder for one compile at a time.
+
+    On an error, folders that were made here disappear again and those that were there keep what they held; an
+    interrupted compile leaves its checkpoints too.
+    """
+    if path.exists() and not path.is_dir():
+        raise NncError(f"{path}: a file, not a folder", "choose another output folder with -o")
+    folder, made = OutputFolder(path), _first_missing(path)
+    try:
+        folder.hidden.mkdir(parents=True, exist_ok=True)
+        with _alone(folder.hidden / "running", path), _staged(folder.staging):
+            yield folder
+    except OSError as error:
+        _remove(made)
+        raise NncError(f"{error.filename or path}: {reason(error)}") from error
+    except Exception:
+        _remove(made)
+        raise
+
+
+def reason(error: OSError) -> str:
+    """'no space left on device'."""
+    if error.errno == errno.EFBIG:
+        return "the file is larger than this system allows"
+    text = error.strerror or str(error)
+    return text[:1].lower() + text[1:]
+
+
+def _files_of(path: Path) -> set[str]:
+    """The files of the compile that `path` holds."""
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        names = json.loads((path / "report.json").read_text("utf-8"))["files"]
+        return {name for name in names if Path(name).name == name}
+    return set()
+
+
+def _first_missing(path: Path) -> Path | None:
+    """The outermost folder of `path` that is not there."""
+    missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
+    return missing[-1] if missing else None
+
+
+def _remove(folder: Path | None) -> None:
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _alone(path: Path, folder: Path) -> Iterator[None]:
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise NncError(f"{folder}: another nnc is writing it", "choose another output folder with -o") from None
+        yield
+
+
+@contextmanager
+def _staged(path: Path) -> Iterator[None]:
+    shutil.rmtree(path, ignore_errors=True)  # of a compile that was killed
+    path.mkdir()
+    try:
+        yield
+    finally:
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,90 @@
+"""The evidence of a compile: report.json for programs, report.html for people, and remarks on what would help."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from nnc import units, wire
+from nnc.simulation.analytic import Layer, Prediction
+from nnc.target import Target
+
+#: What `write` writes.
+FILES = ("report.json", "report.html")
+
+Report = Mapping[str, Any]
+
+
+def write(report: Report, lock: Mapping[str, Any], folder: Path) -> None:
+    """Write FILES into the folder."""
+    from nnc.page import page  # imports jinja2, which only this needs
+
+    with wire.replacing(folder / "report.json") as file:
+        file.write(json.dumps(strict(report), indent=1, ensure_ascii=False, allow_nan=False).encode())
+    with wire.replacing(folder / "report.html") as file:
+        file.write(page(report, lock).encode())
+
+
+def strict(content: Any) -> Any:
+    """The content as JSON can hold it: null for what is infinite or no number at all."""
+    match content:
+        case float():
+            return content if math.isfinite(content) else None
+        case dict():
+            return {str(key): strict(value) for key, value in content.items()}
+        case list() | tuple():
+            return [strict(value) for value in content]
+    return content
+
+
+def remarks(predicted: Prediction, target: Target) -> list[str]:
+    """What the target's cost model says about the network, in sentences."""
+    total = sum(layer.latency_ms for layer in predicted.layers)
+    if not total:
+        return []
+    return [*_bounds(predicted.layers, total), *_heaviest(predicted.layers, total), *_padding(predicted.layers, target)]
+
+
+#: What a layer is bound by, what that means, and what makes it faster.
+BOUNDS = {
+    "compute": ("multiplying takes the longest", "fewer MACs or a narrower type make it faster"),
+    "cache": ("moving data from the caches to the cores takes the longest", "fewer channels make it faster"),
+    "memory": ("reading weights or activations from DRAM takes the longest", "fewer weight bytes make it faster"),
+    "dispatch": ("starting the kernel takes longer than its work", "fewer layers make it faster, smaller ones do not"),
+}
+
+
+def shares(layers: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """The share of the latency, 0 to 1, that is in layers of each bound; the largest first."""
+    sums = dict.fromkeys(BOUNDS, 0.0)
+    for layer in layers:
+        sums[layer["bound"]] += layer["latency_ms"]
+    total = sum(sums.values()) or 1.0
+    return {bound: value / total for bound, value in sorted(sums.items(), key=lambda entry: -entry[1])}
+
+
+def _bounds(layers: list[Layer], total: float) -> Iterable[str]:
+    for bound, share in shares([vars(layer) for layer in layers]).items():
+        if share >= 0.1:
+            meaning, advice = BOUNDS[bound]
+            yield f"{units.percent(share)} of the time is in layers bound by {bound}: {meaning}; {advice}"
+
+
+def _heaviest(layers: list[Layer], total: float) -> Iterable[str]:
+    layer = max(layers, key=lambda layer: layer.latency_ms)
+    if len(layers) > 1 and layer.latency_ms >= 0.2 * total:
+        yield f"{units.percent(layer.latency_ms / total)} of the time is in one layer, {layer.name} ({layer.op})"
+
+
+def _padding(layers: list[Layer], target: Target) -> Iterable[str]:
+    """Widths that fill the vectors badly."""
+    multiple = target.unit.channel_multiple
+    odd = [layer for layer in layers if layer.macs and len(layer.shape) == 4 and layer.shape[1] % multiple]
+    if odd:
+        names = ", ".join(f"{layer.name} ({layer.shape[1]})" for layer in odd[:3])
+        more = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
+        yield (
+            f"the channels of {units.plural(len(odd), 'layer')} are no multiple of {multiple}, so that the last vector "
+            f"of each is partly empty: {names}{more}"
+        )
