@@ -143,7 +143,10 @@ class _Weights:
 
 def _header(program: Program, names: dict[Hashable, str], plan: Plan, weights: _Weights) -> str:
     """network.h: the steps of the program as tables of C."""
-    caller = {id(tensor): index for index, tensor in enumerate([*program.inputs.values(), *program.outputs.values()])}
+    caller = {
+        id(tensor.root()[0]): index
+        for index, tensor in enumerate([*program.inputs.values(), *program.outputs.values()])
+    }
 
     def place(operand: Operand) -> tuple[str, int]:
         if isinstance(operand, np.ndarray):
@@ -214,7 +217,7 @@ def _link(program: Program, objects: Iterable[Path], target: Target, machine: tv
     if package is None or package.origin is None:
         raise NncError("the headers of apache-tvm-ffi are not installed", "pip install apache-tvm-ffi==0.1.14.post1")
     headers = [f"-I{Path(package.origin).parent / place}" for place in _HEADERS]
-    options = [*headers, f"-I{folder}", f"-Wa,-I{folder}", "-std=c11", "-Wno-unused-command-line-argument"]
+    options = [*headers, f"-I{folder}", f"-Wa,-I{folder}", "-std=c11", "-g0", "-Wno-unused-command-line-argument"]
 
     def fcompile(file: str, made: list[str], options: Any = None) -> None:
         cross.link([*made, *objects], file, target, [*flags])

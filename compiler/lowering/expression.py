@@ -29,7 +29,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Expression:
-    """Steps over `inputs` values: slots 0 .. inputs - 1 are the inputs, then one slot per step; the last is the result."""
+    """Steps over `inputs` values.
+
+    Slots 0 .. inputs - 1 are the inputs, then one slot per step; the last is the result.
+    """
 
     inputs: int
     steps: tuple[Step, ...]

@@ -89,7 +89,7 @@ class Lowering:
             root, offset = (source, 0) if isinstance(source, np.ndarray) else source.root()
             if isinstance(root, Tensor) and not root.fixed and not offset and root.bytes == source.bytes:
                 root.fixed = True
-                self.program.outputs[tensor.name] = root
+                self.program.outputs[tensor.name] = source
                 continue
             result = Tensor(shape_of(tensor), dtype_of(tensor), fixed=True)
             self.program.outputs[tensor.name] = result
@@ -245,7 +245,7 @@ class Lowering:
             return self.plain(value).view((own[0], 1, *own[2:], 1))
         if len(shape_of(value)) == 4:
             return self.blocked(value)
-        return self._to_blocked(self.plain(value), own, value.name)
+        return self._to_blocked(self.plain(value).view(own), own, value.name)
 
     def tail(self, group: Group, bias: gs.Tensor | np.ndarray | None, block: int, out_shape: Shape) -> Tail:
         """The epilogue of a group whose root computes float32 of `out_shape`, plain or in blocks of `block`."""

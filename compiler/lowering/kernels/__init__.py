@@ -12,7 +12,7 @@ value itself (bias, residual, scales). `epilogue(value, index) -> expression` is
 scalars inside of a loop over the lanes; index is `(n, block, y, x, lane)` in a blocked layout. The body is a
 `te.extern` whose loops are emitted with TVM's IRBuilder: what is written is what runs, there is nothing to schedule.
 
-Activations are in blocked layout NCHW[x]c: `[n, channels / x, height, width, x]`, with x the lanes of a vector register.
+Activations are in blocked layout NCHW[x]c: `[n, channels / x, height, width, x]`, with x the lanes of a vector.
 Channels are padded to whole blocks; the values in the padding are unspecified but finite, and weights are zero there.
 Padding of images is never materialised: rows outside of the image are left out by loop bounds, columns by emitting the
 tiles at the left and the right edge separately (`window.py`).

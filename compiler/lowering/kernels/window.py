@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from math import ceil
 from typing import Any
 
@@ -117,7 +117,7 @@ class Window:
         width = self.out_size[1]
         parts = ceil(width / columns)
         starts = [part * width // parts for part in range(parts + 1)]
-        tiles = [self._tile(first, end - first) for first, end in zip(starts, starts[1:], strict=False)]
+        tiles = [self._tile(first, end - first) for first, end in pairwise(starts)]
         runs = [list(run) for _, run in groupby(tiles, key=lambda tile: (tile.columns, tile.inside))]
         return [Tiles(run[0].first, run[0].columns, len(run), run[0].inside) for run in runs]
 

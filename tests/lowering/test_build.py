@@ -1,0 +1,355 @@
+"""Graphs, compiled and run against onnxruntime: every template, layout and epilogue, for several vector widths."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+import pytest
+
+from nnc import graph as graphs
+from nnc import lowering, target, verify
+from nnc.errors import NncError
+from nnc.lowering.emulate import EmulatedLibrary
+from nnc.lowering.library import Library
+from nnc.session import Session
+
+
+@dataclass
+class Draft:
+    """A model under construction: every method returns the name of a tensor."""
+
+    seed: int = 0
+    inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    constants: list[onnx.TensorProto] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.rng = np.random.default_rng(self.seed)
+
+    def input(self, *shape: int, dtype: type = np.float32) -> str:
+        kind = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        self.inputs.append(onnx.helper.make_tensor_value_info(f"x{len(self.inputs)}", kind, shape))
+        return self.inputs[-1].name
+
+    def constant(self, values: Any) -> str:
+        array = np.asarray(values)
+        name = f"c{len(self.constants)}"
+        self.constants.append(
+            onnx.numpy_helper.from_array(array.astype(np.float32) if array.dtype == np.float64 else array, name)
+        )
+        return name
+
+    def random(self, *shape: int, low: float = -1, high: float = 1) -> str:
+        return self.constant(self.rng.uniform(low, high, shape).astype(np.float32))
+
+    def add(self, op: str, *inputs: str, outputs: int = 1, domain: str = "", **attrs: Any) -> Any:
+        names = [f"t{len(self.nodes)}.{i}" for i in range(outputs)]
+        self.nodes.append(onnx.helper.make_node(op, inputs, names, name=f"n{len(self.nodes)}", domain=domain, **attrs))
+        return names[0] if outputs == 1 else names
+
+    def conv(self, x: str, ins: int, outs: int, kernel: Sequence[int] = (3, 3), bias: bool = True, **attrs: Any) -> str:
+        depth = ins // attrs.get("group", 1)
+        W = self.random(outs, depth, *kernel)
+        return self.add("Conv", x, W, *([self.random(outs)] if bias else []), kernel_shape=list(kernel), **attrs)
+
+    def output(self, *names: str) -> None:
+        self.outputs.extend(names)
+
+    def graph(self, opset: int = 17) -> gs.Graph:
+        outputs = [onnx.ValueInfoProto(name=name) for name in self.outputs]
+        proto = onnx.helper.make_graph(self.nodes, "draft", self.inputs, outputs, self.constants)
+        model = onnx.helper.make_model(proto, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=8)
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        return graphs.from_model(inferred)
+
+
+Compare = Callable[..., lowering.Built]
+
+
+def _errors(graph: gs.Graph, run: Callable[[list[np.ndarray]], list[np.ndarray]]) -> dict[str, float]:
+    inputs = verify.probe_inputs(graph, 0)
+    expected = Session(graph).run(inputs)
+    found = run(list(inputs.values()))
+    assert [array.shape for array in found] == [array.shape for array in expected.values()]
+    assert [array.dtype for array in found] == [array.dtype for array in expected.values()]
+    return {
+        name: verify.difference(array, result) for (name, array), result in zip(expected.items(), found, strict=True)
+    }
+
+
+@pytest.fixture
+def compare(tmp_path: Path) -> Compare:
+    """Build a draft or a graph for a target, run it, and assert that the outputs are onnxruntime's."""
+
+    def check(
+        draft: Draft | gs.Graph, spec: str | target.Target = "x86", threads: int = 2, tolerance: float = 5e-5
+    ) -> lowering.Built:
+        graph = draft.graph() if isinstance(draft, Draft) else draft
+        machine = target.load(spec) if isinstance(spec, str) else spec
+        built = lowering.build(graph, machine, tmp_path, threads=threads)
+        path = built.files[0]
+        foreign = machine.unit.architecture != "x86_64"
+        library = EmulatedLibrary(path, machine) if foreign else Library(path, threads)
+        errors = _errors(graph, library.run)
+        assert {name: error for name, error in errors.items() if error > tolerance} == {}
+        return built
+
+    return check
+
+
+def narrow(level: str, bits: int, registers: int) -> target.Target:
+    """The x86 of this machine, reduced to an older instruction set."""
+    host = target.load("x86")
+    tvm = {**host.unit.tvm, "mcpu": level, "mattr": []}
+    unit = host.unit.model_copy(
+        update={"tvm": tvm, "vector_bits": bits, "vector_registers": registers, "channel_multiple": bits // 32}
+    )
+    return host.model_copy(update={"unit": unit})
+
+
+HOST_BITS = target.load("x86").unit.vector_bits
+WIDTHS = [
+    pytest.param(
+        narrow(level, bits, registers), id=level, marks=pytest.mark.skipif(bits > HOST_BITS, reason="not on this CPU")
+    )
+    for level, bits, registers in [("x86-64-v2", 128, 16), ("x86-64-v3", 256, 16), ("x86-64-v4", 512, 32)]
+]  # fmt: skip
+
+
+def convolutions() -> Draft:
+    net = Draft()
+    image, wide, odd = net.input(1, 3, 19, 23), net.input(1, 32, 14, 14), net.input(2, 24, 9, 11)
+    net.output(
+        net.conv(image, 3, 16, (7, 7), strides=[2, 2], pads=[3, 3, 3, 3]),
+        net.conv(image, 3, 8, (3, 3), strides=[2, 1], pads=[0, 1, 2, 0], bias=False),
+        net.conv(wide, 32, 48, (1, 1)),
+        net.conv(wide, 32, 40, (1, 1), strides=[2, 2]),
+        net.conv(wide, 32, 32, (3, 3), pads=[1, 1, 1, 1]),
+        net.conv(wide, 32, 36, (3, 3), strides=[2, 2], auto_pad="SAME_UPPER"),
+        net.conv(wide, 32, 36, (3, 3), auto_pad="SAME_LOWER", strides=[1, 2]),
+        net.conv(wide, 32, 20, (5, 1), pads=[2, 0, 2, 0]),
+        net.conv(wide, 32, 32, (3, 3), group=4, pads=[1, 1, 1, 1]),
+        net.conv(wide, 32, 64, (3, 3), group=16, pads=[1, 1, 1, 1]),
+        net.conv(wide, 32, 32, (3, 3), group=32, pads=[1, 1, 1, 1], strides=[2, 2]),
+        net.conv(wide, 32, 64, (3, 3), group=32, pads=[1, 1, 1, 1]),
+        net.conv(wide, 32, 32, (14, 14)),
+        net.conv(odd, 24, 25, (3, 3), pads=[1, 1, 1, 1]),
+        net.conv(odd, 24, 24, (5, 5), group=24, pads=[2, 2, 2, 2], dilations=[1, 2]),
+        net.conv(odd, 24, 1, (1, 1)),
+    )
+    return net
+
+
+@pytest.mark.parametrize("machine", WIDTHS)
+def test_convolutions(compare: Compare, machine: target.Target) -> None:
+    built = compare(convolutions(), machine)
+    assert {kernel.template for kernel in built.kernels} >= {"conv2d", "depthwise"}
+
+
+def epilogues() -> Draft:
+    net = Draft()
+    x, gate, bias = net.input(1, 20, 7, 9), net.input(1, 20, 1, 1), net.input(20, 1, 1)
+    plane = net.input(1, 1, 7, 9)
+
+    def conv() -> str:
+        return net.conv(x, 20, 20, pads=[1, 1, 1, 1])
+
+    y = conv()
+    residual = net.add("Relu", net.add("Add", conv(), y))
+    statistics = [net.random(20), net.random(20), net.random(20), net.random(20, low=0.5, high=2.0)]
+    sigmoid = conv()
+    two = net.conv(residual, 20, 20, (1, 1))
+    net.output(
+        residual,
+        net.add("Clip", conv(), net.constant(0.0), net.constant(6.0)),
+        net.add("BatchNormalization", conv(), *statistics),
+        net.add("Mul", sigmoid, net.add("Sigmoid", sigmoid)),
+        net.add("Mul", conv(), gate),
+        net.add("Add", conv(), bias),
+        net.add("Mul", conv(), plane),
+        net.add("PRelu", conv(), net.random(20, 1, 1)),
+        net.add("HardSwish", net.add("LeakyRelu", conv(), alpha=0.3)),
+        net.add("Div", conv(), net.add("Add", net.add("Abs", two), net.constant(1.0))),
+        net.add("Add", net.constant(np.float32(1)), net.add("Reciprocal", net.add("Exp", two))),
+        net.add("Sub", net.random(1, 20, 7, 9), conv()),
+        net.add("Relu", net.add("MaxPool", conv(), kernel_shape=[2, 2])),
+    )
+    return net
+
+
+@pytest.mark.parametrize("machine", WIDTHS)
+def test_epilogues(compare: Compare, machine: target.Target) -> None:
+    built = compare(epilogues(), machine)
+    assert "Conv+Add+Relu" in {kernel.op for kernel in built.kernels}
+
+
+def products() -> Draft:
+    net = Draft()
+    row, rows, batch = net.input(1, 70), net.input(33, 70), net.input(2, 5, 70)
+    by_columns, by_rows = net.random(70, 101), net.random(101, 70)
+    net.output(
+        net.add("Relu", net.add("Gemm", row, by_rows, net.random(101), transB=1)),
+        net.add("Gemm", rows, by_columns, net.random(1, 101), alpha=0.5, beta=2.0),
+        net.add("Gemm", rows, by_columns, net.random(33, 1)),
+        net.add("Gemm", rows, by_columns),
+        net.add("Add", net.add("MatMul", rows, by_columns), net.random(101)),
+        net.add("MatMul", batch, by_columns),
+        net.add("Relu", net.add("Add", net.add("MatMul", batch, by_columns), net.random(101))),
+        net.add("Gemm", net.add("Flatten", batch, axis=2), by_columns),
+    )
+    return net
+
+
+@pytest.mark.parametrize("machine", WIDTHS)
+def test_products(compare: Compare, machine: target.Target) -> None:
+    compare(products(), machine)
+
+
+def pools() -> Draft:
+    net = Draft()
+    x, odd = net.input(1, 32, 13, 13), net.input(2, 20, 8, 9)
+    blocks = net.conv(x, 32, 32, (1, 1))
+    net.output(
+        net.add("MaxPool", blocks, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
+        net.add("MaxPool", odd, kernel_shape=[3, 2], strides=[2, 2], ceil_mode=1),
+        net.add("AveragePool", odd, kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        net.add("AveragePool", odd, kernel_shape=[3, 3], pads=[1, 0, 1, 1], count_include_pad=1),
+        net.add("AveragePool", blocks, kernel_shape=[2, 2], strides=[2, 2], auto_pad="SAME_UPPER"),
+        net.add("GlobalAveragePool", odd),
+        net.add("GlobalMaxPool", blocks),
+        net.add("ReduceMean", blocks, axes=[2, 3]),
+        net.add("Flatten", net.add("GlobalAveragePool", odd)),
+    )
+    return net
+
+
+@pytest.mark.parametrize("machine", WIDTHS)
+def test_pools(compare: Compare, machine: target.Target) -> None:
+    compare(pools(), machine)
+
+
+def views() -> Draft:
+    net = Draft()
+    x, pair = net.input(1, 32, 6, 6), net.input(2, 32, 6, 6)
+    a, b, ragged = net.conv(x, 32, 32, (1, 1)), net.conv(x, 32, 16, (1, 1)), net.conv(x, 32, 20, (1, 1))
+    dense = net.add("Concat", a, b, axis=1)
+    for _ in range(3):  # a dense block: every layer reads all features so far
+        new = net.conv(net.add("Relu", dense), net_channels(net, dense), 16, (3, 3), pads=[1, 1, 1, 1])
+        CHANNELS[dense_next := net.add("Concat", dense, new, axis=1)] = net_channels(net, dense) + 16
+        dense = dense_next
+    first, second = net.add("Split", a, axis=1, outputs=2)
+    uneven = net.add("Split", a, net.constant(np.array([7, 25])), axis=1, outputs=2)
+    starts, ends, axes = (net.constant(np.array([value])) for value in (16, 32, 1))
+    two = [net.conv(pair, 32, 16, (1, 1)) for _ in range(2)]
+    net.output(
+        net.conv(dense, net_channels(net, dense), 8, (1, 1)),
+        net.add("Concat", a, ragged, b, axis=1),
+        net.add("Concat", ragged, ragged, axis=1),
+        net.add("Concat", x, a, net.random(1, 4, 6, 6), axis=1),
+        net.add("Concat", a, a, axis=2),
+        net.add("Concat", *two, axis=1),
+        net.add("Concat", *two, axis=0),
+        net.add("Relu", first),
+        net.conv(second, 16, 16, (3, 3)),
+        *uneven,
+        net.add("Slice", a, starts, ends, axes),
+        net.add("Slice", pair, starts, ends, axes),
+        net.add("Reshape", a, net.constant(np.array([2, -1]))),
+        net.add(
+            "Relu",
+            net.add("Squeeze", net.add("Unsqueeze", a, net.constant(np.array([0]))), net.constant(np.array([0]))),
+        ),
+        a,
+    )
+    return net
+
+
+CHANNELS: dict[str, int] = {}
+
+
+def net_channels(net: Draft, name: str) -> int:
+    return CHANNELS.get(name, 48)
+
+
+@pytest.mark.parametrize("machine", WIDTHS)
+def test_views(compare: Compare, machine: target.Target) -> None:
+    compare(views(), machine)
+
+
+def test_a_dense_block_copies_nothing(compare: Compare) -> None:
+    net = Draft()
+    features = [net.conv(net.input(1, 32, 8, 8), 32, 32, (1, 1))]
+    for _ in range(4):
+        x = net.add("Relu", net.add("Concat", *features, axis=1))
+        features.append(net.conv(x, 32 * len(features), 32, (3, 3), pads=[1, 1, 1, 1]))
+    net.output(net.conv(net.add("Concat", *features, axis=1), 160, 16, (1, 1)))
+    built = compare(net)
+    assert "copy" not in {kernel.template for kernel in built.kernels}
+
+
+def test_the_ends_of_a_graph(compare: Compare) -> None:
+    """Outputs that are inputs, constants, views, read again, or the same tensor twice."""
+    net = Draft()
+    x = net.input(1, 16, 4, 4)
+    y = net.conv(x, 16, 16, (1, 1))
+    flat = net.add("Reshape", y, net.constant(np.array([1, -1])))
+    again = net.add("Identity", y)
+    net.output(
+        net.add("Identity", x),
+        y,
+        again,
+        flat,
+        net.conv(y, 16, 8, (1, 1)),
+        net.add("Reshape", x, net.constant(np.array([16, 16]))),
+    )
+    compare(net)
+
+
+def test_integer_weights_become_floats(compare: Compare) -> None:
+    net = Draft()
+    x = net.input(1, 16, 5, 5)
+    integers = net.rng.integers(-127, 128, (24, 16, 3, 3)).astype(np.int8)
+    scale = net.constant(net.rng.uniform(0.01, 0.02, 24).astype(np.float32))
+    W = net.add("DequantizeLinear", net.constant(integers), scale, net.constant(np.zeros(24, np.int8)), axis=0)
+    net.output(net.add("Conv", x, W))
+    compare(net)
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("spec", ["qcs605", "jetson-xavier"])
+@pytest.mark.parametrize("draft", [convolutions, epilogues, products, pools, views])
+def test_aarch64(compare: Compare, spec: str, draft: object) -> None:
+    compare(draft(), spec)  # type: ignore[operator]
+
+
+def test_the_same_graph_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        lowering.build(epilogues().graph(), target.load("x86"), tmp_path / name, threads=2)
+    assert (tmp_path / "a/module.so").read_bytes() == (tmp_path / "b/module.so").read_bytes()
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["module.so"]
+
+
+def test_a_node_that_cannot_be_lowered_is_named(tmp_path: Path) -> None:
+    net = Draft()
+    net.output(net.add("NonZero", net.input(3, 4)))
+    with pytest.raises(NncError, match="'n0'"):
+        lowering.build(net.graph(), target.load("x86"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_profile_has_a_time_for_every_step(compare: Compare, tmp_path: Path) -> None:
+    built = compare(products())
+    x = [np.ones((1, 70), np.float32), np.ones((33, 70), np.float32), np.ones((2, 5, 70), np.float32)]
+    times = Library(tmp_path / "module.so", 2).profile(x, len(built.kernels), 2)
+    assert times.shape == (len(built.kernels),)
+    assert (times > 0).all()
+    assert json.dumps(built.kernels[0].nodes)
