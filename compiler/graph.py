@@ -4,19 +4,35 @@
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import shape_inference, version_converter
+from onnx import AttributeProto, inliner, shape_inference, version_converter
 
-from nnc import __version__, wire
+from nnc import proto, shapes, wire
 from nnc.errors import NncError
+from nnc.proto import STANDARD_DOMAINS, constants, opset, split
+
+__all__ = [
+    "OPSET", "constants", "copy", "from_model", "infer_node", "infer_shapes", "join", "load", "opset", "save",
+    "skeleton_with_inputs", "sort", "split", "to_model", "unique",
+]  # fmt: skip
 
 #: Models of an older opset are converted to this one, so that a pass meets one form of each operator.
 OPSET = 17
+
+#: Where nodes of the standard domain that the standard does not have are put while onnx looks at the model.
+_UNKNOWN_DOMAIN = "unknown to onnx"
+
+#: Attributes that a node of the graph can hold.
+_ATTRIBUTES = {
+    AttributeProto.FLOAT, AttributeProto.FLOATS, AttributeProto.INT, AttributeProto.INTS,
+    AttributeProto.STRING, AttributeProto.STRINGS, AttributeProto.TENSOR,
+}  # fmt: skip
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -30,7 +46,10 @@ def load(path: Path, shapes: Shapes | None = None) -> gs.Graph:
         raise NncError(f"{path}: no such file")
     if path.is_dir():
         raise NncError(f"{path}: a folder, not an ONNX model")
-    model, weights = wire.read(path)
+    try:
+        model, weights = wire.read(path)
+    except OSError as error:
+        raise NncError(f"{path}: {(error.strerror or str(error)).lower()}") from error
     return from_model(model, shapes, weights, str(path))
 
 
@@ -41,17 +60,18 @@ def from_model(
     place: str = "model",
 ) -> gs.Graph:
     """The graph of a model in memory; `weights` are the arrays of initializers that the model only declares."""
-    if weights is None:
-        weights = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    weights = dict(weights)
-    _refuse(model, place)
-    _refuse_nan(weights, place)
-    model = _without_large_weights(model, weights)
-    model = _inline_functions(model)
-    _fix_input_shapes(model, shapes or {}, weights, place)
-    model = _convert_opset(model, place)
-    model = _check(_infer(model, place), place)
-    return _import(model, weights)
+    try:
+        if weights is None:
+            weights = {tensor.name: wire.parse(tensor, place) for tensor in model.graph.initializer}
+        _refuse(model, place)
+        _refuse_nan(weights, place)
+        model = _inline_functions(_without_large_weights(model, weights), place)
+        _fix_input_shapes(model, shapes or {}, weights, place)
+        model = _convert_opset(model, place)
+        _hide_unknown(model)
+        return _import(_check(_infer(model, place), place), weights)
+    except UnicodeDecodeError as error:
+        raise NncError(f"{place}: holds a name that is not text", "export or copy the file again") from error
 
 
 def save(graph: gs.Graph, path: Path, metadata: Mapping[str, str] | None = None) -> list[Path]:
@@ -69,140 +89,201 @@ def to_model(graph: gs.Graph) -> onnx.ModelProto:
     return skeleton
 
 
-def split(graph: gs.Graph) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
-    """The graph as a model that holds only its small constants, and the arrays of the large ones."""
-    weights = {}
-    for tensor in constants(graph):
-        values = tensor.values
-        if values.nbytes > wire.INLINE_BYTES and values.dtype.name not in ("int4", "uint4", "int2", "uint2", "object"):
-            weights[tensor.name] = values
-    placeholder = {name: gs.Variable(name, values.dtype, values.shape) for name, values in weights.items()}
-    exported = graph.copy()
-    for node in exported.nodes:
-        for index, tensor in enumerate(node.inputs):
-            if tensor.name in placeholder:
-                node.inputs[index] = placeholder[tensor.name]
-    model = gs.export_onnx(exported, do_type_check=False)
-    model.graph.ClearField("value_info")
-    model.graph.value_info.extend(_value_infos(graph))
-    model.producer_name, model.producer_version = "nnc", __version__
-    return model, weights
-
-
 def join(skeleton: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> gs.Graph:
     """The graph of a model that `split` took apart: its initializers named in `weights` hold no data."""
-    model = _without_large_weights(skeleton, weights)
-    return _import(model, weights)
+    return proto.join(skeleton, weights)
 
 
-def constants(graph: gs.Graph) -> list[gs.Constant]:
-    """The distinct constants that the graph's nodes read, in order of first use."""
-    found: dict[int, gs.Constant] = {}
-    for node in graph.nodes:
-        for tensor in node.inputs:
+def copy(graph: gs.Graph) -> gs.Graph:
+    """A graph of its own with the same weights: what is done to its nodes and tensors does not show in `graph`."""
+    twins: dict[int, gs.Tensor] = {}
+
+    def twin(tensor: gs.Tensor) -> gs.Tensor:
+        if id(tensor) not in twins:
             if isinstance(tensor, gs.Constant):
-                found.setdefault(id(tensor), tensor)
-    for tensor in graph.outputs:
-        if isinstance(tensor, gs.Constant):
-            found.setdefault(id(tensor), tensor)
-    return list(found.values())
+                twins[id(tensor)] = tensor.copy()
+            else:
+                shape = None if tensor.shape is None else list(tensor.shape)
+                twins[id(tensor)] = gs.Variable(tensor.name, tensor.dtype, shape)
+        return twins[id(tensor)]
+
+    nodes = [
+        gs.Node(
+            node.op,
+            node.name,
+            {key: list(value) if isinstance(value, list) else value for key, value in node.attrs.items()},
+            [twin(tensor) for tensor in node.inputs],
+            [twin(tensor) for tensor in node.outputs],
+            node.domain,
+        )
+        for node in graph.nodes
+    ]
+    return gs.Graph(
+        nodes,
+        [twin(tensor) for tensor in graph.inputs],
+        [twin(tensor) for tensor in graph.outputs],
+        name=graph.name,
+        doc_string=graph.doc_string,
+        opset=graph.opset,
+        import_domains=graph.import_domains,
+        ir_version=graph.ir_version,
+    )
+
+
+def sort(graph: gs.Graph) -> None:
+    """Put every node behind the producers of what it reads, and otherwise leave the order as it is."""
+    placed: set[int] = set()
+    ordered: list[gs.Node] = []
+    for node in graph.nodes:
+        stack = [node]
+        while stack:
+            top = stack[-1]
+            missing = [] if id(top) in placed else [made for made in _producers(top) if id(made) not in placed]
+            if missing and len(stack) <= len(graph.nodes):  # a longer path is a cycle, which verification reports
+                stack.append(missing[0])
+            else:
+                stack.pop()
+                if id(top) not in placed:
+                    placed.add(id(top))
+                    ordered.append(top)
+    graph.nodes = ordered
+
+
+def _producers(node: gs.Node) -> Iterable[gs.Node]:
+    return (tensor.inputs[0] for tensor in node.inputs if tensor.inputs)
 
 
 def infer_shapes(graph: gs.Graph) -> None:
-    """Fill in the shapes and dtypes of tensors that a rewrite created."""
+    """Fill in the shapes and dtypes of all tensors that nodes produce, from the shapes of inputs and constants."""
     inferred = _infer(skeleton_with_inputs(graph), "graph")
-    known = {info.name: info for info in (*inferred.graph.value_info, *inferred.graph.output)}
+    known = {info.name: info.type for info in (*inferred.graph.value_info, *inferred.graph.output)}
     for node in graph.nodes:
         for tensor in node.outputs:
             if tensor.name in known:
-                dtype, shape = _tensor_type(known[tensor.name])
-                tensor.dtype = dtype if dtype is not None else tensor.dtype
-                tensor.shape = shape if shape is not None else tensor.shape
+                _set_type(tensor, known[tensor.name])
+
+
+def infer_node(node: gs.Node, opset: int) -> None:
+    """Fill in the shapes and dtypes of one node's outputs, as far as those of its inputs tell."""
+    read = {tensor.name: tensor for tensor in node.inputs if not tensor.is_empty()}
+    if node.domain not in STANDARD_DOMAINS or any(tensor.dtype is None for tensor in read.values()):
+        return
+    types = {name: proto.value_info(name, tensor.dtype, tensor.shape).type for name, tensor in read.items()}
+    values = {
+        name: onnx.numpy_helper.from_array(tensor.values, name)
+        for name, tensor in read.items()
+        if isinstance(tensor, gs.Constant) and not proto.is_large(tensor.values)
+    }
+    try:
+        schema = onnx.defs.get_schema(node.op, opset, "")
+        found = shape_inference.infer_node_outputs(schema, proto.node_proto(node), types, values)
+    except (onnx.defs.SchemaError, shape_inference.InferenceError):
+        return
+    for tensor in node.outputs:
+        if tensor.name in found:
+            _set_type(tensor, found[tensor.name])
 
 
 def skeleton_with_inputs(graph: gs.Graph) -> onnx.ModelProto:
     """A model whose large weights are graph inputs, so that the checker and shape inference need no data."""
     model, weights = split(graph)
-    for name, values in weights.items():
-        model.graph.input.append(_declare(name, values))
+    model.graph.input.extend(proto.value_info(name, each.dtype, each.shape) for name, each in weights.items())
+    _hide_unknown(model)
     return model
 
 
-def _value_infos(graph: gs.Graph) -> Iterable[onnx.ValueInfoProto]:
-    ends = {tensor.name for tensor in (*graph.inputs, *graph.outputs)}
-    for node in graph.nodes:
-        for tensor in node.outputs:
-            if tensor.name and tensor.name not in ends and tensor.dtype is not None and tensor.shape is not None:
-                yield onnx.helper.make_tensor_value_info(tensor.name, _onnx_dtype(tensor.dtype), tensor.shape)
+def unique(name: str, taken: set[str]) -> str:
+    """`name`, or `name_1`, `name_2`, ... when it is taken; the result is added to `taken`."""
+    result, count = name, 0
+    while result in taken:
+        count += 1
+        result = f"{name}_{count}"
+    taken.add(result)
+    return result
 
 
-def _onnx_dtype(dtype: object) -> int:
-    return dtype if isinstance(dtype, int) else onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))  # type: ignore[call-overload]
-
-
-def _declare(name: str, values: np.ndarray) -> onnx.ValueInfoProto:
-    return onnx.helper.make_tensor_value_info(name, _onnx_dtype(values.dtype), values.shape)
-
-
-def _tensor_type(info: onnx.ValueInfoProto) -> tuple[np.dtype | None, list[int] | None]:
-    kind = info.type.tensor_type
-    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)) if kind.elem_type else None
-    if not kind.HasField("shape") or any(not dim.HasField("dim_value") for dim in kind.shape.dim):
-        return dtype, None
-    return dtype, [dim.dim_value for dim in kind.shape.dim]
+def _set_type(tensor: gs.Tensor, kind: onnx.TypeProto) -> None:
+    dtype, shape = proto.tensor_type(kind)
+    tensor.dtype = dtype if dtype is not None else tensor.dtype
+    tensor.shape = shape if shape is not None else tensor.shape
 
 
 def _refuse(model: onnx.ModelProto, place: str) -> None:
     """Say which feature of the model nnc does not take."""
     for node in model.graph.node:
-        if any(
-            attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for attribute in node.attribute
-        ):
-            raise NncError(
-                f"{place}: node '{node.name}' ({node.op_type}) holds a subgraph; nnc takes graphs without control flow",
-                "export the model with fixed control flow, for example by tracing it",
-            )
+        for attribute in node.attribute:
+            if attribute.type not in _ATTRIBUTES:
+                raise _refused_attribute(node, attribute, place)
     if model.graph.sparse_initializer:
         name = model.graph.sparse_initializer[0].values.name
         raise NncError(f"{place}: initializer '{name}' is sparse", "store it dense; prune-channels makes it small")
+    names = Counter(tensor.name for tensor in model.graph.initializer)
+    if names and (most := names.most_common(1)[0])[1] > 1:
+        raise NncError(f"{place}: two initializers are called '{most[0]}'", "export it again")
     if not model.graph.output:
         raise NncError(f"{place}: the model has no output")
-    if not any(entry.domain in ("", "ai.onnx") for entry in model.opset_import):
-        raise NncError(f"{place}: the model does not say its opset", "export it again")
+    for info in model.graph.output:
+        if info.HasField("type") and not info.type.HasField("tensor_type"):
+            raise NncError(f"{place}: output '{info.name}' is not a tensor", "export the model with tensors as outputs")
+    _refuse_opset(model, place)
+
+
+def _refused_attribute(node: onnx.NodeProto, attribute: AttributeProto, place: str) -> NncError:
+    where = f"{place}: node '{node.name or node.output[0] if node.output else ''}' ({node.op_type})"
+    if attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
+        return NncError(
+            f"{where} holds a subgraph; nnc takes graphs without control flow",
+            "export the model with fixed control flow, for example by tracing it",
+        )
+    return NncError(f"{where} has an attribute '{attribute.name}' of a kind that nnc does not take")
+
+
+def _refuse_opset(model: onnx.ModelProto, place: str) -> None:
+    standard = [entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS]
     newest = onnx.defs.onnx_opset_version()
-    for entry in model.opset_import:
-        if entry.domain in ("", "ai.onnx") and not 9 <= entry.version <= newest:
-            raise NncError(
-                f"{place}: opset {entry.version}; nnc reads opset 9 to {newest}", "export the model with opset 17"
-            )
+    if not standard:
+        raise NncError(f"{place}: the model does not say its opset", "export it again")
+    if not all(9 <= version <= newest for version in standard):
+        raise NncError(
+            f"{place}: opset {standard[0]}; nnc reads opset 9 to {newest}", f"export the model with opset {OPSET}"
+        )
 
 
 def _refuse_nan(weights: Mapping[str, np.ndarray], place: str) -> None:
     for name, values in weights.items():
-        if values.dtype.kind == "f" and values.size and np.isnan(np.min(values)):
+        is_float = values.dtype.kind == "f" or values.dtype.name == "bfloat16"
+        if is_float and values.size and np.isnan(np.min(values)):
             raise NncError(
                 f"{place}: initializer '{name}' holds NaN", "the training run diverged; use an earlier checkpoint"
             )
+    wire.release_pages()
 
 
 def _without_large_weights(model: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> onnx.ModelProto:
     """Declare large initializers as inputs; drop the duplicate declaration that IR versions below 4 ask for."""
-    slim = onnx.ModelProto()
-    slim.CopyFrom(model)
-    slim.ir_version = max(slim.ir_version, 8)
-    del slim.graph.initializer[:], slim.graph.input[:]
-    slim.graph.input.extend(info for info in model.graph.input if info.name not in weights)
-    for tensor in model.graph.initializer:
-        values = weights[tensor.name] if tensor.name in weights else onnx.numpy_helper.to_array(tensor)
-        if values.nbytes > wire.INLINE_BYTES:
-            slim.graph.input.append(_declare(tensor.name, values))
+    slim = onnx.ModelProto(ir_version=max(model.ir_version, proto.IR_VERSION))
+    slim.opset_import.extend(model.opset_import)
+    slim.functions.extend(model.functions)
+    graph = slim.graph
+    graph.name, graph.doc_string = model.graph.name or "graph", model.graph.doc_string
+    graph.node.extend(model.graph.node)
+    graph.value_info.extend(model.graph.value_info)
+    graph.output.extend(model.graph.output)
+    graph.input.extend(info for info in model.graph.input if info.name not in weights)
+    for name, values in weights.items():
+        if proto.is_large(values):
+            graph.input.append(proto.value_info(name, values.dtype, values.shape))
         else:
-            slim.graph.initializer.append(onnx.numpy_helper.from_array(values, tensor.name))
+            graph.initializer.append(onnx.numpy_helper.from_array(values, name))
     return slim
 
 
-def _inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
-    return onnx.inliner.inline_local_functions(model) if model.functions else model
+def _inline_functions(model: onnx.ModelProto, place: str) -> onnx.ModelProto:
+    if not model.functions:
+        return model
+    model = inliner.inline_local_functions(model)
+    _refuse(model, place)  # a function may hold what the graph may not
+    return model
 
 
 def _fix_input_shapes(model: onnx.ModelProto, shapes: Shapes, weights: Mapping[str, np.ndarray], place: str) -> None:
@@ -231,18 +312,13 @@ def _fix_shape(info: onnx.ValueInfoProto, wanted: Sequence[int] | None, place: s
     sizes = list(wanted) if wanted is not None else [dim.dim_value for dim in dims]
     if wanted is None and sizes and sizes[0] == 0:
         sizes[0] = 1
-    if 0 in sizes:
+    if min(sizes, default=1) < 1:
         text = ",".join(str(size or dim.dim_param or "?") for size, dim in zip(sizes, dims, strict=True))
         example = ",".join(str(size or 224) for size in sizes)
         raise NncError(f"{place}: input '{info.name}' has open dimensions: {text}", f"--shape {info.name}={example}")
     del dims[:]
     for size in sizes:
         dims.add(dim_value=size)
-
-
-def opset(model: onnx.ModelProto) -> int:
-    """The version of the standard operators that a model uses."""
-    return next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
 
 
 def _convert_opset(model: onnx.ModelProto, place: str) -> onnx.ModelProto:
@@ -258,17 +334,34 @@ def _convert_opset(model: onnx.ModelProto, place: str) -> onnx.ModelProto:
         ) from error
 
 
+def _hide_unknown(model: onnx.ModelProto) -> None:
+    """Give nodes of the standard domain that the standard does not have a domain of their own: onnx lets those be."""
+    version = opset(model)
+    unknown = {
+        node.op_type
+        for node in model.graph.node
+        if node.domain in STANDARD_DOMAINS and not onnx.defs.has(node.op_type, version, "")
+    }
+    if unknown:
+        model.opset_import.add(domain=_UNKNOWN_DOMAIN, version=1)
+        for node in model.graph.node:
+            if node.op_type in unknown and node.domain in STANDARD_DOMAINS:
+                node.domain = _UNKNOWN_DOMAIN
+
+
 def _infer(model: onnx.ModelProto, place: str) -> onnx.ModelProto:
     _forget_shapes(model)
     try:
-        return shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+        model = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except shape_inference.InferenceError as error:
         raise NncError(f"{place}: {_first_reason(error)}", "the shapes of the graph contradict each other") from error
+    shapes.complete(model)
+    return model
 
 
 def _forget_shapes(model: onnx.ModelProto) -> None:
     """Drop shapes written for another batch size; keep those of operators that inference can't see through."""
-    unknown = {name for node in model.graph.node if node.domain not in ("", "ai.onnx") for name in node.output}
+    unknown = {name for node in model.graph.node if node.domain not in STANDARD_DOMAINS for name in node.output}
     kept = [info for info in model.graph.value_info if info.name in unknown]
     del model.graph.value_info[:]
     model.graph.value_info.extend(kept)
@@ -295,28 +388,20 @@ def _first_reason(error: Exception) -> str:
 
 
 def _import(model: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> gs.Graph:
-    """The checked skeleton as a gs.Graph, with the large weights put back as constants."""
-    graph = gs.import_onnx(model)
-    _restore_constants(graph, weights)
+    """The checked skeleton as a graph, with the large weights put back, Constant nodes and names resolved."""
+    graph = proto.join(model, {name: values for name, values in weights.items() if proto.is_large(values)})
     for node in graph.nodes:
-        if node.op == "Constant" and node.domain in (None, "", "ai.onnx"):
+        if node.domain == _UNKNOWN_DOMAIN:
+            node.domain = None
+        if node.op == "Constant" and node.domain in STANDARD_DOMAINS:
             node.outputs[0].to_constant(_constant_values(node))
             node.outputs.clear()
+    graph.import_domains = [entry for entry in graph.import_domains if entry.domain != _UNKNOWN_DOMAIN]
     graph.nodes = [node for node in graph.nodes if node.outputs]
-    name_nodes(graph)
-    _set_static_types(graph, model)
-    return graph.toposort()
-
-
-def _restore_constants(graph: gs.Graph, weights: Mapping[str, np.ndarray]) -> None:
-    for tensor in graph.tensors().values():
-        if tensor.name not in weights:
-            continue
-        if isinstance(tensor, gs.Constant):
-            tensor.values = weights[tensor.name]
-        else:
-            tensor.to_constant(weights[tensor.name])
-    graph.inputs = [tensor for tensor in graph.inputs if not isinstance(tensor, gs.Constant)]
+    _name_nodes(graph)
+    _compute_outputs(graph)
+    sort(graph)
+    return graph
 
 
 def _constant_values(node: gs.Node) -> np.ndarray:
@@ -327,26 +412,21 @@ def _constant_values(node: gs.Node) -> np.ndarray:
     return np.array(value, dtype.get(key, object))
 
 
-def name_nodes(graph: gs.Graph) -> None:
+def _name_nodes(graph: gs.Graph) -> None:
     """Give every node a unique name: unnamed ones are called after their first output."""
     taken: set[str] = set()
     for node in graph.nodes:
-        node.name = unique(node.name or node.outputs[0].name, taken)
+        node.name = unique(node.name or node.outputs[0].name or node.op, taken)
 
 
-def unique(name: str, taken: set[str]) -> str:
-    """`name`, or `name_1`, `name_2`, ... when it is taken; the result is added to `taken`."""
-    result, count = name, 0
-    while result in taken:
-        count += 1
-        result = f"{name}_{count}"
-    taken.add(result)
-    return result
-
-
-def _set_static_types(graph: gs.Graph, model: onnx.ModelProto) -> None:
-    known = {info.name: info for info in (*model.graph.value_info, *model.graph.output, *model.graph.input)}
-    for tensor in graph.tensors().values():
-        if isinstance(tensor, gs.Variable) and tensor.name in known:
-            dtype, shape = _tensor_type(known[tensor.name])
-            tensor.dtype, tensor.shape = dtype, shape
+def _compute_outputs(graph: gs.Graph) -> None:
+    """Put an Identity between a constant and the graph output that it is, so that nodes produce all outputs."""
+    names = {node.name for node in graph.nodes}
+    tensors = {tensor.name for tensor in graph.tensors().values()}
+    for index, tensor in enumerate(graph.outputs):
+        if isinstance(tensor, gs.Constant):
+            output = gs.Variable(tensor.name, tensor.dtype, list(tensor.shape))
+            tensor.name = unique(f"{tensor.name}.value", tensors)
+            node = gs.Node("Identity", unique(output.name, names), inputs=[tensor], outputs=[output])
+            graph.nodes.append(node)
+            graph.outputs[index] = output

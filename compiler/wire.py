@@ -5,10 +5,12 @@
 everything but the large initializers is parsed, and the weights stay where they are until somebody touches them.
 """
 
+import math
 import mmap
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -29,18 +31,47 @@ INLINE_BYTES = 1024
 #: Protobuf refuses messages from 2 GiB on; a model with more weights gets them in a file beside it.
 MAX_MESSAGE_BYTES = 2**31 - 1
 
-_maps: dict[Path, tuple[mmap.mmap, np.ndarray, tuple[int, int]]] = {}
+
+#: Of each initializer, the first byte and the end of its raw data where that was left in the file.
+Spans = list[tuple[int, int] | None]
+
+
+@dataclass(frozen=True)
+class _Map:
+    """A file in memory; `stamp` tells whether it is still the one on disk."""
+
+    pages: mmap.mmap
+    data: np.ndarray
+    stamp: tuple[int, ...]
+
+
+_maps: dict[Path, _Map] = {}
 
 
 def map_file(path: Path) -> np.ndarray:
     """The bytes of `path` as a read-only uint8 array that lives on disk until it is touched."""
-    stat = os.stat(path)
-    stamp = (stat.st_mtime_ns, stat.st_ino)
-    if path not in _maps or _maps[path][2] != stamp or _maps[path][1].size != stat.st_size:
+    if not is_current(path):
         with open(path, "rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        _maps[path] = (mapped, np.frombuffer(mapped, np.uint8), stamp)
-    return _maps[path][1]
+            pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        _maps[path] = _Map(pages, np.frombuffer(pages, np.uint8), _stamp(path))
+    return _maps[path].data
+
+
+def is_current(path: Path) -> bool:
+    """Whether `path` is mapped and is still the file that it was then."""
+    return path in _maps and path.exists() and _maps[path].stamp == _stamp(path)
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    stat = os.stat(path)
+    return stat.st_mtime_ns, stat.st_ino, stat.st_size
+
+
+def release_pages() -> None:
+    """Let the system drop the pages of mapped files that were read; they are read again when somebody needs them."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        for mapped in _maps.values():
+            mapped.pages.madvise(mmap.MADV_DONTNEED)
 
 
 def origin(array: np.ndarray) -> tuple[Path, int] | None:
@@ -48,9 +79,9 @@ def origin(array: np.ndarray) -> tuple[Path, int] | None:
     if not array.flags.c_contiguous:
         return None
     address = array.ctypes.data
-    for path, (_, data, _) in _maps.items():
-        start = data.ctypes.data
-        if start <= address and address + array.nbytes <= start + data.nbytes:
+    for path, mapped in _maps.items():
+        start = mapped.data.ctypes.data
+        if start <= address and address + array.nbytes <= start + mapped.data.nbytes:
             return path, address - start
     return None
 
@@ -63,15 +94,9 @@ def read(path: Path) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     if path.stat().st_size == 0:
         raise NncError(f"{path}: the file is empty")
     data = map_file(path)
-    skeleton, spans = bytearray(), {}
     try:
-        for field, start, end, begin in _fields(data, 0, data.size):
-            if field == _MODEL_GRAPH:
-                graph = _graph_skeleton(data, start, end, spans)
-                skeleton += _record_header(_MODEL_GRAPH, len(graph)) + graph
-            else:
-                skeleton += data[begin:end].tobytes()
-        model = onnx.ModelProto.FromString(bytes(skeleton))
+        skeleton, spans = _skeleton(memoryview(data))
+        model = onnx.ModelProto.FromString(skeleton)
     except (_Malformed, ValueError, DecodeError) as error:
         raise NncError(f"{path}: not an ONNX model, or a damaged one", "export or copy the file again") from error
     if not model.HasField("graph") or not (model.graph.node or model.graph.output):
@@ -79,60 +104,78 @@ def read(path: Path) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     return model, _weights(path, model, data, spans)
 
 
-def _graph_skeleton(data: np.ndarray, start: int, end: int, spans: dict[int, tuple[int, int]]) -> bytes:
-    """The graph's bytes without large raw data; `spans` gets initializer index -> (start, end) of what was left out."""
-    parts, index = [], 0
+def _skeleton(data: memoryview) -> tuple[bytes, Spans]:
+    """The model's bytes without large raw data, and what was left out."""
+    parts, spans = [], Spans()
+    for field, start, end, begin in _fields(data, 0, len(data)):
+        if field == _MODEL_GRAPH:
+            graph = _graph_skeleton(data, start, end, spans)
+            parts.append(_record_header(_MODEL_GRAPH, len(graph)) + graph)
+        else:
+            parts.append(bytes(data[begin:end]))
+    return b"".join(parts), spans
+
+
+def _graph_skeleton(data: memoryview, start: int, end: int, spans: Spans) -> bytes:
+    parts = []
     for field, first, last, begin in _fields(data, start, end):
         if field == _GRAPH_INITIALIZER:
-            tensor = _tensor_skeleton(data, first, last, index, spans)
+            tensor = _tensor_skeleton(data, first, last, spans)
             parts.append(_record_header(_GRAPH_INITIALIZER, len(tensor)) + tensor)
-            index += 1
         else:
-            parts.append(data[begin:last].tobytes())
+            parts.append(bytes(data[begin:last]))
     return b"".join(parts)
 
 
-def _tensor_skeleton(data: np.ndarray, start: int, end: int, index: int, spans: dict[int, tuple[int, int]]) -> bytes:
+def _tensor_skeleton(data: memoryview, start: int, end: int, spans: Spans) -> bytes:
+    spans.append(None)
     if end - start <= INLINE_BYTES:
-        return data[start:end].tobytes()
+        return bytes(data[start:end])
     parts = []
     for field, first, last, begin in _fields(data, start, end):
         if field == _TENSOR_RAW_DATA:
-            spans[index] = (first, last)
+            spans[-1] = (first, last)
         else:
-            parts.append(data[begin:last].tobytes())
+            parts.append(bytes(data[begin:last]))
     return b"".join(parts)
 
 
-def _weights(
-    path: Path, model: onnx.ModelProto, data: np.ndarray, spans: Mapping[int, tuple[int, int]]
-) -> dict[str, np.ndarray]:
+def _weights(path: Path, model: onnx.ModelProto, data: np.ndarray, spans: Spans) -> dict[str, np.ndarray]:
     weights = {}
-    for index, tensor in enumerate(model.graph.initializer):
+    for tensor, span in zip(model.graph.initializer, spans, strict=True):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             weights[tensor.name] = _external(path, tensor)
-        elif index in spans:
-            start, end = spans[index]
-            weights[tensor.name] = view(tensor, data[start:end], path)
+        elif span is not None:
+            weights[tensor.name] = view(tensor, data[slice(*span)], path)
         else:
-            weights[tensor.name] = onnx.numpy_helper.to_array(tensor)
+            weights[tensor.name] = parse(tensor, path)
     return weights
+
+
+def parse(tensor: onnx.TensorProto, path: Path | str = "model") -> np.ndarray:
+    """The array that a tensor holds itself."""
+    try:
+        return onnx.numpy_helper.to_array(tensor)
+    except (KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
+        raise NncError(
+            f"{path}: the data of initializer '{tensor.name}' does not fit its type and shape {list(tensor.dims)}",
+            "export the model again",
+        ) from error
 
 
 def view(tensor: onnx.TensorProto, raw: np.ndarray, path: Path | str = "model") -> np.ndarray:
     """`raw` bytes as the array that `tensor` declares; without a copy unless its elements are packed."""
-    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
     shape = tuple(tensor.dims)
-    if raw.size == dtype.itemsize * int(np.prod(shape, dtype=np.int64)) and tensor.data_type not in _PACKED:
-        return raw.view(dtype).reshape(shape) if raw.ctypes.data % dtype.alignment == 0 else _aligned(raw, dtype, shape)
-    filled = onnx.TensorProto(dims=shape, data_type=tensor.data_type, raw_data=raw.tobytes())
+    if tensor.data_type in _PACKED:
+        return parse(onnx.TensorProto(name=tensor.name, dims=shape, data_type=tensor.data_type, raw_data=raw.tobytes()))
     try:
-        return onnx.numpy_helper.to_array(filled)
-    except ValueError as error:
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type))
+    except KeyError as error:
+        raise NncError(f"{path}: initializer '{tensor.name}' has an unknown type, {tensor.data_type}") from error
+    if min(shape, default=0) < 0 or raw.size != dtype.itemsize * math.prod(shape):
         wanted = f"{dtype} of shape {list(shape)}"
-        raise NncError(
-            f"{path}: initializer '{tensor.name}' holds {raw.size} bytes, which do not make a {wanted}"
-        ) from error
+        raise NncError(f"{path}: initializer '{tensor.name}' holds {raw.size} bytes, which do not make a {wanted}")
+    return raw.view(dtype).reshape(shape) if raw.ctypes.data % dtype.alignment == 0 else _aligned(raw, dtype, shape)
 
 
 def _aligned(raw: np.ndarray, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
@@ -148,6 +191,7 @@ _PACKED = {
 
 
 def _external(path: Path, tensor: onnx.TensorProto) -> np.ndarray:
+    """The array of an initializer whose data lies in a file of its own."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = Path(entries.get("location", ""))
     file = path.parent / location
@@ -156,9 +200,12 @@ def _external(path: Path, tensor: onnx.TensorProto) -> np.ndarray:
     if not file.is_file():
         raise NncError(f"{path}: '{location}', which holds its weights, is missing", f"put it beside {path.name}")
     raw = map_file(file) if file.stat().st_size else np.empty(0, np.uint8)
-    start = int(entries.get("offset", 0))
-    end = start + int(entries["length"]) if "length" in entries else raw.size
-    if end > raw.size:
+    try:
+        start = int(entries.get("offset", 0))
+        end = start + int(entries.get("length", raw.size - start))
+    except ValueError as error:
+        raise NncError(f"{path}: the place of initializer '{tensor.name}' in '{location}' is no number") from error
+    if not 0 <= start <= end <= raw.size:
         raise NncError(f"{file}: ends before the data of initializer '{tensor.name}'", "copy the file again")
     return view(tensor, raw[start:end], path)
 
@@ -250,8 +297,11 @@ class _Malformed(Exception):
     pass
 
 
-def _fields(data: np.ndarray, position: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """(field number, start and end of the payload, start of the record) of each field of a message."""
+def _fields(data: memoryview, position: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """(number, start and end of the payload, start of the record) of each field of a message.
+
+    The number is 0 for a field that is neither text, bytes nor a message.
+    """
     while position < end:
         begin = position
         key, position = _read_varint(data, position, end)
@@ -267,13 +317,13 @@ def _fields(data: np.ndarray, position: int, end: int) -> Iterator[tuple[int, in
             raise _Malformed
         if position > end or field == 0:
             raise _Malformed
-        yield field, start, position, begin
+        yield field if kind == _BYTES else 0, start, position, begin
 
 
-def _read_varint(data: np.ndarray, position: int, end: int) -> tuple[int, int]:
+def _read_varint(data: memoryview, position: int, end: int) -> tuple[int, int]:
     value = shift = 0
     while position < end and shift < 64:
-        byte = int(data[position])
+        byte = data[position]
         value |= (byte & 0x7F) << shift
         position += 1
         if byte < 0x80:
