@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nnc import parameters, recipe, toml
+from nnc import parameters, recipe, toml, units
 from nnc import target as chips
 from nnc.errors import NncError
 from nnc.rewrite import Pass
@@ -78,7 +78,8 @@ def target(spec: str) -> Entry:
 
 
 def find(kind: str, name: str, entries: Mapping[str, Entry]) -> Entry:
-    """The entry called `name`; NncError where there is none."""
+    """The entry called `name`; NncError where there is none. `kind` is "pass" or "recipe"."""
     if name not in entries:
-        raise NncError(f"no {kind} is called '{name}'", toml.nearest(name, entries) or f"nnc {kind}s lists them")
+        hint = toml.nearest(name, entries) or f"nnc {units.plural_form(kind)} lists them"
+        raise NncError(f"no {kind} is called '{name}'", hint)
     return entries[name]

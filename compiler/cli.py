@@ -46,7 +46,9 @@ FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The folder 
 NameArgument = Annotated[
     str | None, typer.Argument(metavar="[NAME]", help="One of them, in detail.", show_default=False)
 ]
-TargetOption = Annotated[str, typer.Option("--target", "-t", metavar="T", help="name[:unit][@mode], or a TOML file.")]
+TargetOption = Annotated[
+    str, typer.Option("--target", "-t", metavar="T", help="A name, name:unit or name:unit@mode, or a TOML file.")
+]
 DataOption = Annotated[
     list[str], typer.Option("--data", metavar="KEY=PATH", help="calibration=PATH or test=PATH, not the recipe's.")
 ]
@@ -95,12 +97,12 @@ def compile_(
     model: ModelArgument,
     target: TargetOption,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", metavar="DIR", help="Where to.  [default: ./MODEL-TARGET]")
+        Path | None, typer.Option("-o", "--out", metavar="DIR", help="The folder for the results; else ./MODEL-TARGET.")
     ] = None,
     data: DataOption = [],  # noqa: B006  # typer makes a new list
     set_: SetOption = [],  # noqa: B006
     shape: ShapeOption = [],  # noqa: B006
-    lower: Annotated[bool, typer.Option("--lower/--no-lower", help="Build a library too, or only model.onnx.")] = True,
+    no_lower: Annotated[bool, typer.Option("--no-lower", help="Build no library, only the compressed model.")] = False,
     threads: ThreadsOption = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
@@ -109,7 +111,7 @@ def compile_(
     """Compress a model and compile it for a target."""
     from nnc import compilation, console, tables
 
-    job = _job(recipe, model, target, data, set_, shape, out=out, lower=lower, threads=threads, seed=seed)
+    job = _job(recipe, model, target, data, set_, shape, out=out, lower=not no_lower, threads=threads, seed=seed)
     with console.progress(quiet) as progress:
         report = compilation.compile_model(job, progress)
     if as_json:
@@ -288,7 +290,7 @@ def inspect(
 @app.command()
 def network(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Such as resnet50; 'list' shows all of them.")],
-    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE", help="[default: ./NAME.onnx]")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE", help="The file; else ./NAME.onnx.")] = None,
     input_size: Annotated[int | None, typer.Option("--input", metavar="N", help="Side of the image in pixels.")] = None,
     classes: Annotated[int | None, typer.Option("--classes", metavar="N", help="Outputs; else as published.")] = None,
     width: Annotated[float, typer.Option("--width", metavar="F", help="Factor on the channels of every layer.")] = 1.0,

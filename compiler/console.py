@@ -1,6 +1,7 @@
 """What a command shows while it works and when it fails: progress and errors on stderr, results on stdout."""
 
 import os
+import re
 import sys
 import tempfile
 import time
@@ -116,13 +117,14 @@ def failing() -> Iterator[None]:
     except MemoryError:
         _exit("out of memory", "close other programs, or give nnc a smaller model")
     except Exception as error:
-        if os.environ.get("NNC_TRACEBACK"):
+        if hasattr(error, "exit_code") or os.environ.get("NNC_TRACEBACK"):  # usage errors and exits are typer's
             raise
         _exit(f"internal error: {_summary(error)}; the traceback is in {_saved(error)}", "please report it as a bug")
 
 
 def _exit(message: str, hint: str | None) -> None:
-    print(f"nnc: error: {message}" + (f"\n\nhint: {hint}" if hint else ""), file=sys.stderr)
+    line = re.sub(r"[\x00-\x1f\x7f]+", " ", message)
+    print(f"nnc: error: {line}" + (f"\n\nhint: {hint}" if hint else ""), file=sys.stderr)
     raise SystemExit(1)
 
 

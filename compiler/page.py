@@ -1,8 +1,123 @@
 """report.html: one page that needs no network and no documentation."""
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from importlib import resources
 from typing import Any
 
+from jinja2 import Environment, StrictUndefined
 
-def page(report: Mapping[str, Any], lock: Mapping[str, Any]) -> str:
-    return ""
+from nnc import units
+from nnc.report import BOUNDS, FIGURES, change, outputs, points, shares, target_spec
+
+Entry = Mapping[str, Any]
+
+#: Layers that are drawn one by one; the others are in the table of all.
+_DRAWN = 25
+
+
+def page(report: Entry, lock: Entry) -> str:
+    """The report as a page; everything that comes from files is escaped."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    for name in ("size", "amount", "milliseconds", "millijoules", "seconds", "percent", "times", "shape", "plural"):
+        environment.filters[name] = getattr(units, name)
+    template = environment.from_string(resources.files("nnc").joinpath("report.html").read_text("utf-8"))
+    return template.render(
+        report=report,
+        lock=lock,
+        spec=target_spec(report),
+        cards=_cards(report),
+        passes=[_pass(row, report["before"]) for row in report["passes"]],
+        bounds=BOUNDS,
+        shares=shares(report["layers"]),
+        strip=_strip(report["layers"]),
+        heaviest=_heaviest(report["layers"]),
+        left_alone=_left_alone(report["passes"]),
+        command=_command(report, lock),
+    )
+
+
+def _cards(report: Entry) -> list[Entry]:
+    """What shrank: the figures before and after, and the factor between them."""
+    before, after = report["before"], report["after"]
+    cards = [
+        {
+            "title": figure.name,
+            "before": figure.text(before[figure.key]),
+            "after": figure.text(after[figure.key]),
+            "share": after[figure.key] / before[figure.key] if before[figure.key] else 1.0,
+            "change": change(figure, before[figure.key], after[figure.key]),
+            "worse": after[figure.key] > before[figure.key],
+            "note": figure.note,
+        }
+        for figure in FIGURES
+        if before[figure.key] is not None and after[figure.key] is not None
+    ]
+    return cards[:2] + _accuracy_card(report) + cards[2:]
+
+
+def _accuracy_card(report: Entry) -> list[Entry]:
+    before, after = report["before"]["accuracy"], report["after"]["accuracy"]
+    if before is None or after is None:
+        return []
+    card = {
+        "title": "top-1 accuracy",
+        "before": units.percent(before),
+        "after": units.percent(after),
+        "share": after,
+        "change": points(before, after),
+        "worse": after < before,
+        "note": f"in onnxruntime, on {units.plural(report['accuracy_samples'], 'sample')}",
+    }
+    return [card]
+
+
+def _pass(row: Entry, before: Entry) -> Entry:
+    """A row with the shares of the model's figures that were left after it."""
+    keys = ("nodes", "macs", "weight_bytes", "latency_ms")
+    return {
+        **row,
+        "outputs": outputs(row),
+        "left": {key: row[key] / before[key] if before[key] else 1.0 for key in keys},
+    }
+
+
+def _strip(layers: Sequence[Entry]) -> list[Entry]:
+    """The layers in the order of execution, as spans of a line from 0 to 1000."""
+    total, position, spans = sum(layer["latency_ms"] for layer in layers) or 1.0, 0.0, []
+    for layer in layers:
+        width = layer["latency_ms"] / total * 1000
+        spans.append({"layer": layer, "x": position, "width": width})
+        position += width
+    return spans
+
+
+def _heaviest(layers: Sequence[Entry]) -> list[Entry]:
+    """The slowest layers, with their share of the whole and of the slowest one."""
+    total = sum(layer["latency_ms"] for layer in layers) or 1.0
+    ranked = sorted(layers, key=lambda layer: -layer["latency_ms"])[:_DRAWN]
+    most = ranked[0]["latency_ms"] if ranked else 1.0
+    return [{"layer": each, "share": each["latency_ms"] / total, "bar": each["latency_ms"] / most} for each in ranked]
+
+
+def _left_alone(rows: Sequence[Entry]) -> list[Entry]:
+    """Places that were considered and left alone, by pass and reason, the most frequent reason first."""
+    groups = []
+    for row in rows:
+        nodes = defaultdict(list)
+        for entry in row["skipped"]:
+            nodes[entry["reason"]].append(entry["node"])
+        for reason, names in sorted(nodes.items(), key=lambda group: -len(group[1])):
+            groups.append({"pass": row["name"], "reason": reason, "nodes": names})
+    return groups
+
+
+def _command(report: Entry, lock: Entry) -> str:
+    """What reproduces the result, with the recipe, the model and the data at hand."""
+    words = ["nnc compile", lock["recipe"]["name"], lock["model"]["name"], "--target", target_spec(report)]
+    words += [f"--data {key}=..." for key in lock["data"]["sha256"]]
+    words += [f"--shape {name}={','.join(map(str, sizes))}" for name, sizes in lock["shapes"].items()]
+    words += [f"--threads {lock['threads']}"] * (lock["threads"] is not None)
+    words += [f"--seed {lock['seed']}"] * (lock["seed"] != 0)
+    words += ["--no-lower"] * ("library_bytes" not in report)
+    return " ".join(words)

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,49 @@ def remarks(predicted: Prediction, target: Target) -> list[str]:
     if not total:
         return []
     return [*_bounds(predicted.layers, total), *_heaviest(predicted.layers, total), *_padding(predicted.layers, target)]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the model that a compile changes: its key in the report, and how people call and read it."""
+
+    key: str
+    name: str
+    text: Callable[[float | None], str]
+    better: str
+    worse: str
+    note: str
+
+
+# fmt: off
+FIGURES = (
+    Figure("file_bytes", "model file", units.size, "smaller", "larger", "the ONNX file, weights included"),
+    Figure("latency_ms", "predicted latency", units.milliseconds, "faster", "slower", "of one inference"),
+    Figure("macs", "MACs", units.amount, "fewer", "more", "multiply-accumulates of one inference"),
+    Figure("params", "parameters", units.amount, "fewer", "more", "learned values"),
+    Figure("peak_activation_bytes", "peak activations", units.size, "less", "more", "the most alive at one time"),
+    Figure("energy_mj", "predicted energy", units.millijoules, "less", "more", "of one inference, the whole chip"),
+    Figure("nodes", "nodes", units.amount, "fewer", "more", "of the ONNX graph"),
+)
+# fmt: on
+
+
+def change(figure: Figure, before: float, after: float) -> str:
+    """'2.08x faster', '4.1 % fewer', 'the same'."""
+    if before == after or not before:
+        return "the same" if before == after else ""
+    word = figure.better if after < before else figure.worse
+    ratio = max(before, after) / min(before, after) if after else math.inf
+    return (
+        f"{units.times(ratio)} {word}"
+        if 1.1 <= ratio < math.inf
+        else f"{units.percent(abs(1 - after / before))} {word}"
+    )
+
+
+def points(before: float, after: float) -> str:
+    """0.912, 0.9 -> '-1.2 points' of accuracy."""
+    return f"{(after - before) * 100:+.1f} points" if after != before else "the same"
 
 
 #: What a layer is bound by, what that means, and what makes it faster.
@@ -88,3 +132,17 @@ def _padding(layers: list[Layer], target: Target) -> Iterable[str]:
             f"the channels of {units.plural(len(odd), 'layer')} are no multiple of {multiple}, so that the last vector "
             f"of each is partly empty: {names}{more}"
         )
+
+
+def target_spec(report: Report) -> str:
+    """'jetson-xavier:gpu@30W' of the report's target."""
+    target = report["target"]
+    return f"{target['name']}:{target['unit']}" + (f"@{target['mode']}" if target["mode"] else "")
+
+
+def outputs(row: Mapping[str, Any]) -> str:
+    """How the outputs compare with those before the pass."""
+    if row["snr_db"] is not None:
+        return f"{row['snr_db']:.1f} dB SNR"
+    proof: str = row["proof"]
+    return {"outputs equal": "equal", "unchanged": "-", "measured": "equal"}.get(proof, proof)

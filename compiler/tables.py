@@ -18,7 +18,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from nnc import toml, units
+from nnc import report, toml, units
 
 if TYPE_CHECKING:
     from nnc.benchmark import Timing
@@ -64,36 +64,14 @@ def add(to: Table, *cells: object, style: str | None = None) -> None:
 def before_after(before: Row, after: Row) -> Table:
     """What became smaller, and by what factor."""
     made = table("", "before", "after", "", numbers=("before", "after"))
-    # fmt: off
-    rows = (
-        ("model file", "file_bytes", units.size, "smaller"),
-        ("parameters", "params", units.amount, "fewer"),
-        ("MACs", "macs", units.amount, "fewer"),
-        ("predicted latency", "latency_ms", units.milliseconds, "faster"),
-        ("peak activations", "peak_activation_bytes", units.size, "less"),
-        ("energy", "energy_mj", units.millijoules, "less"),
-        ("nodes", "nodes", units.amount, "fewer"),
-    )
-    # fmt: on
-    for name, key, text, word in rows:
-        if before[key] is not None:
-            add(made, name, text(before[key]), text(after[key]), _change(before[key], after[key], word))
+    for figure in report.FIGURES:
+        old, new = before[figure.key], after[figure.key]
+        if old is not None and new is not None:
+            add(made, figure.name, figure.text(old), figure.text(new), report.change(figure, old, new))
     if before["accuracy"] is not None:
-        points = (after["accuracy"] - before["accuracy"]) * 100
-        change = f"{points:+.1f} points"
-        add(made, "top-1 accuracy", units.percent(before["accuracy"]), units.percent(after["accuracy"]), change)
+        old, new = before["accuracy"], after["accuracy"]
+        add(made, "top-1 accuracy", units.percent(old), units.percent(new), report.points(old, new))
     return made
-
-
-def _change(before: float, after: float, word: str) -> str:
-    if before == after:
-        return "the same"
-    if not before or not after:
-        return "" if not after else f"{units.digits(after)} more"
-    if after > before:
-        opposite = {"smaller": "larger", "fewer": "more", "faster": "slower", "less": "more"}[word]
-        return f"{units.times(after / before)} {opposite}"
-    return f"{units.times(before / after)} {word}"
 
 
 def passes(rows: Sequence[Row], width: int, before: Row | None = None) -> Table:
@@ -118,19 +96,11 @@ def _cells(row: Row, columns: Iterable[str]) -> list[str]:
         "weights": units.size(row["weight_bytes"]),
         "latency": units.milliseconds(row["latency_ms"]),
         "top-1": units.percent(row["accuracy"]) if row["accuracy"] is not None else "",
-        "outputs": outputs(row),
+        "outputs": report.outputs(row),
         "time": "kept" if row.get("reused") else units.seconds(row["seconds"]) if "seconds" in row else "",
     }
     # fmt: on
     return [str(cells[column]) for column in columns]
-
-
-def outputs(row: Row) -> str:
-    """How the outputs compare with those before the pass."""
-    if row["snr_db"] is not None:
-        return f"{row['snr_db']:.1f} dB SNR"
-    proof: str = row["proof"]
-    return {"outputs equal": "equal", "unchanged": "-", "measured": "equal"}.get(proof, proof)
 
 
 def skipped(rows: Sequence[Row]) -> Table:
@@ -175,13 +145,16 @@ def accuracies(states: Sequence[tuple[str, float]]) -> Table:
     for name, accuracy in states:
         change = accuracy - previous
         style = "bold red" if change < 0 and change == worst else None
-        add(made, name, units.percent(accuracy), _points(change), _points(accuracy - first), style=style)
+        add(
+            made,
+            name,
+            units.percent(accuracy),
+            report.points(previous, accuracy),
+            report.points(first, accuracy),
+            style=style,
+        )
         previous = accuracy
     return made
-
-
-def _points(change: float) -> str:
-    return f"{change * 100:+.1f} points" if change else "-"
 
 
 def kernels(rows: Sequence[Row]) -> Table:
@@ -208,20 +181,19 @@ def definition(entries: Iterable[tuple[str, object]]) -> Table:
 # -- what a command prints when it is done
 
 
-def show_compiled(report: Row, folder: Path) -> None:
+def show_compiled(result: Row, folder: Path) -> None:
     out = console()
-    target = report["target"]
-    where = f"{target['name']}:{target['unit']}" + (f"@{target['mode']}" if target["mode"] else "")
-    out.print(f"{report['model']['name']} for {where}, recipe {report['recipe']['name']}\n", style="bold")
-    out.print(before_after(report["before"], report["after"]))
+    title = f"{result['model']['name']} for {report.target_spec(result)}, recipe {result['recipe']['name']}\n"
+    out.print(title, style="bold")
+    out.print(before_after(result["before"], result["after"]))
     out.print()
-    out.print(passes(report["passes"], _width()))
-    left = sum(len(row["skipped"]) for row in report["passes"])
+    out.print(passes(result["passes"], _width()))
+    left = sum(len(row["skipped"]) for row in result["passes"])
     if left:
         out.print(f"\n{units.plural(left, 'place')} left alone; the report says why.", style="dim")
     out.print("\nLatency and memory are predicted from the figures of the target, not measured.", style="dim")
     out.print()
-    out.print(definition((folder / name, _contents(name, folder)) for name in (*report["files"], "nnc.lock")))
+    out.print(definition((folder / name, _contents(name, folder)) for name in (*result["files"], "nnc.lock")))
 
 
 # fmt: off
@@ -419,9 +391,9 @@ def _unit(unit: Row) -> Iterable[tuple[str, object]]:
     for cluster in unit["cluster"]:
         peak = ", ".join(f"{dtype} {macs:g}" for dtype, macs in cluster["macs_per_cycle"].items())
         yield f"{cluster['count']} x {cluster['core']}", f"{cluster['clock_ghz']:g} GHz; MACs per cycle: {peak}"
-        yield "  caches", f"L1 {units.size(cluster['l1d_bytes'])}, L2 {units.size(cluster['l2_bytes'])}"
+        yield "  caches", f"L1 {units.cache(cluster['l1d_bytes'])}, L2 {units.cache(cluster['l2_bytes'])}"
     if unit["l3_bytes"]:
-        yield "last cache", f"{units.size(unit['l3_bytes'])}, {unit['l3_gbps']:g} GB/s"
+        yield "last cache", f"{units.cache(unit['l3_bytes'])}, {unit['l3_gbps']:g} GB/s"
     yield "threads", unit["threads"]
     yield "vectors", f"{unit['vector_registers']} registers of {unit['vector_bits']} bits"
     yield "channels", f"in multiples of {unit['channel_multiple']}"

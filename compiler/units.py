@@ -6,8 +6,13 @@ def size(count: float | None) -> str:
     return _scaled(count, ("B", "kB", "MB", "GB", "TB"))
 
 
+def cache(count: int) -> str:
+    """49152 -> '48 KiB': caches come in powers of two."""
+    return f"{count / 2**20:g} MiB" if count >= 2**20 else f"{count / 2**10:g} KiB"
+
+
 def amount(count: float | None) -> str:
-    """3504872 -> '3.50 M'; in words of thousand, million, billion."""
+    """3504872 -> '3.50 M'."""
     return _scaled(count, ("", "k", "M", "G", "T"))
 
 
@@ -47,8 +52,12 @@ def shape(sizes: list[int] | tuple[int, ...]) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """(1, 'place') -> '1 place', (2, 'place') -> '2 places'."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}{'es' if noun.endswith(('s', 'x', 'ch')) else 's'}"
+    """(1, 'place') -> '1 place', (2, 'pass') -> '2 passes'."""
+    return f"{count} {noun if count == 1 else plural_form(noun)}"
+
+
+def plural_form(noun: str) -> str:
+    return f"{noun}es" if noun.endswith(("s", "x", "ch")) else f"{noun}s"
 
 
 def digits(value: float) -> str:

@@ -37,6 +37,8 @@ class Layer:
     latency_ms: float
     bound: str
     """What takes the longest: "compute", "cache", "memory" or "dispatch"."""
+    dtype: str
+    """Of the multiplications."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,7 @@ def _layer(kernel: Kernel, cost: _Cost) -> Layer:
         params=sum(measure.params(node) for node in kernel.nodes),
         latency_ms=cost.seconds * 1e3,
         bound=cost.bound,
+        dtype=kernel.dtype,
     )
 
 
