@@ -11,6 +11,7 @@ from nnc import units
 from nnc.report import BOUNDS, FIGURES, change, outputs, points, shares, target_spec
 
 Entry = Mapping[str, Any]
+Made = dict[str, Any]
 
 #: Layers that are drawn one by one; the others are in the table of all.
 _DRAWN = 25
@@ -37,7 +38,7 @@ def page(report: Entry, lock: Entry) -> str:
     )
 
 
-def _cards(report: Entry) -> list[Entry]:
+def _cards(report: Entry) -> list[Made]:
     """What shrank: the figures before and after, and the factor between them."""
     before, after = report["before"], report["after"]
     cards = [
@@ -56,7 +57,7 @@ def _cards(report: Entry) -> list[Entry]:
     return cards[:2] + _accuracy_card(report) + cards[2:]
 
 
-def _accuracy_card(report: Entry) -> list[Entry]:
+def _accuracy_card(report: Entry) -> list[Made]:
     before, after = report["before"]["accuracy"], report["after"]["accuracy"]
     if before is None or after is None:
         return []
@@ -72,7 +73,7 @@ def _accuracy_card(report: Entry) -> list[Entry]:
     return [card]
 
 
-def _pass(row: Entry, before: Entry) -> Entry:
+def _pass(row: Entry, before: Entry) -> Made:
     """A row with the shares of the model's figures that were left after it."""
     keys = ("nodes", "macs", "weight_bytes", "latency_ms")
     return {
@@ -82,7 +83,7 @@ def _pass(row: Entry, before: Entry) -> Entry:
     }
 
 
-def _strip(layers: Sequence[Entry]) -> list[Entry]:
+def _strip(layers: Sequence[Entry]) -> list[Made]:
     """The layers in the order of execution, as spans of a line from 0 to 1000."""
     total, position, spans = sum(layer["latency_ms"] for layer in layers) or 1.0, 0.0, []
     for layer in layers:
@@ -92,7 +93,7 @@ def _strip(layers: Sequence[Entry]) -> list[Entry]:
     return spans
 
 
-def _heaviest(layers: Sequence[Entry]) -> list[Entry]:
+def _heaviest(layers: Sequence[Entry]) -> list[Made]:
     """The slowest layers, with their share of the whole and of the slowest one."""
     total = sum(layer["latency_ms"] for layer in layers) or 1.0
     ranked = sorted(layers, key=lambda layer: -layer["latency_ms"])[:_DRAWN]
@@ -100,7 +101,7 @@ def _heaviest(layers: Sequence[Entry]) -> list[Entry]:
     return [{"layer": each, "share": each["latency_ms"] / total, "bar": each["latency_ms"] / most} for each in ranked]
 
 
-def _left_alone(rows: Sequence[Entry]) -> list[Entry]:
+def _left_alone(rows: Sequence[Entry]) -> list[Made]:
     """Places that were considered and left alone, by pass and reason, the most frequent reason first."""
     groups = []
     for row in rows:

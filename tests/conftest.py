@@ -3,7 +3,12 @@
 import os
 from pathlib import Path
 
+import numpy as np
+import onnx_graphsurgeon as gs
 import pytest
+from onnx.parser import parse_model
+
+from nnc import graph as graphs
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +18,100 @@ def data() -> Path:
     if not (folder / "models").is_dir():
         pytest.skip(f"no data folder {folder} (set NNC_DATA)")
     return folder
+
+
+_NETWORK = """
+<ir_version: 8, opset_import: ["" : 17]>
+small (float[N, 3, 8, 8] image) => (float[N, 10] scores)
+<float[16, 3, 3, 3] W = {%s}, float[10, 16] V = {%s}, float one = {1.0}>
+{
+    features = Conv<pads = [1, 1, 1, 1]>(image, W)
+    same = Mul(features, one)
+    positive = Relu(same)
+    mean = GlobalAveragePool(positive)
+    flat = Flatten(mean)
+    scores = Gemm<transB = 1>(flat, V)
+}
+"""
+
+_PASSES = '''
+import numpy as np
+from pydantic import Field
+
+from nnc.pattern import NoMatch, const, op, var
+from nnc.rewrite import PatternPass, node
+
+
+class DropOne(PatternPass):
+    """Remove Mul by 1."""
+
+    name = "drop-one"
+    effect = "exact"
+    pattern = op("Mul", var("x"), const("k"))
+
+    def rewrite(self, match):
+        if match["k"] != 1:
+            raise NoMatch("the factor is not 1")
+        return match.tensors["x"]
+
+
+class RoundWeights(PatternPass):
+    """Round the weights of Conv to multiples of a step.
+
+    Approximate. Declines where they are.
+    """
+
+    name = "round-weights"
+    effect = "approximate"
+    pattern = op("Conv", var("x"), const("W"), name="conv")
+    step: float = Field(default=0.125, gt=0, le=10, description="distance of the values that are left")
+
+    def rewrite(self, match):
+        rounded = (np.round(match["W"] / self.step) * self.step).astype(np.float32)
+        if np.array_equal(rounded, match["W"]):
+            raise NoMatch("the weights are multiples already")
+        return node("Conv", match.tensors["x"], rounded, **match.nodes["conv"].attrs)
+'''
+
+_RECIPE = """
+description = "Remove and round"
+use = ["passes.py"]
+
+[data]
+test = "test.npz"
+
+[data.preprocess]
+mean = [0.5]
+
+[[pass]]
+name = "drop-one"
+
+[[pass]]
+name = "round-weights"
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with model.onnx (image -> scores of 10 classes), passes.py, recipe.toml and labelled test.npz.
+
+    The model's accuracy on the data is 1.0: the labels are what it says.
+    """
+    rng = np.random.default_rng(0)
+    weights = [", ".join(map(str, rng.standard_normal(count).round(3))) for count in (16 * 27, 160)]
+    graph = graphs.from_model(parse_model(_NETWORK % tuple(weights)))
+    graphs.save(graph, tmp_path / "model.onnx")
+    (tmp_path / "passes.py").write_text(_PASSES)
+    (tmp_path / "recipe.toml").write_text(_RECIPE)
+    images = rng.integers(0, 256, (40, 8, 8, 3), np.uint8)
+    np.savez(tmp_path / "test.npz", images=images, labels=_labels(graph, images))
+    return tmp_path
+
+
+def _labels(graph: gs.Graph, images: np.ndarray) -> np.ndarray:
+    """The class that the model gives each image, which is prepared as the recipe says."""
+    from nnc.session import Session
+
+    session = Session(graph)
+    inputs = (images / np.float32(255) - np.float32(0.5)).transpose(0, 3, 1, 2)
+    return np.array([int(session.run({"image": each[None]})["scores"].argmax()) for each in inputs])

@@ -1,0 +1,126 @@
+"""The output folder: all files of a compile appear together, or none."""
+
+from pathlib import Path
+
+import pytest
+
+from nnc import output
+from nnc.errors import NncError
+
+
+def write(path: Path, **files: str) -> None:
+    """A finished compile of these files."""
+    with output.opened(path) as folder:
+        stage(folder, **files)
+
+
+def stage(folder: output.OutputFolder, **files: str) -> None:
+    names = [f"{name}.txt" for name in files]
+    for name, text in files.items():
+        (folder.staging / f"{name}.txt").write_text(text)
+    (folder.staging / "report.json").write_text(f'{{"files": {names}}}'.replace("'", '"'))
+    (folder.staging / output.LOCK).write_text("lock")
+    folder.publish([*names, "report.json"])
+
+
+def stopped(path: Path, error: BaseException) -> None:
+    """A compile that has a checkpoint and a staged file when it ends early."""
+    with output.opened(path) as folder:
+        folder.checkpoints.mkdir()
+        (folder.staging / "a.txt").write_text("half")
+        raise error
+
+
+def visible(path: Path) -> dict[str, str]:
+    return {file.name: file.read_text() for file in path.iterdir() if file.suffix == ".txt"}
+
+
+def test_files_appear_together(tmp_path: Path) -> None:
+    with output.opened(tmp_path / "a" / "out") as folder:
+        (folder.staging / "a.txt").write_text("1")
+        assert visible(folder.path) == {}
+        stage(folder, a="1", b="2")
+    assert visible(tmp_path / "a" / "out") == {"a.txt": "1", "b.txt": "2"}
+    assert (tmp_path / "a" / "out" / output.LOCK).exists()
+
+
+def test_files_of_an_earlier_compile_go_others_stay(tmp_path: Path) -> None:
+    write(tmp_path, old="1", both="1")
+    (tmp_path / "mine.txt").write_text("mine")
+    write(tmp_path, both="2", new="2")
+    assert visible(tmp_path) == {"both.txt": "2", "new.txt": "2", "mine.txt": "mine"}
+
+
+def test_an_error_leaves_the_earlier_compile(tmp_path: Path) -> None:
+    write(tmp_path, a="1")
+    with pytest.raises(ZeroDivisionError):
+        stopped(tmp_path, ZeroDivisionError())
+    assert visible(tmp_path) == {"a.txt": "1"}
+    assert (tmp_path / output.LOCK).exists()
+    assert not output.OutputFolder(tmp_path).staging.exists()
+
+
+def test_an_error_removes_only_folders_that_were_new(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        stopped(tmp_path / "a" / "b", ZeroDivisionError())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_compile_keeps_its_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        stopped(tmp_path / "out", KeyboardInterrupt())
+    folder = output.OutputFolder(tmp_path / "out")
+    assert folder.checkpoints.exists()
+    assert not folder.staging.exists()
+    assert visible(tmp_path / "out") == {}
+
+
+def test_what_a_killed_compile_staged_is_gone(tmp_path: Path) -> None:
+    staging = output.OutputFolder(tmp_path).staging
+    staging.mkdir(parents=True)
+    (staging / "a.txt").write_text("half")
+    write(tmp_path, b="1")
+    assert visible(tmp_path) == {"b.txt": "1"}
+
+
+def test_two_compiles_into_one_folder(tmp_path: Path) -> None:
+    with output.opened(tmp_path), pytest.raises(NncError, match="another nnc is writing it"), output.opened(tmp_path):
+        pass
+
+
+def test_a_file_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(NncError, match="out: a file, not a folder"), output.opened(tmp_path / "out"):
+        pass
+    with pytest.raises(NncError, match="not a directory"), output.opened(tmp_path / "out" / "below"):
+        pass
+    assert (tmp_path / "out").read_text() == ""
+
+
+def test_system_errors_name_the_file(tmp_path: Path) -> None:
+    with pytest.raises(NncError, match=r"gone\.txt: no such file or directory"), output.opened(tmp_path / "out"):
+        (tmp_path / "gone.txt").read_text()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_values_are_remembered_by_key(tmp_path: Path) -> None:
+    computed = []
+
+    def compute() -> float:
+        computed.append(1)
+        return 0.5
+
+    with output.opened(tmp_path) as folder:
+        assert [folder.once("accuracy", key, compute) for key in ("a", "a", "b", "b", "a")] == [0.5] * 5
+        assert len(computed) == 3
+        (folder.hidden / "accuracy.json").write_text("{")  # cut off
+        assert folder.once("accuracy", "a", compute) == 0.5
+
+
+def test_a_foreign_report_names_no_files_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "report.json").write_text('{"files": ["../precious.txt", "/etc/hostname", 3]}')
+    write(out, a="1")
+    assert (tmp_path / "precious.txt").exists()
