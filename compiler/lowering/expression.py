@@ -5,7 +5,7 @@ An Expression is hashable: kernels with equal problems and equal expressions sha
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -176,7 +176,7 @@ def _steps(node: gs.Node) -> list[tuple[str, list[Any], dict[str, Any]]]:
     return [(node.op, list(node.inputs), _attributes(node))]
 
 
-def _attributes(node: gs.Node) -> Mapping[str, Any]:
+def _attributes(node: gs.Node) -> dict[str, Any]:
     return {key: value for key, value in node.attrs.items() if key not in ("axis", "consumed_inputs")}
 
 
@@ -185,7 +185,7 @@ def _affine(node: gs.Node) -> tuple[np.ndarray, np.ndarray]:
     gamma, beta, mean, var = (tensor.values.astype(np.float64) for tensor in node.inputs[1:5])
     scale = gamma / np.sqrt(var + node.attrs.get("epsilon", 1e-5))
     shape = (1, -1) + (1,) * (len(node.inputs[0].shape) - 2)
-    return tuple(array.astype(np.float32).reshape(shape) for array in (scale, beta - mean * scale))  # type: ignore[return-value]
+    return scale.astype(np.float32).reshape(shape), (beta - mean * scale).astype(np.float32).reshape(shape)
 
 
 def _bounds(node: gs.Node) -> list[float]:

@@ -177,7 +177,7 @@ def global_pool(lowering: Lowering, group: Group) -> bool:
         return False
     if node.op.startswith("Reduce") and not (_reduced_axes(node) == [2, 3] and node.attrs.get("keepdims", 1)):
         return False
-    size = shape_of(x)[2:]
+    size = _two(shape_of(x)[2:])
     window = Window(size, size, (1, 1), (1, 1), (0, 0), (1, 1))
     kind = "max" if node.op.endswith("Max") or node.op == "GlobalMaxPool" else "average"
     _pool(lowering, group, x, pool.Pool(kind, shape_of(x)[0], shape_of(x)[1], window, lowering.block))  # type: ignore[arg-type]
@@ -295,7 +295,7 @@ def _pads(node: gs.Node, window: Window) -> tuple[int, int, int, int]:
     """Top, left, bottom, right."""
     auto = node.attrs.get("auto_pad", "NOTSET")
     if auto in ("NOTSET", b"NOTSET"):
-        return tuple(node.attrs.get("pads", (0, 0, 0, 0)))  # type: ignore[return-value]
+        return tuple(node.attrs.get("pads", (0, 0, 0, 0)))
     if auto == "VALID":
         return 0, 0, 0, 0
     starts, ends = [], []

@@ -86,9 +86,8 @@ class Lowering:
         """Let kernels write the outputs where the caller wants them; what can't be written there is copied."""
         for tensor in tensors:
             source = self.read(tensor)
-            root, offset = (source, 0) if isinstance(source, np.ndarray) else source.root()
-            if isinstance(root, Tensor) and not root.fixed and not offset and root.bytes == source.bytes:
-                root.fixed = True
+            if isinstance(source, Tensor) and _owns_memory(source):
+                source.root()[0].fixed = True
                 self.program.outputs[tensor.name] = source
                 continue
             result = Tensor(shape_of(tensor), dtype_of(tensor), fixed=True)
@@ -280,6 +279,12 @@ class Lowering:
         for index, tensor in enumerate(node.outputs):
             if ("output", index) in tensors:
                 self.define(tensor, tensors["output", index])
+
+
+def _owns_memory(tensor: Tensor) -> bool:
+    """Whether the caller's memory can stand for that of `tensor`."""
+    root, offset = tensor.root()
+    return not root.fixed and offset == 0 and root.bytes == tensor.bytes
 
 
 def _reshaped(operand: Operand, shape: Shape) -> Operand:

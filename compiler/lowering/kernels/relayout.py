@@ -11,7 +11,7 @@ from tvm.script.ir_builder import tirx as T
 
 from nnc.lowering.kernels.gemm import Unit, lane, lanes_of, splat
 
-Shape = tuple[int, int, int, int]
+Shape = tuple[int, ...]
 
 
 def blocked_shape(shape: Shape, block: int) -> tuple[int, int, int, int, int]:
