@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import warnings
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, Literal
@@ -19,8 +18,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import tvm
-from onnx import helper
-from tvm import relax, tirx
+import tvm_ffi
+from tvm import relax, te, tirx
 
 from nnc.errors import NncError
 from nnc.graph import OPSET
@@ -102,8 +101,7 @@ def _through_tvm(node: gs.Node, unit: Unit, machine: tvm.target.Target, opset: i
     with machine:
         module = tvm.transform.Sequential(passes)(_imported(_model(node, opset)))
     walk = _Walk(module, unit)
-    walk.run()
-    results = [walk.value(each) for each in walk.outputs()]
+    results = walk.results()
     return _with_outputs(node, walk.pieces, results, unit)
 
 
@@ -144,21 +142,103 @@ def _first_line(error: Exception) -> str:
 
 
 class _Walk:
-    """Reads the calls of a Relax function."""
+    """Turns the bindings of a Relax function into pieces; values are followed by the variables that hold them."""
 
     def __init__(self, module: tvm.IRModule, unit: Unit) -> None:
         self.pieces: list[Piece] = []
-        self._module, self._main, self._unit = module, module["main"], unit
+        self._module, self._unit = module, unit
         self._values: dict[Any, Any] = {
-            parameter: Value("input", index, *_type(parameter.ty)) for index, parameter in enumerate(self._main.params)
+            parameter: Value("input", index, *_type(parameter.ty))
+            for index, parameter in enumerate(module["main"].params)
         }
 
-    def run(self) -> None:
-        for block in self._main.body.blocks:
-            for binding in block.bindings:
-                self._values[binding.var] = self._bound(binding.value, binding.var.ty)
+    def results(self) -> list[Value]:
+        """Go through the function; returns what it returns."""
+        body = self._module["main"].body
+        for binding in (each for block in body.blocks for each in block.bindings):
+            self._values[binding.var] = self._bound(binding.value, binding.var.ty)
+        result = self._bound(body.body, body.body.ty)
+        return result if isinstance(result, list) else [result]
 
-    def outputs(self) -> list[Any]:
-        result = self._main.body.body
-        found = self._values.get(result, result) if isinstance(result, relax.Var) else result
-        return list(found) if isinstance(found, list) else [found]
+    def _bound(self, value: Any, kind: Any) -> Any:
+        if isinstance(value, relax.Var):
+            return self._values[value]
+        if isinstance(value, relax.Tuple):
+            return [self._bound(field, field.ty) for field in value.fields]
+        if isinstance(value, relax.TupleGetItem):
+            return self._bound(value.tuple_value, None)[value.index]
+        if isinstance(value, tvm.ir.GenericConst):
+            array = value.value.numpy()
+            return constant(array)
+        if isinstance(value, relax.Call) and _name(value) == "relax.reshape":
+            return self._bound(value.args[0], None).view(_type(kind)[0])
+        if isinstance(value, relax.Call) and _name(value) == "relax.call_tir":
+            return self._call(self._module[value.args[0]], value.args[1], kind)
+        raise Refused(f"TVM has no kernel for {_name(value)}")
+
+    def _call(self, function: tirx.PrimFunc, arguments: Any, kind: Any) -> Any:
+        kinds = list(kind.fields) if isinstance(kind, relax.TupleType) else [kind]
+        count = sum(len(piece.results) for piece in self.pieces)
+        results = [Value("temporary", count + place, *_type(each)) for place, each in enumerate(kinds)]
+        operands = [self._bound(argument, argument.ty) for argument in arguments]
+        scheduled = schedule(function, self._unit)
+        key = tvm_ffi.StructuralKey(scheduled)
+        self.pieces.append(Piece(key, scheduled, tuple(operands), tuple(results)))
+        return results if isinstance(kind, relax.TupleType) else results[0]
+
+
+def _name(value: Any) -> str:
+    """What a Relax expression calls."""
+    return getattr(getattr(value, "op", None), "name", type(value).__name__)
+
+
+def _type(kind: Any) -> tuple[Shape, str]:
+    """Shape and dtype of a Relax tensor."""
+    if not isinstance(kind, relax.TensorType) or kind.shape is None:
+        raise Refused("the shape of its result depends on values")
+    if not all(isinstance(size, tirx.IntImm) for size in kind.shape):
+        raise Refused("the shape of its result depends on values")
+    return tuple(int(size) for size in kind.shape), str(kind.dtype)
+
+
+# -- the ends of a node
+
+
+def constant(values: np.ndarray) -> Value:
+    return Value("constant", 0, values.shape, str(values.dtype), values)
+
+
+def _with_outputs(node: gs.Node, pieces: list[Piece], results: Sequence[Value], unit: Unit) -> list[Piece]:
+    """The pieces with the node's outputs as results: what a piece makes is renamed, anything else is copied."""
+    names: dict[tuple[str, int], int] = {}
+    for index, (tensor, result) in enumerate(zip(node.outputs, results, strict=False)):
+        if not tensor.name:
+            continue
+        if result.dtype != np.dtype(tensor.dtype).name or prod(result.shape) != prod(shape_of(tensor)):
+            raise Refused(f"TVM computes {result.dtype} {result.shape} for output {index}")
+        if result.kind == "temporary" and (result.kind, result.index) not in names:
+            names[result.kind, result.index] = index
+        else:
+            pieces = [*pieces, _copy(result, index, unit)]
+
+    def rename(value: Value) -> Value:
+        index = names.get((value.kind, value.index))
+        return value if index is None else replace(value, kind="output", index=index)
+
+    return [
+        replace(piece, operands=tuple(map(rename, piece.operands)), results=tuple(map(rename, piece.results)))
+        for piece in pieces
+    ]
+
+
+def _copy(source: Value, index: int, unit: Unit) -> Piece:
+    """The piece that copies a value to an output."""
+    length = prod(source.shape)
+    X = te.placeholder((length,), source.dtype, "X")
+    function = te.create_prim_func([X, te.compute((length,), lambda i: X[i], "copy")])
+    return Piece(
+        ("copy", length, source.dtype),
+        schedule(function, unit),
+        (source.view((length,)),),
+        (Value("output", index, (length,), source.dtype),),
+    )

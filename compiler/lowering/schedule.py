@@ -24,22 +24,28 @@ Loop = Any  # and of a loop
 PARALLEL_FROM = 8192
 """Steps from which on a nest is shared among the threads: starting them takes microseconds."""
 
-STRIDED = 8.0  # cost of one lane that is loaded or stored by itself, in vector accesses per register
+STRIDED = 8.0  # cost of a lane that is loaded or stored by itself, in vector accesses per register
 
 
 def schedule(function: tirx.PrimFunc, unit: Unit) -> tirx.PrimFunc:
-    """The same function with every nest that TVM's primitives can transform scheduled for a unit."""
+    """The same function with every nest parallel and vectorized for a unit."""
     state = s_tir.Schedule(tvm.IRModule({"main": function.with_attr("global_symbol", "main")}))
     _inline(state)
     _decompose_padding(state)
-    for name in _blocks(state):
-        block = state.get_sblock(name)
-        if not state.get_loops(block) or _is_placed(state, block):
-            continue
-        if _is_reduction(state, block):
-            _reduction(state, block, unit)
-        else:
-            _spatial(state, block, unit)
+    nests = [_nest(state, state.get_sblock(name)) for name in _blocks(state)]
+    readers: dict[str, Nest] = {}
+    for nest in nests:
+        reader = _epilogue(state, nest, nests)
+        if reader is not None and reader.name not in readers:
+            _attach(state, nest, reader, unit)
+            readers[reader.name] = reader
+    for nest in nests:
+        if any(nest.reduced):
+            _reduction(state, nest, unit)
+        elif nest.name in readers:
+            _vectorize(state, nest.loops[-1], unit.vector_bits // nest.bits)
+        elif nest.loops:
+            _spatial(state, nest, unit)
     return state.mod["main"]
 
 
@@ -50,6 +56,7 @@ def schedule(function: tirx.PrimFunc, unit: Unit) -> tirx.PrimFunc:
 class Nest:
     """A block with its loops, from the outside in: how far they go, and how far each access moves in elements."""
 
+    name: str
     loops: list[Loop]
     extents: list[int]
     reduced: list[bool]
@@ -57,85 +64,71 @@ class Nest:
     """Per access, the store first: elements per step of each loop; None where the address is not linear in it."""
     bits: int
     """Of the widest element."""
+    is_shared: bool = False
+    """Whether the loops around it are parallel already."""
 
     @property
-    def steps(self) -> int:
-        return prod(self.extents)
+    def is_large(self) -> bool:
+        return prod(self.extents) >= PARALLEL_FROM
 
-    def merge(self, first: int) -> None:
-        """Take loops `first` and `first + 1` for one."""
-        inner = first + 1
-        for moves in self.moves:
-            moves[first : inner + 1] = [moves[first] if self.extents[inner] == 1 else moves[inner]]
-        self.extents[first : inner + 1] = [self.extents[first] * self.extents[inner]]
-        self.reduced[first : inner + 1] = [self.reduced[first] and self.reduced[inner]]
+    def cost(self, place: int, lanes: int) -> float:
+        """Vector accesses per element when a loop is vectorized."""
+        extent = self.extents[place]
+        per_register = sum(1.0 if moves[place] in (0, 1) else STRIDED for moves in self.moves)
+        return per_register * ceil(extent / lanes) / extent
 
     def can_merge(self, first: int) -> bool:
         """Whether loops `first` and `first + 1` walk through every operand as one loop would."""
         outer, inner = self.extents[first : first + 2]
-        if 1 in (outer, inner):
-            return self.reduced[first] == self.reduced[first + 1]
-        pairs = [(moves[first], moves[first + 1]) for moves in self.moves]
-        return self.reduced[first] == self.reduced[first + 1] and all(
-            a is not None and b is not None and a == b * inner for a, b in pairs
-        )
+        pairs = [moves[first : first + 2] for moves in self.moves]
+        return 1 in (outer, inner) or all(None not in (a, b) and a == b * inner for a, b in pairs)  # type: ignore[operator]
 
-
-def _nest(state: s_tir.Schedule, block: Block) -> Nest:
-    """The nest of a block whose iterators are its loops, one to one."""
-    statement, loops = state.get(block), state.get_loops(block)
-    iterators = [each.var for each in statement.iter_vars]
-    regions = [*statement.writes, *statement.reads]
-    return Nest(
-        loops,
-        [int(state.get(loop).extent) for loop in loops],
-        [each.iter_type == tirx.IterVar.CommReduce for each in statement.iter_vars],
-        [_moves(region, iterators) for region in regions],
-        max(tvm.DataType(str(region.buffer.dtype)).bits for region in regions),
-    )
-
-
-def _moves(region: Any, iterators: Sequence[Any]) -> list[int | None]:
-    """By how many elements the start of a region moves for each iterator."""
-    shape = [int(size) for size in region.buffer.shape]
-    total: list[int | None] = [0] * len(iterators)
-    for axis, span in enumerate(region.region):
-        stride = prod(shape[axis + 1 :])
-        for place, iterator in enumerate(iterators):
-            factor = _factor(span.min, iterator)
-            before = total[place]
-            total[place] = None if factor is None or before is None else before + factor * stride
-    return total
-
-
-def _factor(index: Any, iterator: Any) -> int | None:
-    """The factor of an iterator in an index, None where it is not linear."""
-    if isinstance(index, tirx.IntImm):
-        return 0
-    found = tvm.arith.detect_linear_equation(index, [iterator])
-    return int(found[0]) if len(found) == 2 and isinstance(found[0], tirx.IntImm) else None
+    def merge(self, first: int, loop: Loop) -> None:
+        """Take loops `first` and `first + 1` for one, `loop`."""
+        pair = slice(first, first + 2)
+        for moves in self.moves:
+            moves[pair] = [moves[first] if self.extents[first + 1] == 1 else moves[first + 1]]
+        self.loops[pair], self.reduced[pair] = [loop], [False]
+        self.extents[pair] = [prod(self.extents[pair])]
 
 
 def _blocks(state: s_tir.Schedule) -> list[str]:
     return [state.get(block).name_hint for block in state.get_child_blocks(state.get_sblock("root"))]
 
 
-def _is_reduction(state: s_tir.Schedule, block: Block) -> bool:
-    return any(each.iter_type == tirx.IterVar.CommReduce for each in state.get(block).iter_vars)
+def _nest(state: s_tir.Schedule, block: Block) -> Nest:
+    """The nest of a block whose iterators are its loops, one to one."""
+    statement = state.get(block)
+    iterators = [each.var for each in statement.iter_vars]
+    regions = [*statement.writes, *statement.reads]
+    return Nest(
+        statement.name_hint,
+        list(state.get_loops(block)),
+        [int(each.dom.extent) for each in statement.iter_vars],
+        [each.iter_type == tirx.IterVar.CommReduce for each in statement.iter_vars],
+        [_moves(region, iterators) for region in regions],
+        max(tvm.DataType(str(region.source.dtype)).bits for region in regions),
+    )
 
 
-def _is_placed(state: s_tir.Schedule, block: Block) -> bool:
-    """Whether a block was already scheduled, together with another."""
-    return any(state.get(loop).kind != tirx.ForKind.SERIAL for loop in state.get_loops(block))
+def _moves(region: Any, iterators: Sequence[Any]) -> list[int | None]:
+    """By how many elements the start of a region moves for each iterator."""
+    shape = [int(size) for size in region.source.shape]
+    total: list[int | None] = [0] * len(iterators)
+    for axis, span in enumerate(region.region):
+        stride = prod(shape[axis + 1 :])
+        for place, iterator in enumerate(iterators):
+            factor, before = _factor(span.min, iterator), total[place]
+            total[place] = None if factor is None or before is None else before + factor * stride
+    return total
 
 
-def _branches(state: s_tir.Schedule, block: Block) -> bool:
-    """Whether a block computes its value only under a condition."""
-    return "if_then_else" in state.get(block).script()
-
-
-def _volume(state: s_tir.Schedule, block: Block) -> int:
-    return prod(int(each.dom.extent) for each in state.get(block).iter_vars)
+def _factor(index: Any, iterator: Any) -> int | None:
+    """The factor of an iterator in an index, None where the index is not linear in it."""
+    if isinstance(index, tirx.IntImm):
+        return 0
+    found = tvm.sym.detect_linear_equation(index, [iterator])
+    return int(found[0]) if len(found) == 2 and isinstance(found[0], tirx.IntImm) else None
 
 
 # -- which blocks stay
@@ -148,7 +141,7 @@ def _inline(state: s_tir.Schedule) -> None:
         consumers = state.get_consumers(block)
         if _is_reduction(state, block) or not consumers:
             continue
-        copies = isinstance(state.get(block).body.value, tirx.BufferLoad)
+        copies = isinstance(state.get(block).body.value, tvm.ir.TensorLoad)
         once = len(consumers) == 1 and _volume(state, consumers[0]) <= _volume(state, block)
         branches = _branches(state, block) and any(_is_reduction(state, each) for each in consumers)
         if (copies or once) and not branches:
@@ -156,50 +149,52 @@ def _inline(state: s_tir.Schedule) -> None:
 
 
 def _decompose_padding(state: s_tir.Schedule) -> None:
-    """Fill and copy instead of one nest that asks for every element where it lies."""
+    """Fill and copy, instead of one nest that asks for every element where it lies."""
     for name in _blocks(state):
         block = state.get_sblock(name)
         if not _is_reduction(state, block) and _branches(state, block):
             _attempt(state.decompose_padding, block, state.get_loops(block)[0])
 
 
-def _attempt(primitive: Any, *arguments: Any) -> bool:
-    """Apply a primitive of the schedule; it says itself whether it applies, and changes nothing when it doesn't."""
+def _is_reduction(state: s_tir.Schedule, block: Block) -> bool:
+    return any(each.iter_type == tirx.IterVar.CommReduce for each in state.get(block).iter_vars)
+
+
+def _branches(state: s_tir.Schedule, block: Block) -> bool:
+    """Whether a block computes its value only under a condition."""
+    return "if_then_else" in state.get(block).script()
+
+
+def _volume(state: s_tir.Schedule, block: Block) -> int:
+    return prod(int(each.dom.extent) for each in state.get(block).iter_vars)
+
+
+def _attempt(primitive: Any, *arguments: Any) -> None:
+    """Apply a primitive of the schedule; it knows itself where it applies, and changes nothing where it doesn't."""
     try:
         primitive(*arguments)
     except ScheduleError:
-        return False
-    return True
+        return
 
 
 # -- spatial blocks
 
 
-def _spatial(state: s_tir.Schedule, block: Block, unit: Unit) -> None:
+def _spatial(state: s_tir.Schedule, nest: Nest, unit: Unit) -> None:
     """Loops that all operands walk through alike become one; the cheapest is vectorized, the others are shared."""
-    nest = _nest(state, block)
     for first in range(len(nest.loops) - 2, -1, -1):
         if nest.can_merge(first):
-            nest.loops[first : first + 2] = [state.fuse(*nest.loops[first : first + 2], preserve_unit_iters=False)]
-            nest.merge(first)
+            nest.merge(first, state.fuse(*nest.loops[first : first + 2], preserve_unit_iters=False))
     lanes = unit.vector_bits // nest.bits
-    place = min(range(len(nest.loops)), key=lambda each: _cost(nest, each, lanes))
-    inner = nest.loops.pop(place)
-    if place < len(nest.loops):
-        state.reorder(*nest.loops, inner)
-    parallel = nest.steps >= PARALLEL_FROM
-    outer = nest.extents[:place] + nest.extents[place + 1 :]
-    shared = parallel and prod(outer) >= 2 * unit.threads
-    if shared:
-        state.parallel(_fuse_front(state, nest.loops, outer, 8 * unit.threads))
-    _vectorize(state, inner, lanes, parallel and not shared)
-
-
-def _cost(nest: Nest, place: int, lanes: int) -> float:
-    """Vector accesses per element when a loop is vectorized."""
-    extent = nest.extents[place]
-    per_register = sum(1.0 if moves[place] in (0, 1) else STRIDED for moves in nest.moves)
-    return per_register * ceil(extent / lanes) / extent
+    place = min(range(len(nest.loops)), key=lambda each: nest.cost(each, lanes))
+    inner, outer = nest.loops[place], nest.loops[:place] + nest.loops[place + 1 :]
+    extents = nest.extents[:place] + nest.extents[place + 1 :]
+    if place < len(outer):
+        state.reorder(*outer, inner)
+    many = prod(extents) >= 2 * unit.threads
+    if nest.is_large and many:
+        state.parallel(_fuse_front(state, outer, extents, 8 * unit.threads))
+    _vectorize(state, inner, lanes, parallel=nest.is_large and not many)
 
 
 def _fuse_front(state: s_tir.Schedule, loops: Sequence[Loop], extents: Sequence[int], wanted: int) -> Loop:
@@ -209,95 +204,92 @@ def _fuse_front(state: s_tir.Schedule, loops: Sequence[Loop], extents: Sequence[
 
 
 def _vectorize(state: s_tir.Schedule, loop: Loop, lanes: int, parallel: bool = False) -> None:
-    """Vectorize an innermost loop, in one piece if it is short, otherwise in registers and a rest."""
+    """Vectorize an innermost loop: in one piece if it is short, otherwise in registers and a rest."""
+    for part, width in _parts(state, loop, lanes):
+        if int(state.get(part).extent) > width:
+            outer, part = state.split(part, [None, width])
+            if parallel:
+                state.parallel(outer)
+        if width > 1:
+            state.vectorize(part)
+
+
+def _parts(state: s_tir.Schedule, loop: Loop, lanes: int) -> list[tuple[Loop, int]]:
+    """A loop, cut so that the lanes of a step divide each part, with those lanes."""
     extent = int(state.get(loop).extent)
-    if extent <= 2 * lanes:
-        if extent > 1:
-            state.vectorize(loop)
-        return
     width = _width(extent, lanes)
-    if extent % width:
-        loop, rest = state.loop_partition(loop, [extent - extent % width, None], preserve_unit_iters=False)
-        if extent % width > 1:
-            state.vectorize(rest)
-    outer, inner = state.split(loop, [None, width])
-    state.vectorize(inner)
-    if parallel:
-        state.parallel(outer)
+    rest = extent % width
+    if rest == 0:
+        return [(loop, width)]
+    first, last = state.loop_partition(loop, [extent - rest, None], preserve_unit_iters=False)
+    return [(first, width), (last, rest)]
 
 
 def _width(extent: int, lanes: int) -> int:
-    """Lanes of one step: whole registers, or a divisor of the extent that nearly fills them."""
+    """Lanes of one step: all of a short loop, whole registers, or a divisor that nearly fills them."""
+    if extent <= 2 * lanes:
+        return extent
     divisors = [width for width in range(4 * lanes, lanes // 2, -1) if extent % width == 0]
-    return next((w for w in divisors if w % lanes == 0), lanes if extent >= 8 * lanes else (divisors or [lanes])[0])
+    whole = [width for width in divisors if width % lanes == 0]
+    if whole or extent >= 8 * lanes:
+        return whole[0] if whole else lanes
+    return divisors[0] if divisors else lanes
 
 
 # -- reductions
 
 
-def _reduction(state: s_tir.Schedule, block: Block, unit: Unit) -> None:
-    """Vectors of neighbouring results, each summed up in a register; an epilogue follows row by row."""
-    nest = _nest(state, block)
-    lanes, parallel = unit.vector_bits // nest.bits, nest.steps >= PARALLEL_FROM
-    reader = _epilogue(state, block)
-    if reader is not None:
-        shared = _share_rows(state, reader, parallel, unit)
-        state.compute_at(block, shared, preserve_unit_loops=True)
-        _vectorize(state, state.get_loops(reader)[-1], lanes)
-        nest.loops = state.get_loops(block)[-len(nest.loops) :]
-        nest.extents = [int(state.get(loop).extent) for loop in nest.loops]
-    spatial = [place for place, reduced in enumerate(nest.reduced) if not reduced]
-    inner = min(spatial, key=lambda each: _cost(nest, each, lanes))
-    rows = [nest.loops[place] for place in spatial if place != inner]
-    sums = [loop for loop, reduced in zip(nest.loops, nest.reduced, strict=True) if reduced]
-    state.reorder(*rows, nest.loops[inner], *sums)
-    if reader is None and rows and parallel:
-        sizes = [nest.extents[place] for place in spatial if place != inner]
-        state.parallel(_fuse_front(state, rows, sizes, 8 * unit.threads))
-    _vectorize_sums(state, nest.loops[inner], len(sums), lanes)
-
-
-def _epilogue(state: s_tir.Schedule, block: Block) -> Block | None:
-    """The one block that reads a reduction's results, if it reads them in order, one per element."""
+def _epilogue(state: s_tir.Schedule, nest: Nest, nests: Sequence[Nest]) -> Nest | None:
+    """The one nest that reads a reduction's results, if it reads them in order, each once."""
+    block = state.get_sblock(nest.name)
     consumers = state.get_consumers(block)
-    if len(consumers) != 1 or _is_reduction(state, consumers[0]):
+    if not any(nest.reduced) or len(consumers) != 1:
         return None
-    statement, results = state.get(consumers[0]), state.get(block).writes[0].buffer
-    extents = [int(each.dom.extent) for each in statement.iter_vars]
-    if len(extents) < 2 or prod(extents[:-1]) == 1 or prod(extents) != prod(map(int, results.shape)):
+    reader = next(each for each in nests if each.name == state.get(consumers[0]).name_hint)
+    results = state.get(block).writes[0].source
+    if any(reader.reduced) or prod(reader.extents[:-1]) == 1 or prod(reader.extents) != prod(map(int, results.shape)):
         return None
-    iterators = [each.var for each in statement.iter_vars]
-    read = [_moves(region, iterators) for region in statement.reads if region.buffer.same_as(results)]
-    order = [prod(extents[place + 1 :]) for place in range(len(extents))]
-    in_order = all(size == 1 or move == step for size, move, step in zip(extents, read[0], order, strict=True))
-    return consumers[0] if len(read) == 1 and in_order else None
+    iterators = [each.var for each in state.get(consumers[0]).iter_vars]
+    reads = [_moves(each, iterators) for each in state.get(consumers[0]).reads if each.source.same_as(results)]
+    order = [prod(reader.extents[place + 1 :]) for place in range(len(reader.extents))]
+    in_order = all(n == 1 or move == step for n, move, step in zip(reader.extents, reads[0], order, strict=True))
+    return reader if len(reads) == 1 and in_order else None
 
 
-def _share_rows(state: s_tir.Schedule, block: Block, parallel: bool, unit: Unit) -> Loop:
-    """One loop over rows of results, all axes but the last."""
-    loops = state.get_loops(block)[:-1]
-    shared = state.fuse(*loops) if len(loops) > 1 else loops[0]
-    if parallel:
+def _attach(state: s_tir.Schedule, nest: Nest, reader: Nest, unit: Unit) -> None:
+    """Compute a reduction row by row, all axes but the last, where its results are read."""
+    rows = reader.loops[:-1]
+    shared = state.fuse(*rows) if len(rows) > 1 else rows[0]
+    if nest.is_large:
         state.parallel(shared)
-    return shared
+    block = state.get_sblock(nest.name)
+    state.compute_at(block, shared, preserve_unit_loops=True)
+    nest.loops = list(state.get_loops(block))[1:]
+    nest.extents = [int(state.get(loop).extent) for loop in nest.loops]
+    nest.is_shared = True
 
 
-def _vectorize_sums(state: s_tir.Schedule, loop: Loop, sums: int, lanes: int) -> None:
-    """Vectorize the loop over results, with the `sums` loops of the reduction around the lanes."""
-    extent = int(state.get(loop).extent)
-    width = extent if extent <= 2 * lanes else _width(extent, lanes)
-    parts = [loop]
-    if extent % width:
-        parts = state.loop_partition(loop, [extent - extent % width, None], preserve_unit_iters=False)
-    for part in parts:
+def _reduction(state: s_tir.Schedule, nest: Nest, unit: Unit) -> None:
+    """Vectors of neighbouring results, each summed up in a register."""
+    places = [place for place, reduced in enumerate(nest.reduced) if not reduced]
+    if not places:
+        return
+    lanes = unit.vector_bits // nest.bits
+    inner = min(places, key=lambda each: nest.cost(each, lanes))
+    outer = [place for place in places if place != inner]
+    sums = [loop for loop, reduced in zip(nest.loops, nest.reduced, strict=True) if reduced]
+    state.reorder(*(nest.loops[place] for place in outer), nest.loops[inner], *sums)
+    if nest.is_large and outer and not nest.is_shared:
+        sizes = [nest.extents[place] for place in outer]
+        state.parallel(_fuse_front(state, [nest.loops[place] for place in outer], sizes, 8 * unit.threads))
+    for part, width in _parts(state, nest.loops[inner], lanes):
         (block,) = state.get_child_blocks(part)
-        around, lane = state.get_loops(block)[-sums:], part
+        around, lane = state.get_loops(block)[-len(sums) :], part
         if int(state.get(part).extent) > width:
             _, lane = state.split(part, [None, width])
         state.reorder(*around, lane)
-        if int(state.get(lane).extent) > 1:
+        if width > 1:
             state.vectorize(lane)
         start = state.decompose_reduction(block, around[0])
-        first = state.get_loops(start)[-1]
-        if int(state.get(first).extent) > 1:
-            state.vectorize(first)
+        if width > 1:
+            state.vectorize(state.get_loops(start)[-1])
