@@ -1,13 +1,14 @@
 """Checkpoints of a compile: the graph after each run of passes, so that unchanged passes are not run again.
 
-A checkpoint is an ONNX skeleton whose weights are references: to the model that was compiled, or to a file named after
-its content. Weights that no pass touched are therefore never copied, and those that several checkpoints share are
-stored once.
+A checkpoint is an ONNX skeleton whose weights are references: to the files of the model that was compiled, or to a file
+named after its content. Weights that no pass touched are therefore never copied, and those that several checkpoints
+share are stored once.
 """
 
 import hashlib
 import inspect
 import json
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,17 +21,19 @@ from google.protobuf.message import DecodeError
 
 from nnc import graph as graphs
 from nnc import wire
+from nnc.errors import NncError
 from nnc.rewrite import Pass
 
 _SOURCE = "source"
 
 
-def digest(*parts: str | bytes) -> str:
+def digest(*parts: str | bytes | memoryview) -> str:
     """A hash over several parts, as hexadecimal digits."""
     state = hashlib.blake2b(digest_size=16)
     for part in parts:
         data = part.encode() if isinstance(part, str) else part
-        state.update(len(data).to_bytes(8, "little") + data)
+        state.update(len(data).to_bytes(8, "little"))
+        state.update(data)
     return state.hexdigest()
 
 
@@ -46,23 +49,24 @@ class Checkpoints:
     def __init__(self, folder: Path, source: Path, inputs: str) -> None:
         self._folder, self._source, self._inputs = folder, source.absolute(), inputs
         self._used: set[Path] = set()
+        self._stored: dict[int, tuple[weakref.ref[np.ndarray], str]] = {}  # id of an array -> the array, its file
 
     def keys(self, passes: Sequence[Pass]) -> list[str]:
         """A key for the state after each pass: it depends on every pass before, its parameters and its source."""
-        key, keys = digest(self._inputs), []
+        code = [file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))]
+        key, keys = digest(self._inputs, *code), []
         for pass_ in passes:
             key = digest(key, pass_.name, pass_.model_dump_json(), file_digest(Path(inspect.getfile(type(pass_)))))
             keys.append(key)
         return keys
 
-    def last(self, keys: Sequence[str]) -> tuple[int, gs.Graph, list[dict[str, Any]]] | None:
-        """The furthest checkpoint that is there: how many passes it covers, the graph, and their rows."""
-        for index in range(len(keys) - 1, -1, -1):
+    def last(self, keys: Sequence[str]) -> tuple[gs.Graph, list[dict[str, Any]]] | None:
+        """The furthest checkpoint that is there: the graph, and the rows of the passes up to it."""
+        for key in reversed(keys):
             try:
-                rows = json.loads((self._folder / f"{keys[index]}.json").read_text("utf-8"))
-                return index + 1, self._load(keys[index]), rows
-            except (OSError, ValueError, KeyError, DecodeError):
-                continue  # not there, or cut off: it is computed again
+                return self._load(key), json.loads((self._folder / f"{key}.json").read_text("utf-8"))
+            except (OSError, ValueError, KeyError, DecodeError, NncError):
+                continue  # not there, or damaged: it is computed again
         return None
 
     def save(self, key: str, graph: gs.Graph, rows: Iterable[Any]) -> None:
@@ -94,27 +98,38 @@ class Checkpoints:
 
     def _read(self, tensor: onnx.TensorProto) -> np.ndarray:
         entries = {entry.key: entry.value for entry in tensor.external_data}
-        path = self._source if entries["location"] == _SOURCE else self._folder / entries["location"]
+        folder, _, name = entries["location"].rpartition("/")
+        path = (self._source.parent if folder == _SOURCE else self._folder) / name
+        start, length = int(entries["offset"]), int(entries["length"])
+        values = wire.view(tensor, wire.map_file(path)[start : start + length])
+        if folder != _SOURCE and name != _weights_name(values):
+            raise ValueError(f"{path} is damaged")
         self._used.add(path)
-        start = int(entries["offset"])
-        return wire.view(tensor, wire.map_file(path)[start : start + int(entries["length"])])
+        return values
 
     def _locate(self, values: np.ndarray) -> tuple[str, int]:
         """Where the bytes of `values` are on disk; they are written there first when they are new."""
-        found = wire.origin(values)
-        if found and found[0].absolute() == self._source:
-            return _SOURCE, found[1]
-        if found and found[0].parent == self._folder:
-            self._used.add(found[0])
-            return found[0].name, found[1]
-        data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
-        name = f"{digest(data)}.weights"  # type: ignore[arg-type]
-        if not (self._folder / name).exists():
-            self._write(name, data)
-        self._used.add(self._folder / name)
+        path, offset = wire.origin(values) or (Path(), 0)
+        if path.absolute().parent == self._source.parent:
+            return f"{_SOURCE}/{path.name}", offset
+        known, name = self._stored.get(id(values), (None, ""))
+        if known is None or known() is not values:
+            name = _weights_name(values)
+            self._stored[id(values)] = weakref.ref(values), name
+            if self._folder / name not in self._used:
+                self._write(name, _bytes(values))
         return name, 0
 
     def _write(self, name: str, content: bytes | memoryview) -> None:
         with wire.replacing(self._folder / name) as file:
             file.write(content)
         self._used.add(self._folder / name)
+
+
+def _bytes(values: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
+
+
+def _weights_name(values: np.ndarray) -> str:
+    """The file of an array, named after its content."""
+    return f"{digest(_bytes(values))}.weights"

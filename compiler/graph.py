@@ -18,8 +18,8 @@ from nnc.errors import NncError
 from nnc.proto import STANDARD_DOMAINS, constants, opset, split
 
 __all__ = [
-    "OPSET", "constants", "copy", "from_model", "infer_node", "infer_shapes", "join", "load", "opset", "save",
-    "skeleton_with_inputs", "sort", "split", "to_model", "unique",
+    "OPSET", "constants", "copy", "first_reason", "from_model", "infer_node", "infer_shapes", "join", "load", "opset",
+    "save", "skeleton_with_inputs", "sort", "split", "to_model", "unique",
 ]  # fmt: skip
 
 #: Models of an older opset are converted to this one, so that a pass meets one form of each operator.
@@ -354,7 +354,7 @@ def _infer(model: onnx.ModelProto, place: str) -> onnx.ModelProto:
     try:
         model = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except shape_inference.InferenceError as error:
-        raise NncError(f"{place}: {_first_reason(error)}", "the shapes of the graph contradict each other") from error
+        raise NncError(f"{place}: {first_reason(error)}", "the shapes of the graph contradict each other") from error
     shapes.complete(model)
     return model
 
@@ -375,14 +375,15 @@ def _check(model: onnx.ModelProto, place: str) -> onnx.ModelProto:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
         raise NncError(
-            f"{place}: {_first_reason(error)}", "the model breaks the ONNX standard; export it again"
+            f"{place}: {first_reason(error)}", "the model breaks the ONNX standard; export it again"
         ) from error
     return model
 
 
-def _first_reason(error: Exception) -> str:
+def first_reason(error: Exception) -> str:
     """The sentence of an onnx error that names the cause, without C++ locations."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("==>")]
+    lines[0] = lines[0].removeprefix("Inference error(s): ")
     text = re.sub(r"\[\w+Error\]\s*|\((op_type|node)[^)]*\):?\s*", lambda m: m[0] if m[0][0] == "(" else "", lines[0])
     return (text[0].lower() + text[1:]).rstrip(".")[:300]
 

@@ -3,7 +3,7 @@
     op("BatchNormalization", op("Conv", ANY, const("W"), const("B", default=0.0), name="conv"), const("scale"), ...)
 
 A pattern is matched backwards from its root, the last node. `match` returns a Match, or None when the graph looks
-different there; a rewrite that matched but can't go on raises NoMatch with the reason. Alternatives are joined with `|`.
+different there; a rewrite that matched but can't go on raises NoMatch with the reason. `|` joins alternatives.
 """
 
 from collections.abc import Callable, Iterator

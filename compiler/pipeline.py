@@ -1,8 +1,8 @@
-"""Applies the passes of a recipe in order; after each the graph is verified and measured, and a row of evidence recorded.
+"""Applies the passes of a recipe in order; after each the graph is verified and measured, and a row recorded.
 
 Consecutive exact passes are proved together, on the outputs before the first and after the last of them; only when
-these differ is the pass searched for that moved them. Every step is kept as a checkpoint, so that the next compile starts
-after the last pass that did not change.
+these differ is the pass searched for that moved them. Every step is kept as a checkpoint, so that the next compile
+starts after the last pass that did not change.
 """
 
 import time
@@ -40,27 +40,39 @@ class Context:
     test: Any = None
     threads: int | None = None
     progress: Progress = silent
-    skipped: list[dict[str, str]] = field(default_factory=list)
+    imported: gs.Graph | None = None
+    """The model before the first pass; without it, the graph that is given to `run` first."""
+    skipped: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
+    _evaluated: list[tuple[gs.Graph, float]] = field(default_factory=list)
 
     def skip(self, node: gs.Node, reason: str) -> None:
         """Record a place that was considered and left alone, once."""
-        entry = {"node": node.name, "reason": reason}
-        if entry not in self.skipped:
-            self.skipped.append(entry)
+        self.skipped[node.name, reason] = {"node": node.name, "reason": reason}
 
     def predict(self, graph: gs.Graph) -> Prediction:
         """The cost model: latency, memory and energy of `graph` on the target."""
         return predict(graph, self.target, self.threads)
 
     def accuracy(self, graph: gs.Graph) -> float | None:
-        """Top-1 accuracy on the test data, 0 to 1; None without test data."""
+        """Top-1 accuracy on the test data, 0 to 1; None without test data. A graph is evaluated once."""
         if self.test is None:
             return None
+        for evaluated, accuracy in self._evaluated:
+            if evaluated is graph:
+                return accuracy
         from nnc.accuracy import evaluate
 
-        return evaluate(
-            graph, self.test, progress=lambda done, total: self.progress("measure accuracy", done, total)
-        ).top1
+        def report(done: int, total: int) -> None:
+            self.progress("accuracy", done, total)
+
+        accuracy = evaluate(graph, self.test, progress=report).top1
+        self._evaluated = [each for each in self._evaluated if each[0] is self.imported] + [(graph, accuracy)]
+        return accuracy
+
+    def imported_accuracy(self) -> float | None:
+        """`accuracy` of the model before the first pass."""
+        assert self.imported is not None, "the pipeline has started"
+        return self.accuracy(self.imported)
 
 
 @dataclass(frozen=True)
@@ -86,10 +98,11 @@ class Row:
 
 @dataclass
 class _Step:
-    """A pass that ran: the graph before it, and what it did."""
+    """A pass that ran: the graph before and after it, and what it did."""
 
     pass_: Pass
     before: gs.Graph
+    after: gs.Graph
     changed: int
     seconds: float
     skipped: list[dict[str, str]]
@@ -110,93 +123,119 @@ def run(
 
     Raises PassFailed when a pass raises, leaves an invalid graph, or is called exact and moves the outputs.
     """
-    rows, keys = [], checkpoints.keys(passes) if checkpoints else []
-    start = 0
+    context.imported = context.imported or graph
+    rows: list[Row] = []
+    keys = checkpoints.keys(passes) if checkpoints else []
     if checkpoints and (found := checkpoints.last(keys)):
-        start, graph, saved = found
+        graph, saved = found
         rows = [Row(**{**row, "reused": True}) for row in saved]
-    for index, together in _runs(passes, start):
-        states, more = _run_together(graph, together, context, index, len(passes))
-        graph = states[-1]
-        for state, row in zip(states, more, strict=True):
+    for together in _runs(passes[len(rows) :]):
+        steps = _apply_together(together, graph, context, len(rows), len(passes))
+        for step, row in zip(steps, _rows(steps, context), strict=True):
             rows.append(row)
             if checkpoints:
-                checkpoints.save(keys[len(rows) - 1], state, rows)
+                checkpoints.save(keys[len(rows) - 1], step.after, rows)
+        graph = steps[-1].after
     return graph, rows
 
 
-def _runs(passes: Sequence[Pass], start: int) -> list[tuple[int, list[Pass]]]:
+def _runs(passes: Sequence[Pass]) -> list[list[Pass]]:
     """Consecutive exact passes together, every other pass alone."""
-    runs: list[tuple[int, list[Pass]]] = []
-    for index in range(start, len(passes)):
-        joins = runs and passes[index].effect == "exact" and runs[-1][1][-1].effect == "exact"
-        if joins:
-            runs[-1][1].append(passes[index])
+    runs: list[list[Pass]] = []
+    for pass_ in passes:
+        if runs and pass_.effect == "exact" and runs[-1][-1].effect == "exact":
+            runs[-1].append(pass_)
         else:
-            runs.append((index, [passes[index]]))
+            runs.append([pass_])
     return runs
 
 
-def _run_together(
-    graph: gs.Graph, passes: list[Pass], context: Context, index: int, total: int
-) -> tuple[list[gs.Graph], list[Row]]:
-    """The graph after each of `passes`, which are proved together, and their rows."""
-    before, states, steps, rows = graph, [], [], []
+def _apply_together(passes: list[Pass], graph: gs.Graph, context: Context, index: int, total: int) -> list[_Step]:
+    """Apply passes that are verified together."""
+    steps: list[_Step] = []
     for offset, pass_ in enumerate(passes):
         context.progress(pass_.name, index + offset, total)
-        graph, step = _apply(pass_, graph, context)
-        states.append(graph)
-        steps.append(step)
-        rows.append(_row(step, graph, context))
-    proof, snr = _prove(before, graph, steps, context)
-    moved = [row.changed > 0 and row.effect != "exact" for row in rows]
-    accuracy = context.accuracy(graph) if any(moved) else None
-    return states, [
-        Row(**{**vars(row), "proof": proof if row.changed else "unchanged"}
-            | ({"snr_db": snr, "accuracy": accuracy} if changed else {}))
-        for row, changed in zip(rows, moved, strict=True)
-    ]  # fmt: skip
+        steps.append(_apply(pass_, graph, context))
+        graph = steps[-1].after
+    _check_standard(steps)
+    return steps
 
 
-def _apply(pass_: Pass, graph: gs.Graph, context: Context) -> tuple[gs.Graph, _Step]:
+def _apply(pass_: Pass, graph: gs.Graph, context: Context) -> _Step:
     """Run one pass on a copy; the graph before it stays as it was."""
-    after, context.skipped = graph.copy(), []
+    after = graph if pass_.only_looks else graphs.copy(graph)
+    context.skipped = {}
     started = time.perf_counter()
     try:
         changed = pass_.run(after, context)
         seconds = time.perf_counter() - started
         if changed:
-            verify.check_invariants(after)
+            verify.check_structure(after)
     except NncError as error:
         raise NncError(f"pass {pass_.name}: {error.message}", error.hint) from error
     except verify.BrokenGraph as error:
         raise PassFailed(pass_, graph, f"the graph after it is not valid: {error}") from error
     except Exception as error:
         raise PassFailed(pass_, graph, f"{type(error).__name__}: {error}") from error
-    return (after if changed else graph), _Step(pass_, graph, changed, seconds, context.skipped)
+    return _Step(pass_, graph, after if changed else graph, changed, seconds, list(context.skipped.values()))
 
 
-def _row(step: _Step, graph: gs.Graph, context: Context) -> Row:
-    figures = measure(graph)
-    return Row(
-        name=step.pass_.name,
-        effect=step.pass_.effect,
-        changed=step.changed,
-        seconds=step.seconds,
-        params=figures.params,
-        macs=figures.macs,
-        weight_bytes=figures.weight_bytes,
-        nodes=figures.nodes,
-        latency_ms=context.predict(graph).latency_ms,
-        snr_db=None,
-        accuracy=None,
-        skipped=step.skipped,
-        proof="unchanged",
-    )
+def _check_standard(steps: list[_Step]) -> None:
+    """Check the graph after the last step; when it is broken, blame the step that broke it."""
+    changing = [step for step in steps if step.changed]
+    if changing and _breach(changing[-1].after):
+        for step in changing:
+            if reason := _breach(step.after):
+                raise PassFailed(step.pass_, step.before, f"the graph after it is not valid: {reason}")
 
 
-def _prove(before: gs.Graph, after: gs.Graph, steps: list[_Step], context: Context) -> tuple[str, float | None]:
+def _breach(graph: gs.Graph) -> str | None:
+    try:
+        verify.check_standard(graph)
+    except verify.BrokenGraph as error:
+        return str(error)
+    return None
+
+
+def _rows(steps: list[_Step], context: Context) -> list[Row]:
+    """Prove or measure what the steps did together, and describe each."""
+    first, last = steps[0], steps[-1]
+    proof, snr = _prove(steps, context)
+    moved = last.changed > 0 and last.pass_.effect != "exact"  # such a pass is a run of its own
+    accuracy = context.accuracy(last.after) if moved else None
+    rows, figures = [], _figures(first.before, context)
+    for step in steps:
+        figures = _figures(step.after, context) if step.changed else figures
+        rows.append(
+            Row(
+                name=step.pass_.name,
+                effect=step.pass_.effect,
+                changed=step.changed,
+                seconds=step.seconds,
+                **figures,
+                snr_db=snr,
+                accuracy=accuracy,
+                skipped=step.skipped,
+                proof=proof if step.changed else "unchanged",
+            )
+        )
+    return rows
+
+
+def _figures(graph: gs.Graph, context: Context) -> dict[str, Any]:
+    static = measure(graph)
+    return {
+        "params": static.params,
+        "macs": static.macs,
+        "weight_bytes": static.weight_bytes,
+        "nodes": static.nodes,
+        "latency_ms": context.predict(graph).latency_ms,
+    }
+
+
+def _prove(steps: list[_Step], context: Context) -> tuple[str, float | None]:
     """Compare the outputs before and after: how it went, and in approximate passes the signal-to-noise ratio in dB."""
+    before, after = steps[0].before, steps[-1].after
     if not any(step.changed for step in steps):
         return "unchanged", None
     inputs = verify.probe_inputs(before, context.seed)
@@ -205,29 +244,32 @@ def _prove(before: gs.Graph, after: gs.Graph, steps: list[_Step], context: Conte
     except NncError as error:
         return f"not compared: {error.message}", None
     if steps[0].pass_.effect != "exact":
-        return "measured", verify.snr_db(reference, verify.outputs(after, inputs))
+        try:
+            return "measured", verify.snr_db(reference, verify.outputs(after, inputs))
+        except NncError as error:
+            raise PassFailed(steps[0].pass_, before, error.message) from error
     if _moved(reference, after, inputs):
-        _blame(reference, [*(step.before for step in steps[1:]), after], steps, inputs)
+        _blame(reference, steps, inputs)
     return "outputs equal", None
 
 
 def _moved(reference: verify.Arrays, graph: gs.Graph, inputs: verify.Arrays) -> bool:
     try:
-        return verify.largest_difference(reference, verify.outputs(graph, inputs)) > verify.TOLERANCE
+        return verify.largest_difference(reference, verify.outputs(graph, inputs)) > verify.tolerance(graph)
     except NncError:
         return True
 
 
-def _blame(reference: verify.Arrays, graphs_after: list[gs.Graph], steps: list[_Step], inputs: verify.Arrays) -> None:
+def _blame(reference: verify.Arrays, steps: list[_Step], inputs: verify.Arrays) -> None:
     """Raise PassFailed for the first of several exact passes after which the outputs differ."""
-    for step, after in zip(steps, graphs_after, strict=True):
-        if step.changed and _moved(reference, after, inputs):
-            raise PassFailed(step.pass_, step.before, _what_moved(step.before, after, inputs))
+    for step in steps:
+        if step.changed and _moved(reference, step.after, inputs):
+            raise PassFailed(step.pass_, step.before, _what_moved(step, inputs))
 
 
-def _what_moved(before: gs.Graph, after: gs.Graph, inputs: verify.Arrays) -> str:
+def _what_moved(step: _Step, inputs: verify.Arrays) -> str:
     try:
-        tensor = verify.first_moved(before, after, inputs)
+        tensor = verify.first_moved(step.before, step.after, inputs)
     except NncError as error:
         return error.message
     return f"it is called exact, but '{tensor}' moved" if tensor else "it is called exact, but the outputs moved"

@@ -3,28 +3,45 @@
 The driver, not the author of a pass, owns single-reader checks, unique names, splicing, clean-up and topological order.
 """
 
-import itertools
 import json
-from collections.abc import Iterator
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, Literal, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from nnc import graph as graphs
-from nnc.pattern import Match, NoMatch, Op, match
+from nnc.pattern import Match, NoMatch, Pattern, match
+
+if TYPE_CHECKING:
+    from nnc.simulation.analytic import Prediction
+    from nnc.target import Target
 
 Effect = Literal["exact", "approximate", "trained"]
 
 
 class Context(Protocol):
-    """What the pipeline gives a pass: see nnc.pipeline.Context."""
+    """What the pipeline gives a pass besides the graph: see nnc.pipeline.Context."""
+
+    target: "Target"
+    seed: int
+    calibration: Any
+    test: Any
 
     def skip(self, node: gs.Node, reason: str) -> None:
         """Record a place that was considered and left alone."""
+
+    def predict(self, graph: gs.Graph) -> "Prediction":
+        """Latency, memory and energy of `graph` on the target."""
+
+    def accuracy(self, graph: gs.Graph) -> float | None:
+        """Top-1 accuracy on the test data, 0 to 1; None without test data."""
+
+    def imported_accuracy(self) -> float | None:
+        """The same of the model as it was imported, before the first pass."""
 
 
 class Pass(BaseModel):
@@ -38,6 +55,8 @@ class Pass(BaseModel):
 
     name: ClassVar[str]
     effect: ClassVar[Effect]
+    only_looks: ClassVar[bool] = False
+    """Whether the pass is a check, which leaves every graph as it is."""
 
     def run(self, graph: gs.Graph, context: Context) -> int:
         """Change `graph` in place and return the number of places changed."""
@@ -62,10 +81,10 @@ def _toml(value: Any) -> str:
 class PatternPass(Pass):
     """A pass that replaces every match of a pattern by what `rewrite` returns."""
 
-    pattern: ClassVar[Op]
+    pattern: ClassVar[Pattern]
 
-    include: tuple[str, ...] = ("*",)
-    exclude: tuple[str, ...] = ()
+    include: tuple[str, ...] = Field(("*",), description="rewrite only at nodes whose name fits one of these globs")
+    exclude: tuple[str, ...] = Field((), description="leave nodes alone whose name fits one of these globs")
 
     def rewrite(self, match: Match) -> gs.Node | gs.Tensor:
         """The node (made with `node`) or the existing tensor that replaces the root's output.
@@ -83,154 +102,177 @@ def selected(name: str, include: tuple[str, ...], exclude: tuple[str, ...]) -> b
     return any(fnmatchcase(name, glob) for glob in include) and not any(fnmatchcase(name, glob) for glob in exclude)
 
 
-def node(
-    op: str, *inputs: "gs.Tensor | gs.Node | np.ndarray | float | None", domain: str | None = None, **attrs: Any
-) -> gs.Node:
+class Draft(gs.Node):
+    """A node that is not in a graph yet: its inputs do not know of it, so that it can be dropped without a trace."""
+
+    def __init__(self, op: str, attrs: dict[str, Any], inputs: "list[Value]", domain: str | None) -> None:
+        super().__init__(op, attrs=attrs, domain=domain)
+        self.drafted = inputs
+
+
+Value = gs.Tensor | Draft | np.ndarray | np.generic | float | None
+
+
+def node(op: str, *inputs: Value, domain: str | None = None, **attrs: Any) -> Draft:
     """A new node for `rewrite` to return. Arrays become constants, nodes are chained, None omits an optional input.
 
-    Names are not given here: the driver names the node and its new tensors after the tensor that it replaces.
+    A Python float becomes a float32. Names are not given here: the driver names the node and its new tensors after the
+    tensor that it replaces.
     """
-    return gs.Node(op, attrs=attrs, inputs=[_tensor(value, op, i) for i, value in enumerate(inputs)], domain=domain)
-
-
-def _tensor(value: "gs.Tensor | gs.Node | np.ndarray | float | None", op: str, index: int) -> gs.Tensor:
-    if value is None:
-        return gs.Variable.empty()
-    if isinstance(value, gs.Node):
-        if not value.outputs:
-            value.outputs.append(_fresh())
-        return value.outputs[0]
-    if isinstance(value, gs.Tensor):
-        return value
-    return _FreshConstant(f"%{next(_serial)}", np.asarray(value))
-
-
-class _FreshConstant(gs.Constant):
-    """A constant that the driver has yet to name."""
-
-
-def _fresh() -> gs.Variable:
-    return gs.Variable(f"%{next(_serial)}")
-
-
-_serial = itertools.count()
-"""Numbers of tensors that the driver has yet to name: graphsurgeon compares tensors by name, so each needs its own."""
+    return Draft(op, attrs, list(inputs), domain)
 
 
 def apply(pass_: PatternPass, graph: gs.Graph, context: Context) -> int:
     """Rewrite every match in topological order, until nothing changes; returns the number of rewrites."""
     driver = Driver(graph)
     changed = 0
-    while count := sum(_sweep(pass_, driver, context)):
+    for _ in range(_MOST_SWEEPS):
+        count, skipped = _sweep(pass_, driver)
+        if not count:
+            for left, reason in skipped:
+                context.skip(left, reason)
+            return changed
         changed += count
         driver.tidy()
-    return changed
+    raise RuntimeError(f"after {_MOST_SWEEPS} sweeps it still finds matches: it rewrites its own results")
 
 
-def _sweep(pass_: PatternPass, driver: "Driver", context: Context) -> Iterator[int]:
+_MOST_SWEEPS = 1000
+
+
+def _sweep(pass_: PatternPass, driver: "Driver") -> tuple[int, list[tuple[gs.Node, str]]]:
+    """The number of rewrites, and what was left alone with the reasons."""
+    count, skipped = 0, []
     for root in list(driver.graph.nodes):
         if not pass_.pattern.fits(root) or not driver.holds(root):
             continue
         if not selected(root.name, pass_.include, pass_.exclude):
-            context.skip(root, "excluded by the recipe")
+            skipped.append((root, "excluded by the recipe"))
             continue
         try:
             found = match(pass_.pattern, root, driver.accept)
             if found is not None:
                 driver.replace(root, pass_.rewrite(found))
-                yield 1
+                count += 1
         except NoMatch as reason:
-            context.skip(root, str(reason))
+            skipped.append((root, str(reason)))
+    return count, skipped
 
 
 class Driver:
-    """Edits a graph so that it stays valid: the one place that splices, names and cleans up."""
+    """Edits a graph so that it stays valid: the one place that splices, names and cleans up.
+
+    Until `tidy` is called the graph's list of nodes holds dead nodes and lacks new ones.
+    """
 
     def __init__(self, graph: gs.Graph) -> None:
         self.graph = graph
         self._ends = {id(tensor) for tensor in graph.outputs}
-        self._tensor_names = set(graph.tensors()) | {tensor.name for tensor in (*graph.inputs, *graph.outputs)}
-        self._node_names = {node.name for node in graph.nodes}
+        self._created: dict[int, list[gs.Node]] = {}  # id of a node -> the nodes that took its place
+
+    @cached_property
+    def _tensor_names(self) -> set[str]:
+        tensors = (tensor for node in self.graph.nodes for tensor in (*node.inputs, *node.outputs))
+        return {tensor.name for tensor in (*tensors, *self.graph.inputs, *self.graph.outputs)}
+
+    @cached_property
+    def _node_names(self) -> set[str]:
+        return {node.name for node in self.graph.nodes}
+
+    def is_output(self, tensor: gs.Tensor) -> bool:
+        """Whether the tensor is an output of the graph, which keeps its name."""
+        return id(tensor) in self._ends
 
     def holds(self, node: gs.Node) -> bool:
         """Whether `node` is still read by somebody; a rewrite earlier in the sweep may have orphaned it."""
-        return any(tensor.outputs or id(tensor) in self._ends for tensor in node.outputs)
+        return any(tensor.outputs or self.is_output(tensor) for tensor in node.outputs)
 
     def accept(self, found: Match) -> None:
         """Refuse a match whose interior values somebody else needs."""
         for inner in found.interior:
             for tensor in inner.outputs:
-                if id(tensor) in self._ends:
+                if self.is_output(tensor):
                     raise NoMatch(f"'{tensor.name}' is an output of the graph")
                 if len(tensor.outputs) > 1:
                     raise NoMatch(f"'{tensor.name}' has a second reader")
         for tensor in found.root.outputs[1:]:
-            if tensor.outputs or id(tensor) in self._ends:
+            if tensor.outputs or self.is_output(tensor):
                 raise NoMatch(f"'{tensor.name}', its further output, is read")
 
     def replace(self, root: gs.Node, new: gs.Node | gs.Tensor) -> None:
         """Let `new` produce what `root` did: the output tensor keeps its name, so readers and graph outputs stay."""
-        if isinstance(new, gs.Tensor):
-            self._redirect(root.outputs[0], new)
-            return
         output = root.outputs[0]
-        created = _chain(new)
-        self._insert_before(root, created)
-        root.outputs.clear()
-        new.outputs = [output]
-        for made in created:
-            self._name(made, output.name, root.name)
-        self._detach(root)
+        if isinstance(new, Draft):
+            root.outputs.clear()
+            self._created[id(root)] = []
+            self._create(new, output, root, {})
+        elif isinstance(new, gs.Tensor):
+            self.redirect(output, new)
+        else:
+            raise TypeError(f"rewrite must return a tensor, or a node made with nnc.rewrite.node, not {new!r}")
+        self.detach(root)
 
-    def _insert_before(self, root: gs.Node, created: list[gs.Node]) -> None:
-        position = next(index for index, other in enumerate(self.graph.nodes) if other is root)
-        self.graph.nodes[position:position] = created
-
-    def _redirect(self, old: gs.Tensor, new: gs.Tensor) -> None:
-        """Every reader of `old` reads `new` instead."""
-        if id(old) in self._ends:
+    def redirect(self, old: gs.Tensor, new: gs.Tensor) -> None:
+        """Every reader of `old` reads `new` instead; when `old` is an output of the graph, `new` takes its name."""
+        if self.is_output(old):
             self._take_over(old, new)
             return
         for reader in list(old.outputs):
             replace_input(reader, old, new)
-        self._detach(old.inputs[0])
 
     def _take_over(self, old: gs.Tensor, new: gs.Tensor) -> None:
-        """`old` is a graph output and keeps its name: the producer of `new` writes it directly."""
-        if not new.inputs or id(new) in self._ends:
-            raise NoMatch("joins two ends of the graph")
-        self._detach(old.inputs[0])
+        """The producer of `new` writes the output `old` instead."""
+        if not new.inputs or self.is_output(new):
+            raise NoMatch(f"'{old.name}' is an output of the graph, and '{new.name}' can't take its name")
         producer = new.inputs[0]
+        position = next(index for index, tensor in enumerate(producer.outputs) if tensor is new)
+        old.inputs[0].outputs = [gs.Variable.empty() if tensor is old else tensor for tensor in old.inputs[0].outputs]
         for reader in list(new.outputs):
             replace_input(reader, new, old)
-        producer.outputs[next(i for i, tensor in enumerate(producer.outputs) if tensor is new)] = old
+        producer.outputs[position] = old
 
-    def _detach(self, dead: gs.Node) -> None:
-        """Take a replaced node out, and with it the producers that only it read."""
-        position = next((index for index, other in enumerate(self.graph.nodes) if other is dead), None)
-        if position is not None:
-            del self.graph.nodes[position]
-        producers = [tensor.inputs[0] for tensor in dead.inputs if tensor.inputs]
-        dead.inputs.clear()
-        dead.outputs.clear()
-        for producer in producers:
-            if producer.outputs and not self.holds(producer):
-                self._detach(producer)
+    def detach(self, dead: gs.Node) -> None:
+        """Take out a node that nobody reads, and with it the producers that only it read."""
+        stack = [dead]
+        while stack:
+            node = stack.pop()
+            producers = [tensor.inputs[0] for tensor in node.inputs if tensor.inputs]
+            node.inputs.clear()
+            node.outputs.clear()
+            stack.extend(made for made in producers if made.outputs and not self.holds(made))
 
-    def _name(self, made: gs.Node, output: str, root: str) -> None:
-        made.name = graphs.unique(root if made.outputs[0].name == output else f"{root}/{made.op}", self._node_names)
-        for tensor in made.outputs:
-            if tensor.name.startswith("%"):
-                tensor.name = graphs.unique(f"{output}/{made.op}", self._tensor_names)
-        for index, tensor in enumerate(made.inputs):
-            if isinstance(tensor, _FreshConstant):
-                tensor.name = graphs.unique(f"{made.outputs[0].name}.{_role(made, index)}", self._tensor_names)
-                tensor.__class__ = gs.Constant
+    def _create(self, draft: Draft, output: gs.Tensor, root: gs.Node, created: dict[int, gs.Tensor]) -> None:
+        """Make the node that computes `output` in place of `root`, and before it the nodes that it reads."""
+        name = graphs.unique(root.name if not created else f"{root.name}/{draft.op}", self._node_names)
+        made = gs.Node(draft.op, name, draft.attrs, outputs=[output], domain=draft.domain)
+        created[id(draft)] = output
+        for index, value in enumerate(draft.drafted):
+            if isinstance(value, Draft) and id(value) not in created:
+                below = gs.Variable(graphs.unique(f"{output.name}/{value.op}", self._tensor_names))
+                self._create(value, below, root, created)
+            made.inputs.append(self._tensor(value, f"{output.name}.{_role(made, index)}", created))
+        self._created[id(root)].append(made)
+
+    def _tensor(self, value: Value, name: str, created: dict[int, gs.Tensor]) -> gs.Tensor:
+        if value is None:
+            return gs.Variable.empty()
+        if isinstance(value, gs.Tensor):
+            return value
+        if isinstance(value, Draft):
+            return created[id(value)]
+        values = np.float32(value) if isinstance(value, float) else value
+        return gs.Constant(graphs.unique(name, self._tensor_names), np.asarray(values))
 
     def tidy(self) -> None:
-        """Order the nodes and fill in the shapes of new tensors."""
-        self.graph.toposort()
-        graphs.infer_shapes(self.graph)
+        """Put new nodes in their places, drop dead ones, and fill in the shapes of new tensors."""
+        nodes: list[gs.Node] = []
+        for node in self.graph.nodes:
+            nodes.extend(self._created.pop(id(node), ()) if not node.outputs else (node,))
+        self.graph.nodes = [node for node in nodes if node.outputs]
+        graphs.sort(self.graph)
+        for node in self.graph.nodes:
+            if any(tensor.dtype is None or tensor.shape is None for tensor in node.outputs if tensor.name):
+                graphs.infer_node(node, self.graph.opset)
 
 
 def replace_input(reader: gs.Node, old: gs.Tensor, new: gs.Tensor) -> None:
@@ -238,17 +280,6 @@ def replace_input(reader: gs.Node, old: gs.Tensor, new: gs.Tensor) -> None:
     for index, tensor in enumerate(reader.inputs):
         if tensor is old:
             reader.inputs[index] = new
-
-
-def _chain(new: gs.Node) -> list[gs.Node]:
-    """`new` and the fresh nodes below it, producers first."""
-    below = {
-        id(made): made
-        for tensor in new.inputs
-        if tensor.name.startswith("%") and tensor.inputs
-        for made in _chain(tensor.inputs[0])
-    }
-    return [*below.values(), new]
 
 
 def _role(made: gs.Node, index: int) -> str:

@@ -15,6 +15,12 @@ from nnc.session import Session
 #: Largest difference relative to the largest value of a tensor that counts as float rounding.
 TOLERANCE = 1e-4
 
+# The same where values are rounded more coarsely on the way, by the dtype that does it.
+_COARSE = {"float16": 1e-2, "bfloat16": 5e-2}
+
+# The same where activations are quantized: a difference of float rounding can become a whole step.
+_QUANTIZED = 5e-2
+
 Arrays = Mapping[str, np.ndarray]
 
 
@@ -23,13 +29,25 @@ class BrokenGraph(Exception):
 
 
 def check_invariants(graph: gs.Graph) -> None:
-    """Raise BrokenGraph unless names are unique, every tensor read is produced before, and the standard is kept."""
+    """Raise BrokenGraph unless the graph is well formed and keeps the standard."""
+    check_structure(graph)
+    check_standard(graph)
+
+
+def check_structure(graph: gs.Graph) -> None:
+    """Raise BrokenGraph unless names are unique and every tensor that is read is produced before."""
     _check_names(graph)
     _check_order(graph)
+
+
+def check_standard(graph: gs.Graph) -> None:
+    """Raise BrokenGraph unless every node keeps the ONNX standard and its outputs have the shapes that are noted."""
+    model = graphs.skeleton_with_inputs(graph)
     try:
-        onnx.checker.check_model(graphs.skeleton_with_inputs(graph))
-    except onnx.checker.ValidationError as error:
-        raise BrokenGraph(str(error).splitlines()[0]) from error
+        onnx.checker.check_model(model)
+        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise BrokenGraph(graphs.first_reason(error)) from error
 
 
 def _check_names(graph: gs.Graph) -> None:
@@ -95,6 +113,14 @@ def difference(reference: np.ndarray, result: np.ndarray) -> float:
     return float(moved / largest) if largest else (0.0 if moved == 0 else np.inf)
 
 
+def tolerance(graph: gs.Graph) -> float:
+    """The largest difference that counts as rounding in this graph."""
+    if any(node.op in ("QuantizeLinear", "DynamicQuantizeLinear") for node in graph.nodes):
+        return _QUANTIZED
+    dtypes = {np.dtype(tensor.dtype).name for tensor in _tensors(graph) if tensor.dtype is not None}
+    return max((_COARSE.get(name, TOLERANCE) for name in dtypes), default=TOLERANCE)
+
+
 def largest_difference(reference: Arrays, result: Arrays) -> float:
     """`difference` over all outputs; infinite when an output is missing."""
     if reference.keys() != result.keys():
@@ -119,7 +145,8 @@ def first_moved(before: gs.Graph, after: gs.Graph, inputs: Arrays) -> str | None
     shared = _float_tensors(after) & _float_tensors(before)
     names = [tensor.name for node in after.nodes for tensor in node.outputs if tensor.name in shared]
     reference, result = Session(before, outputs=names).run(inputs), Session(after, outputs=names).run(inputs)
-    return next((name for name in names if difference(reference[name], result[name]) > TOLERANCE), None)
+    limit = tolerance(before)
+    return next((name for name in names if difference(reference[name], result[name]) > limit), None)
 
 
 def _float_tensors(graph: gs.Graph) -> set[str]:

@@ -163,6 +163,43 @@ def test_unchanged_passes_are_not_run_again(
     assert graphs.to_model(first) == graphs.to_model(second)
     compile_with(DropOne(), Halve(factor=1.5))
     assert ran == ["halve"]
-    next((tmp_path / "c").glob("*.weights")).write_bytes(b"")  # a full disk, a kill
-    compile_with(DropOne(), Halve())
+
+
+@pytest.mark.parametrize("damage", [b"", b"too short", None])
+def test_damaged_checkpoint_is_computed_and_written_again(
+    context: pipeline.Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: bytes | None
+) -> None:
+    model = tmp_path / "net.onnx"
+    graphs.save(graphs.from_model(parse_model(NET)), model)
+    ran = _counting(monkeypatch)
+
+    def compile_it() -> gs.Graph:
+        ran.clear()
+        return pipeline.run(graphs.load(model), [Halve()], context, Checkpoints(tmp_path / "c", model, "inputs"))[0]
+
+    expected = graphs.to_model(compile_it())
+    (weights,) = (tmp_path / "c").glob("*.weights")
+    content = weights.read_bytes() if damage is None else damage
+    weights.write_bytes(content[:-1] + b"?" if damage is None else content)
+    assert graphs.to_model(compile_it()) == expected
     assert ran == ["halve"]
+    compile_it()
+    assert ran == []
+
+
+def test_checkpoints_do_not_copy_untouched_weights(context: pipeline.Context, tmp_path: Path) -> None:
+    model = tmp_path / "net.onnx"
+    graphs.save(graphs.from_model(parse_model(NET)), model)
+    checkpoints = Checkpoints(tmp_path / "c", model, "inputs")
+    pipeline.run(graphs.load(model), [DropOne()], context, checkpoints)
+    assert not list((tmp_path / "c").glob("*.weights"))
+
+
+def test_checkpoints_that_a_compile_does_not_use_are_pruned(context: pipeline.Context, tmp_path: Path) -> None:
+    model = tmp_path / "net.onnx"
+    graphs.save(graphs.from_model(parse_model(NET)), model)
+    for factor in (2.0, 1.5):
+        checkpoints = Checkpoints(tmp_path / "c", model, "inputs")
+        pipeline.run(graphs.load(model), [Halve(factor=factor)], context, checkpoints)
+    checkpoints.prune()
+    assert sorted(path.suffix for path in (tmp_path / "c").iterdir()) == [".json", ".onnx", ".weights"]
