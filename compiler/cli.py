@@ -316,6 +316,22 @@ def network(
 
 
 @app.command()
+def example(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder for the files; made where it is missing.")],
+    seed: SeedOption = 0,
+    quiet: QuietOption = False,
+) -> None:
+    """Write an example to try nnc on: a small trained network, labelled images and a recipe."""
+    from nnc import console
+    from nnc import example as examples
+
+    with console.progress(quiet) as progress:
+        files = examples.write(folder, seed, progress)
+    if not quiet:
+        print("\n".join(map(str, files)))
+
+
+@app.command()
 def passes(name: NameArgument = None, use: UseOption = [], as_json: JsonOption = False) -> None:  # noqa: B006
     """List the passes that a recipe can name."""
     from nnc import catalog, tables
