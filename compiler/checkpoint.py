@@ -48,7 +48,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, source: Path, inputs: str) -> None:
         self._folder, self._source, self._inputs = folder, source.absolute(), inputs
-        self._used: set[Path] = set()
+        self._whole: set[Path] = set()  # weights that this process wrote or checked
         self._stored: dict[int, tuple[weakref.ref[np.ndarray], str]] = {}  # id of an array -> the array, its file
 
     def keys(self, passes: Sequence[Pass]) -> list[str]:
@@ -79,16 +79,26 @@ class Checkpoints:
         self._write(f"{key}.onnx", skeleton.SerializeToString(deterministic=True))
         self._write(f"{key}.json", json.dumps([asdict(row) for row in rows]).encode())
 
-    def prune(self) -> None:
-        """Delete what this compile neither wrote nor read."""
-        for path in self._folder.glob("*") if self._folder.is_dir() else ():
-            if path not in self._used:
+    def prune(self, keys: Iterable[str]) -> None:
+        """Delete what the checkpoints of `keys` do not need; those that were not read stay for other parameters."""
+        needed = {file for key in keys for file in self._files(self._folder / f"{key}.onnx")}
+        for path in self._folder.glob("*"):
+            if path not in needed:
                 path.unlink()
+
+    def _files(self, path: Path) -> list[Path]:
+        """The files of a checkpoint: none where it is not there, or damaged."""
+        try:
+            skeleton = onnx.ModelProto.FromString(path.read_bytes())
+        except (OSError, DecodeError):
+            return []
+        external = (entry for tensor in skeleton.graph.initializer for entry in tensor.external_data)
+        names = {entry.value for entry in external if entry.key == "location" and "/" not in entry.value}
+        return [path, path.with_suffix(".json"), *(self._folder / name for name in names)]
 
     def _load(self, key: str) -> gs.Graph:
         path = self._folder / f"{key}.onnx"
         skeleton = onnx.ModelProto.FromString(path.read_bytes())
-        self._used |= {path, path.with_suffix(".json")}
         weights = {
             tensor.name: self._read(tensor)
             for tensor in skeleton.graph.initializer
@@ -104,7 +114,7 @@ class Checkpoints:
         values = wire.view(tensor, wire.map_file(path)[start : start + length])
         if folder != _SOURCE and name != _weights_name(values):
             raise ValueError(f"{path} is damaged")
-        self._used.add(path)
+        self._whole.add(path)
         return values
 
     def _locate(self, values: np.ndarray) -> tuple[str, int]:
@@ -116,14 +126,14 @@ class Checkpoints:
         if known is None or known() is not values:
             name = _weights_name(values)
             self._stored[id(values)] = weakref.ref(values), name
-            if self._folder / name not in self._used:
+            if self._folder / name not in self._whole:
                 self._write(name, _bytes(values))
         return name, 0
 
     def _write(self, name: str, content: bytes | memoryview) -> None:
         with wire.replacing(self._folder / name) as file:
             file.write(content)
-        self._used.add(self._folder / name)
+        self._whole.add(self._folder / name)
 
 
 def _bytes(values: np.ndarray) -> memoryview:

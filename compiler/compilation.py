@@ -4,8 +4,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from importlib import resources
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -51,27 +50,44 @@ def compile_model(job: Job, progress: pipeline.Progress = pipeline.silent) -> di
     _check(job)
     graph = graphs.load(job.model, job.shapes)
     context = open_context(job, graph, progress)
+    try:
+        with output.opened(job.out) as folder:
+            return _compile(job, graph, context, folder)
+    except pipeline.PassFailed as failure:
+        raise _reproduced(failure, job) from failure
+
+
+def _compile(job: Job, graph: gs.Graph, context: Context, folder: OutputFolder) -> dict[str, Any]:
     lock = _lock(job)
-    with output.opened(job.out) as folder:
-        inputs = _inputs_digest(lock)
-        before = _figures(graph, context, model_files(job.model))
-        before["accuracy"] = folder.once("before", inputs, lambda: context.accuracy(graph))
-        checkpoints = Checkpoints(folder.checkpoints, job.model, inputs)
-        compressed, rows = _run(graph, job, context, checkpoints)
-        files = graphs.save(compressed, folder.staging / "model.onnx", _metadata(job, lock))
-        after = _figures(compressed, context, files)
-        state = digest(inputs, *checkpoints.keys(job.recipe.passes))
-        after["accuracy"] = _accuracy_after(rows, before, context, compressed, folder, state)
-        library = _library(job, compressed, context, folder) if job.lower else None
-        result = _report(job, context, compressed, rows, before, after) | _library_entries(library)
-        result["files"] = [*(file.name for file in files), *(library["files"] if library else ()), *report.FILES]
-        report.write(result, lock, folder.staging)
-        (folder.staging / output.LOCK).write_text(json.dumps(lock, indent=2) + "\n", "utf-8")
-        folder.publish(result["files"])
-        if library is not None:
-            folder.remember("library", library["key"], library)
-        checkpoints.prune()
+    inputs = _inputs_digest(lock)
+    checkpoints = Checkpoints(folder.checkpoints, job.model, inputs)
+    keys = checkpoints.keys(job.recipe.passes)
+    before = _figures(graph, context, model_files(job.model))
+    before["accuracy"] = folder.once("before", inputs, lambda: context.accuracy(graph))
+    compressed, rows = pipeline.run(graph, job.recipe.passes, context, checkpoints)
+    files = graphs.save(compressed, folder.staging / "model.onnx", _metadata(job, lock))
+    after = _figures(compressed, context, files)
+    after["accuracy"] = _accuracy_after(rows, before, context, compressed, folder, digest(inputs, *keys))
+    library = _library(job, compressed, context, folder) if job.lower else None
+    result = _report(job, context, compressed, rows, before, after) | _library_entries(library)
+    result["files"] = [*(file.name for file in files), *(library["files"] if library else ()), *report.FILES]
+    report.write(result, lock, folder.staging)
+    (folder.staging / output.LOCK).write_text(json.dumps(lock, indent=2) + "\n", "utf-8")
+    folder.publish(result["files"])
+    if library is not None:
+        folder.remember("library", library["key"], library)
+    checkpoints.prune(keys)
     return result
+
+
+def _reproduced(failure: pipeline.PassFailed, job: Job) -> NncError:
+    """The error of a pass that failed by itself; what it was given is saved beside the output folder."""
+    folder = job.out.with_name(f"{job.out.name}-failed")
+    pipeline.save_reproduction(failure, folder)
+    alone = replace(job.recipe, passes=(failure.pass_,))
+    (folder / "recipe.toml").write_text(alone.to_toml(paths=True), "utf-8")
+    reproduce = f"nnc compile {folder / 'recipe.toml'} {folder / 'before.onnx'} --target {job.target.spec}"
+    return NncError(failure.message, f"{failure.hint}; this reproduces it: {reproduce}")
 
 
 def plan(job: Job, progress: pipeline.Progress = pipeline.silent) -> dict[str, Any]:
@@ -141,16 +157,6 @@ def _check_threads(job: Job) -> None:
         raise NncError(f"--threads {job.threads}: {job.target.spec} has {cores} cores", f"give 1 to {cores}")
 
 
-def _run(graph: gs.Graph, job: Job, context: Context, checkpoints: Checkpoints) -> tuple[gs.Graph, list[Row]]:
-    try:
-        return pipeline.run(graph, job.recipe.passes, context, checkpoints)
-    except pipeline.PassFailed as failure:
-        folder = job.out.with_name(f"{job.out.name}-failed")
-        pipeline.save_reproduction(failure, folder)
-        reproduce = f"nnc compile {folder / 'recipe.toml'} {folder / 'before.onnx'} --target {job.target.spec}"
-        raise NncError(failure.message, f"{failure.hint}; this reproduces it: {reproduce}") from failure
-
-
 def _accuracy(context: Context, graph: gs.Graph) -> float:
     accuracy = context.accuracy(graph)
     assert accuracy is not None
@@ -204,7 +210,7 @@ def _library_key(job: Job, graph: gs.Graph) -> str:
     for name, values in weights.items():
         state.update(f"{name} {values.dtype} {values.shape}\n".encode())
         state.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
-    sources = sorted(Path(str(resources.files("nnc.lowering"))).rglob("*.[pc]*"))
+    sources = sorted(Path(__file__).with_name("lowering").rglob("*"))
     code = [file_digest(source) for source in sources if source.suffix in (".py", ".c")]
     packages = [f"{name} {version(name)}" for name in _PACKAGES]
     return digest(state.hexdigest(), job.target.model_dump_json(), str(job.threads), __version__, *packages, *code)

@@ -71,10 +71,18 @@ class Recipe:
         paths = self.data_paths().items()
         return {key: Dataset.open(path, self.data.preprocess, graph.inputs) for key, path in paths}
 
-    def to_toml(self) -> str:
-        """The recipe with every parameter of every pass spelled out; without the paths of data and of Python files."""
+    def to_toml(self, paths: bool = False) -> str:
+        """The recipe with every parameter of every pass spelled out.
+
+        `paths` adds where its data and Python files are; without them the text says the same on every machine.
+        """
+        lines = [f"description = {toml.value(self.description)}"]
+        if paths and self.used:
+            lines += [f"use = {toml.value([str(path.resolve()) for path in self.used])}"]
+        if paths and self.data_paths():
+            lines += ["", "[data]", *_entries({key: str(path) for key, path in self.data_paths().items()})]
         preprocess = self.data.preprocess.model_dump(mode="json", exclude_none=True)
-        lines = [f"description = {toml.value(self.description)}", "", "[data.preprocess]", *_entries(preprocess)]
+        lines += ["", "[data.preprocess]", *_entries(preprocess)]
         for each in self.passes:
             table = each.model_dump(mode="json", exclude_none=True)
             lines += ["", "[[pass]]", f"name = {toml.value(each.name)}", *_entries(table)]

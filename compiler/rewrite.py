@@ -204,6 +204,7 @@ class Driver:
         output = root.outputs[0]
         if isinstance(new, Draft):
             root.outputs.clear()
+            self._node_names.discard(root.name)  # the new node is called like the one that it replaces
             self._created[id(root)] = []
             self._create(new, output, root, {})
         elif isinstance(new, gs.Tensor):
@@ -261,7 +262,11 @@ class Driver:
         if isinstance(value, Draft):
             return created[id(value)]
         values = np.float32(value) if isinstance(value, float) else value
-        return gs.Constant(graphs.unique(name, self._tensor_names), np.asarray(values))
+        return self.constant(name, np.asarray(values))
+
+    def constant(self, name: str, values: np.ndarray) -> gs.Constant:
+        """A new constant, whose name is `name` where that is free."""
+        return gs.Constant(graphs.unique(name, self._tensor_names), values)
 
     def tidy(self) -> None:
         """Put new nodes in their places, drop dead ones, and fill in the shapes of new tensors."""

@@ -64,7 +64,7 @@ class RoundWeights(PatternPass):
     name = "round-weights"
     effect = "approximate"
     pattern = op("Conv", var("x"), const("W"), name="conv")
-    step: float = Field(default=0.125, gt=0, le=10, description="distance of the values that are left")
+    step: float = Field(default=1.0, gt=0, le=10, description="distance of the values that are left")
 
     def rewrite(self, match):
         rounded = (np.round(match["W"] / self.step) * self.step).astype(np.float32)
@@ -103,7 +103,8 @@ def project(tmp_path: Path) -> Path:
     graphs.save(graph, tmp_path / "model.onnx")
     (tmp_path / "passes.py").write_text(_PASSES)
     (tmp_path / "recipe.toml").write_text(_RECIPE)
-    images = rng.integers(0, 256, (40, 8, 8, 3), np.uint8)
+    colours, noise = rng.integers(0, 256, (40, 1, 1, 3)), rng.integers(-40, 40, (40, 8, 8, 3))
+    images = np.clip(colours + noise, 0, 255).astype(np.uint8)
     np.savez(tmp_path / "test.npz", images=images, labels=_labels(graph, images))
     return tmp_path
 
