@@ -101,7 +101,7 @@ class Artifact:
     def runtime(self) -> str:
         """Where the library runs, in words."""
         architecture = self.target.unit.architecture
-        return f"library for {architecture}, emulated" if self.emulated else f"library for {architecture}"
+        return f"the library for {architecture}" + (", emulated" if self.emulated else "")
 
     def library(self, threads: int | None = None) -> Running:
         """The library, ready to run: on this machine, or an AArch64 one in an emulator."""

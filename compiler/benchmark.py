@@ -75,6 +75,8 @@ def compare(artifact: Artifact, rounds: int, threads: int, progress: Progress) -
     sides = ((_library, (artifact.library_path, threads)), (_onnxruntime, (artifact.model_path, threads)))
     times: tuple[list[float], list[float]] = ([], [])
     with _process(sides[0], inputs) as own, _process(sides[1], inputs) as peer:
+        for side in (own, peer):
+            _answer(side)  # it is ready
         counts = [_per_slice(side) for side in (own, peer)]
         for index in range(rounds):
             progress("time both sides", index, rounds)
@@ -140,7 +142,6 @@ def _process(
     process.start()
     there.close()
     try:
-        _answer(here)
         yield here
     finally:
         here.close()

@@ -27,6 +27,8 @@ class Evaluation:
 
     model: str
     runtime: str
+    preprocess: str
+    """What images were prepared with, as TOML."""
     top1: float
     top5: float
     count: int
@@ -63,7 +65,8 @@ def evaluate(
     if samples is not None:
         dataset = dataset.subset(seed, samples)
     found = accuracy.evaluate(run, dataset, batch=batch, progress=lambda done, total: progress("accuracy", done, total))
-    return Evaluation(str(model), runtime, found.top1, found.top5, found.count)
+    prepared = toml.value(preprocess.model_dump(mode="json"))
+    return Evaluation(str(model), runtime, prepared, found.top1, found.top5, found.count)
 
 
 def _library(artifact: Artifact, threads: int | None) -> accuracy.Run:

@@ -87,7 +87,8 @@ def opened(path: Path) -> Iterator[OutputFolder]:
             yield folder
     except OSError as error:
         _remove(made)
-        raise NncError(f"{error.filename or path}: {reason(error)}") from error
+        ours = error.filename is None or Path(error.filename).is_relative_to(folder.hidden)
+        raise NncError(f"{path if ours else error.filename}: {reason(error)}") from error
     except Exception:
         _remove(made)
         raise

@@ -163,7 +163,7 @@ def kernels(rows: Sequence[Row]) -> Table:
     total = sum(row["ms"] for row in rows)
     for row in sorted(rows, key=lambda row: -row["ms"]):
         share = units.percent(row["ms"] / total if total else 0.0)
-        layer = f"{row['op']} {row['nodes'][0] if row['nodes'] else ''}"
+        layer = " ".join([row["op"], *row["nodes"][:1]]).strip()
         add(made, row["name"], layer, units.shape(row["shape"]), units.milliseconds(row["ms"]), share)
     return made
 
@@ -249,7 +249,7 @@ def show_outputs(outputs: Mapping[str, np.ndarray], runtime: str, saved: Path | 
             which = f" of sample {sample}" if len(summary["top5"]) > 1 else ""
             out.print(f"\n{name}: the highest scores{which}", style="bold")
             out.print(definition((index, f"{score:.5g}") for index, score in ranked))
-    out.print(f"\nin the {runtime}" + (f"; saved to {saved}" if saved else ""), style="dim")
+    out.print(f"\ncomputed by {runtime}" + (f"; saved to {saved}" if saved else ""), style="dim")
 
 
 _CLASSES = range(2, 100_001)  # sizes of an output that may be scores
@@ -316,11 +316,8 @@ def show_accuracy(measured: Evaluation) -> None:
     rows = (("top-1", units.percent(measured.top1)), ("top-5", units.percent(measured.top5)))
     out = console()
     out.print(definition(rows))
-    out.print(f"\n{units.plural(measured.count, 'sample')}, in {_article(measured.runtime)}", style="dim")
-
-
-def _article(runtime: str) -> str:
-    return runtime if runtime == "onnxruntime" else f"the {runtime}"
+    out.print(f"\n{units.plural(measured.count, 'sample')}, computed by {measured.runtime}", style="dim")
+    out.print(f"images prepared with {measured.preprocess}", style="dim")
 
 
 def show_inspection(inspected: Row) -> None:

@@ -263,6 +263,10 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         with open(part, "wb") as file:
             yield file
         os.replace(part, path)
+    except OSError as error:
+        if error.filename in (None, str(part)):
+            error.filename = str(path)
+        raise
     finally:
         part.unlink(missing_ok=True)
 

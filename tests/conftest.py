@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 import pytest
 from onnx.parser import parse_model
@@ -99,13 +100,13 @@ def project(tmp_path: Path) -> Path:
     """
     rng = np.random.default_rng(0)
     weights = [", ".join(map(str, rng.standard_normal(count).round(3))) for count in (16 * 27, 160)]
-    graph = graphs.from_model(parse_model(_NETWORK % tuple(weights)))
-    graphs.save(graph, tmp_path / "model.onnx")
+    model = parse_model(_NETWORK % tuple(weights))
+    onnx.save(model, tmp_path / "model.onnx")
     (tmp_path / "passes.py").write_text(_PASSES)
     (tmp_path / "recipe.toml").write_text(_RECIPE)
     colours, noise = rng.integers(0, 256, (40, 1, 1, 3)), rng.integers(-40, 40, (40, 8, 8, 3))
     images = np.clip(colours + noise, 0, 255).astype(np.uint8)
-    np.savez(tmp_path / "test.npz", images=images, labels=_labels(graph, images))
+    np.savez(tmp_path / "test.npz", images=images, labels=_labels(graphs.from_model(model), images))
     return tmp_path
 
 

@@ -374,7 +374,7 @@ def test_a_failing_build_leaves_the_earlier_result(project: Path, lowering: _Low
 
 
 def test_external_data_counts(project: Path) -> None:
-    model = onnx.load(project / "model.onnx")
+    model = graphs.to_model(graphs.load(project / "model.onnx"))
     onnx.save(model, project / "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=1024)
     compilation.compile_model(job(project))
     lock = json.loads((project / "out" / "nnc.lock").read_text())
