@@ -176,12 +176,14 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise NncError(f"{path}: no such file" if not path.exists() else f"{path}: a folder, not an .npz file")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if isinstance(archive, np.ndarray):
-                raise NncError(f"{path}: a single array without a name", "write numpy.savez(file, NAME=array)")
-            return {name: archive[name] for name in archive.files}
+        with open(path, "rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            arrays = {} if isinstance(archive, np.ndarray) else {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError) as error:
         raise NncError(f"{path}: not an .npz file of numbers", "write it with numpy.savez(file, NAME=array)") from error
+    if isinstance(archive, np.ndarray):
+        raise NncError(f"{path}: a single array without a name", "write it with numpy.savez(file, NAME=array)")
+    return arrays
 
 
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -1,0 +1,185 @@
+"""The folder of a compile, opened and run again."""
+
+import json
+import platform
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nnc import benchmark, compilation, host, recipe, target
+from nnc.artifact import Artifact, load_arrays, save_arrays
+from nnc.compilation import Job
+from nnc.errors import NncError
+from nnc.session import Session
+
+x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="this machine runs no x86 library")
+
+
+def compiled(project: Path, spec: str = "qcs605", lower: bool = False) -> Path:
+    job = Job(recipe.load(project / "recipe.toml"), project / "model.onnx", target.load(spec), project / "out", {})
+    compilation.compile_model(replace(job, lower=lower))
+    return project / "out"
+
+
+def test_what_a_folder_knows(project: Path) -> None:
+    artifact = Artifact.open(compiled(project, "jetson-xavier:cpu@15W"))
+    assert [str(tensor) for tensor in artifact.inputs] == ["'image' float32 [1, 3, 8, 8]"]
+    assert [str(tensor) for tensor in artifact.outputs] == ["'scores' float32 [1, 10]"]
+    assert artifact.target == target.load("jetson-xavier:cpu@15W")
+    assert artifact.preprocess.mean == (0.5,)
+    assert (artifact.has_library, artifact.emulated) == (False, platform.machine() != "aarch64")
+    assert artifact.model_path.exists()
+
+
+def test_a_board_of_ones_own_is_in_the_lock(project: Path) -> None:
+    text = Path(target.__file__).parent.parent.joinpath("targets/qcs605.toml").read_text()
+    (project / "mine.toml").write_text(text.replace("threads = 2 ", "threads = 1 "))
+    out = compiled(project, str(project / "mine.toml"))
+    (project / "mine.toml").unlink()
+    assert Artifact.open(out).target.spec == "mine:cpu"
+    assert Artifact.open(out).threads == 1
+
+
+def break_file(name: str, text: str) -> Callable[[Path], object]:
+    return lambda out: (out / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (shutil.rmtree, "out: no such folder"),
+        (lambda out: (out / "nnc.lock").unlink(), "out: holds no finished compile"),
+        (lambda out: (out / "model.onnx").unlink(), "out: model.onnx is missing"),
+        (break_file("nnc.lock", "{"), "out: report.json or nnc.lock is damaged"),
+        (break_file("report.json", "[]"), "out: report.json or nnc.lock is damaged"),
+        (break_file("report.json", '{"model": {}}'), "out: report.json or nnc.lock is damaged"),
+        (lambda out: (out / "report.json").unlink(), "out: report.json or nnc.lock is damaged"),
+    ],
+)
+def test_folders_that_hold_no_compile(project: Path, break_it: Callable[[Path], object], message: str) -> None:
+    out = compiled(project)
+    break_it(out)
+    with pytest.raises(NncError, match=message):
+        Artifact.open(out)
+
+
+def test_a_model_is_not_a_folder(project: Path) -> None:
+    with pytest.raises(NncError, match="a model, not the folder of a compile") as caught:
+        Artifact.open(project / "model.onnx")
+    assert "nnc compile RECIPE" in str(caught.value.hint)
+
+
+IMAGE = np.zeros((1, 3, 8, 8), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({}, "x.npz: 'image' is missing; found nothing"),
+        ({"imag": IMAGE}, "x.npz: 'image' is missing; found 'imag'"),
+        ({"image": IMAGE, "more": IMAGE}, "x.npz: the model has no input 'more'"),
+        (
+            {"image": IMAGE[0]},
+            r"x.npz: 'image' float32 \[3, 8, 8\], but the model reads 'image' float32 \[1, 3, 8, 8\]",
+        ),
+        ({"image": IMAGE.astype(np.uint8)}, r"x.npz: 'image' uint8 \[1, 3, 8, 8\], but the model reads"),
+    ],
+)
+def test_inputs_that_do_not_fit(project: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+    artifact = Artifact.open(compiled(project))
+    with pytest.raises(NncError, match=message):
+        artifact.checked(arrays, "x.npz")
+    artifact.checked({"image": IMAGE})
+
+
+def test_arrays_are_saved_whole(tmp_path: Path) -> None:
+    save_arrays(tmp_path / "y", {"y": IMAGE})
+    (values,) = load_arrays(tmp_path / "y").values()
+    np.testing.assert_array_equal(values, IMAGE)
+    assert [file.name for file in tmp_path.iterdir()] == ["y"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not an .npz file of numbers"),
+        (b"PK\x03\x04 broken", "not an .npz file of numbers"),
+        (None, "no such file"),
+    ],
+)
+def test_files_that_hold_no_arrays(tmp_path: Path, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "x.npz").write_bytes(content)
+    with pytest.raises(NncError, match=message):
+        load_arrays(tmp_path / "x.npz")
+
+
+def test_pickles_are_never_loaded(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", x=np.array([{}], object))
+    with pytest.raises(NncError, match=r"not an \.npz file of numbers"):
+        load_arrays(tmp_path / "x.npz")
+
+
+def test_a_single_array_has_no_name(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", IMAGE)
+    with pytest.raises(NncError, match="a single array without a name"):
+        load_arrays(tmp_path / "x.npy")
+
+
+# Libraries
+
+
+def agrees_with_onnxruntime(out: Path) -> None:
+    from nnc import graph as graphs
+
+    artifact = Artifact.open(out)
+    inputs = artifact.random_inputs(seed=3)
+    expected = Session(graphs.load(artifact.model_path)).run(inputs)
+    outputs = artifact.run(inputs)
+    assert outputs.keys() == expected.keys()
+    np.testing.assert_allclose(outputs["scores"], expected["scores"], rtol=1e-4, atol=1e-5)
+
+
+@x86
+def test_a_library_of_this_machine(project: Path) -> None:
+    out = compiled(project, "x86", lower=True)
+    agrees_with_onnxruntime(out)
+    first = (out / "module.so").read_bytes()
+    shutil.rmtree(out)
+    compiled(project, "x86", lower=True)
+    assert (out / "module.so").read_bytes() == first, "the same inputs give the same bytes"
+    artifact = Artifact.open(out)
+    timing = benchmark.compare(artifact, 2, 1, lambda step, done, total: None)
+    assert timing.to_dict().keys() >= {"nnc_ms", "onnxruntime_ms", "ratio", "rounds", "threads"}
+    assert timing.ratio == timing.onnxruntime_ms / timing.nnc_ms > 0
+    assert (timing.to_dict()["rounds"], timing.threads) == (2, 1)
+    profile = benchmark.profile(artifact, 1)
+    assert [row["name"] for row in profile] == [kernel["name"] for kernel in artifact.report["kernels"]]
+    assert all(row["ms"] >= 0 for row in profile)
+
+
+@pytest.mark.qemu
+def test_a_library_of_another_machine(project: Path) -> None:
+    if shutil.which("qemu-aarch64") is None:
+        pytest.skip("qemu-aarch64 is not installed")
+    out = compiled(project, "qcs605", lower=True)
+    agrees_with_onnxruntime(out)
+    with pytest.raises(NncError, match="compiled for aarch64, which can't be timed on this machine"):
+        benchmark.compare(Artifact.open(out), 1, 1, lambda step, done, total: None)
+
+
+def test_code_for_a_newer_processor_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = compiled(project, "x86")
+    lock = json.loads((out / "nnc.lock").read_text())
+    lock["target"]["unit"]["tvm"] |= {"mcpu": "x86-64-v3", "mattr": ["+avxvnni"]}
+    (out / "nnc.lock").write_text(json.dumps(lock))
+    here = {"tvm": {"mcpu": "x86-64-v2", "mattr": []}}
+    monkeypatch.setattr(host, "figures", lambda: here)
+    with pytest.raises(NncError, match=r"compiled for x86-64-v3 \+avxvnni, this machine is x86-64-v2"):
+        Artifact.open(out).check_instructions()
+    here["tvm"] |= {"mcpu": "x86-64-v4", "mattr": ["+avxvnni"]}
+    Artifact.open(out).check_instructions()
