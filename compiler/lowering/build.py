@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import tempfile
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -26,6 +26,9 @@ from nnc.lowering.program import ALIGNMENT, Call, Copy, Operand, Plan, Program, 
 from nnc.target import Target
 
 Progress = Callable[[str, int, int], None]
+
+#: What code can reach from where it is, with room for the code.
+_MOST_BYTES = 2**31 - 2**26
 
 _HEADERS = ("include", "3rdparty/dlpack/include")  # of the package tvm_ffi
 
@@ -75,7 +78,7 @@ def build(
     plan = plan_memory(program)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=out) as name:
         folder = Path(name)
-        objects = [_kernels(program, names, machine, folder, progress)]
+        objects = _kernels(program, names, machine, folder, progress)
         weights = _Weights(folder / "weights.bin")
         (folder / "network.h").write_text(_header(program, names, plan, weights), "utf-8")
         objects += _sources(folder)
@@ -107,15 +110,17 @@ def _kernel(step: Call | Copy, names: dict[Hashable, str]) -> Kernel:
 
 def _kernels(
     program: Program, names: dict[Hashable, str], machine: tvm.target.Target, folder: Path, progress: Progress
-) -> Path:
-    """Compile every distinct kernel into one object file."""
+) -> list[Path]:
+    """Compile every distinct kernel into an object file."""
     functions = {names[call.key]: call.function for call in program.calls}
-    module = tvm.IRModule({name: f.with_attr("global_symbol", name) for name, f in functions.items()})
-    progress("compile kernels", 0, len(functions))
-    built = tvm.tirx.build(module, machine)
-    built.write_to_file(str(folder / "kernels.o"))
+    objects = []
+    for done, (name, function) in enumerate(functions.items()):
+        progress("compile kernels", done, len(functions))
+        built = tvm.tirx.build(tvm.IRModule({name: function.with_attr("global_symbol", name)}), machine)
+        objects.append(folder / f"{name}.o")
+        built.write_to_file(str(objects[-1]))
     progress("compile kernels", len(functions), len(functions))
-    return folder / "kernels.o"
+    return objects
 
 
 # -- tables
@@ -132,6 +137,10 @@ class _Weights:
 
     def offset(self, values: np.ndarray) -> int:
         if id(values) not in self._offsets:
+            if self.bytes + values.nbytes > _MOST_BYTES:
+                size = (self.bytes + values.nbytes) / 1e9
+                hint = "--no-lower writes model.onnx, which runs in onnxruntime"
+                raise NncError(f"the weights take {size:.1f} GB, and a library holds 2 GB", hint)
             with open(self._path, "ab") as file:
                 file.write(b"\0" * (-self.bytes % ALIGNMENT))
                 self.bytes += -self.bytes % ALIGNMENT
@@ -198,31 +207,37 @@ def _dl_type(dtype: Any) -> str:
 # -- the library
 
 
+_WEIGHTS = """.section .rodata
+.balign 4096
+.globl nnc_weights
+.hidden nnc_weights
+nnc_weights:
+.incbin "weights.bin"
+.byte 0
+.section .note.GNU-stack, "", %progbits
+"""
+
+
 def _sources(folder: Path) -> list[Path]:
     """network.c, and the weights as an assembler includes them."""
-    source = folder / "network.c"
+    source, weights = folder / "network.c", folder / "weights.S"
     source.write_text(resources.files("nnc.lowering").joinpath("network.c").read_text("utf-8"), "utf-8")
-    weights = folder / "weights.S"
-    weights.write_text(
-        '.section .rodata\n.balign 4096\n.globl nnc_weights\n.hidden nnc_weights\nnnc_weights:\n.incbin "weights.bin"\n'
-        '.byte 0\n.section .note.GNU-stack, "", %progbits\n',
-        "utf-8",
-    )
+    weights.write_text(_WEIGHTS, "utf-8")
     return [source, weights]
 
 
-def _link(program: Program, objects: Iterable[Path], target: Target, machine: tvm.target.Target, folder: Path) -> None:
+def _link(program: Program, objects: Sequence[Path], target: Target, machine: tvm.target.Target, folder: Path) -> None:
     """Link everything into module.so."""
     package = importlib.util.find_spec("tvm_ffi")
     if package is None or package.origin is None:
         raise NncError("the headers of apache-tvm-ffi are not installed", "pip install apache-tvm-ffi==0.1.14.post1")
     headers = [f"-I{Path(package.origin).parent / place}" for place in _HEADERS]
-    options = [*headers, f"-I{folder}", f"-Wa,-I{folder}", "-std=c11", "-g0", "-Wno-unused-command-line-argument"]
+    # Symbols of one network must never stand for those of another in the same process.
+    options = [*headers, f"-I{folder}", f"-Wa,-I{folder}", "-std=c11", "-g0", "-Wl,-Bsymbolic"]
 
-    def fcompile(file: str, made: list[str], options: Any = None) -> None:
-        cross.link([*made, *objects], file, target, [*flags])
+    def fcompile(file: str, made: list[str], **_: Any) -> None:
+        cross.link([*made, *objects], file, target, options)
 
-    flags = options
     executable = tvm.compile(_relax_main(program), machine)
     executable.export_library(str(folder / "module.so"), fcompile=fcompile, workspace_dir=str(folder))
 

@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 import tvm
 from tvm import te
 
-from nnc.lowering import fuse, layers, views
+from nnc.lowering import fuse, generic, layers, views
 from nnc.lowering.expression import Builder
 from nnc.lowering.fuse import Group
 from nnc.lowering.kernels import elementwise, relayout
@@ -34,7 +34,7 @@ def lower(graph: gs.Graph, unit: Unit, machine: tvm.target.Target) -> Program:
     Raises NncError for a node that nnc can't lower.
     """
     graph = _with_float_weights(graph)
-    lowering = Lowering(unit, machine)
+    lowering = Lowering(unit, machine, graph.opset)
     lowering.add_inputs(graph.inputs)
     for group in fuse.partition(graph, frozenset(layers.TEMPLATES)):
         lowering.add(group)
@@ -66,8 +66,9 @@ def _dequantized(node: gs.Node) -> np.ndarray:
 class Lowering:
     """The state of a translation: where every tensor of the graph is, in which forms, and the steps so far."""
 
-    def __init__(self, unit: Unit, machine: tvm.target.Target) -> None:
+    def __init__(self, unit: Unit, machine: tvm.target.Target, opset: int) -> None:
         self.unit = unit
+        self._opset = opset
         self.machine = machine
         self.block = lanes_of(unit)
         self.program = Program()
@@ -258,27 +259,26 @@ class Lowering:
 
     def _generic(self, node: gs.Node) -> None:
         """A node without a template: TVM's own lowering, on plain tensors."""
-        from nnc.lowering import generic
-
         variables = [tensor for tensor in node.inputs if not isinstance(tensor, gs.Constant) and not tensor.is_empty()]
-        tensors: dict[tuple[str, int], Tensor] = {}
-        for piece in generic.lower(node, self.machine, self.unit.threads):
-            operands = [
-                source.values if source.kind == "constant"
-                else self.plain(variables[source.index]) if source.kind == "input"
-                else tensors[source.kind, source.index]
-                for source in piece.operands
-            ]  # fmt: skip
-            for result in piece.results:
-                tensors[result.kind, result.index] = Tensor(result.shape, result.dtype)
-            self._functions[piece.key] = piece.function
-            results = [tensors[result.kind, result.index] for result in piece.results]
+        made: dict[tuple[str, int], Tensor] = {}
+
+        def operand(value: generic.Value) -> Operand:
+            if value.values is not None:
+                return value.values
+            source = self.plain(variables[value.index]) if value.kind == "input" else made[value.kind, value.index]
+            return source.view(value.shape)
+
+        for piece in generic.lower(node, self.unit, self.machine, self._opset):
+            for value in piece.results:
+                made.setdefault((value.kind, value.index), Tensor(value.shape, value.dtype))
+            results = [made[value.kind, value.index].view(value.shape) for value in piece.results]
+            operands = [operand(value) for value in piece.operands]
             self.program.steps.append(
                 Call(piece.key, piece.function, node.op.lower(), [node.name], node.op, operands, results, "plain")
             )
         for index, tensor in enumerate(node.outputs):
-            if ("output", index) in tensors:
-                self.define(tensor, tensors["output", index])
+            if ("output", index) in made:
+                self.define(tensor, made["output", index].view(shape_of(tensor)))
 
 
 def _owns_memory(tensor: Tensor) -> bool:

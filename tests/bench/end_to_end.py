@@ -1,0 +1,203 @@
+"""What the README promises of a compile, measured here through the command line: one table.
+
+    python tests/bench/end_to_end.py [latency compile-time targets exactness wrong-inputs ...]
+
+Latencies are ratios of medians from interleaved runs (`nnc bench`). Rows that need the sample data or an emulator are
+left out, and said to be, where these are absent (NNC_DATA, `nnc doctor`). Exits with 1 when a figure is not reached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from nnc import graph as graphs
+from nnc import networks, verify
+from nnc.artifact import Artifact
+from nnc.session import Session
+
+RECIPE = "exact"
+TIMED = ("vgg16", "resnet50", "mobilenet_v2", "densenet201")
+SECONDS = {"mobilenet_v2": 60, "resnet50": 120, "densenet201": 240}
+BOARDS = ("qcs605", "jetson-xavier")
+DATA = Path(os.environ.get("NNC_DATA", Path(__file__).parents[3] / "shared/data"))
+THREADS = 2
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    what: str
+    wanted: str
+    measured: str
+    reached: bool | None
+    """None: nothing is promised."""
+
+
+def nnc(*arguments: object) -> str:
+    """Run the command and return what it prints; its complaint ends the benchmark."""
+    command = [str(Path(sys.executable).parent / "nnc"), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}\n{done.stderr}")
+    return done.stdout
+
+
+class Workshop:
+    """Models and what they compile to, made once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.seconds: dict[tuple[Path, str], float] = {}
+
+    @cache  # noqa: B019  # one workshop per run
+    def network(self, name: str) -> Path:
+        path = self.folder / f"{name}.onnx"
+        nnc("network", name, "-o", path)
+        return path
+
+    @cache  # noqa: B019
+    def compiled(self, model: Path, target: str) -> Path:
+        out = self.folder / f"{model.stem}-{target}"
+        started = time.perf_counter()
+        nnc("compile", RECIPE, model, "--target", target, "-o", out, "--threads", THREADS, "--quiet")
+        self.seconds[model, target] = time.perf_counter() - started
+        return out
+
+
+def latency(shop: Workshop) -> Iterator[Row]:
+    """onnxruntime / nnc in one interleaved run, batch 1, 224x224, two threads, untuned."""
+    ratios = {}
+    for name in TIMED:
+        timed = json.loads(nnc("bench", shop.compiled(shop.network(name), "x86"), "--threads", THREADS, "--json"))
+        ratios[name] = timed["ratio"]
+        measured = f"{timed['ratio']:.2f} ({timed['onnxruntime_ms']:.1f} / {timed['nnc_ms']:.1f} ms)"
+        yield Row(f"latency: onnxruntime / nnc, {name}", ">= 0.8", measured, timed["ratio"] >= 0.8)
+    mean = math.exp(sum(map(math.log, ratios.values())) / len(ratios))
+    yield Row("latency: geometric mean of the four", ">= 1.0", f"{mean:.2f}", mean >= 1.0)
+
+
+def compile_time(shop: Workshop) -> Iterator[Row]:
+    """From the ONNX file to the library, in a process of its own."""
+    for name, most in SECONDS.items():
+        shop.compiled(shop.network(name), "x86")
+        seconds = shop.seconds[shop.network(name), "x86"]
+        yield Row(f"compile time: {name}", f"< {most} s", f"{seconds:.1f} s", seconds < most)
+
+
+def targets(shop: Workshop) -> Iterator[Row]:
+    """Boards, emulated: the largest difference from onnxruntime, relative to the largest output."""
+    if not shutil.which("qemu-aarch64"):
+        yield Row("targets", "within 1e-3", "left out: no qemu-aarch64", None)
+        return
+    models = [shop.network("mobilenet_v2"), shop.network("resnet18"), *_samples("cifar10_resnet56")]
+    for model in models:
+        for board in BOARDS:
+            error = _error(model, shop.compiled(model, board))
+            yield Row(f"{board} in QEMU: {model.stem}", "< 1e-3", f"{error:.1e}", error < 1e-3)
+
+
+def exactness(shop: Workshop) -> Iterator[Row]:
+    """The library of this machine against onnxruntime with its optimizations off, on the model as it came."""
+    models = [*_samples(), *(shop.network(name) for name in networks.NAMES)]
+    for model in models:
+        error = _error(model, shop.compiled(model, "x86"))
+        # Rounding to integers turns the last bit of a float into a whole step, in onnxruntime as here.
+        exact = not any(node.op == "QuantizeLinear" for node in graphs.load(model).nodes)
+        yield Row(f"error: {model.stem}", "< 1e-4" if exact else "", f"{error:.1e}", error < 1e-4 if exact else None)
+
+
+def accuracy(shop: Workshop) -> Iterator[Row]:
+    """Top-1 on the sample data: the model in onnxruntime, and its library."""
+    for model in _samples():
+        options = _preprocessing(model)
+        before = json.loads(nnc("eval", model, *options, "--json"))
+        after = json.loads(nnc("eval", shop.compiled(model, "x86"), *options, "--json"))
+        measured = f"{before['top1']:.2%} -> {after['top1']:.2%} of {before['count']}"
+        yield Row(f"accuracy: {model.stem}", "unchanged", measured, before["top1"] == after["top1"])
+
+
+def wrong_inputs(shop: Workshop) -> Iterator[Row]:
+    """The table of broken recipes, models, data files and targets."""
+    table = Path(__file__).parents[1] / "test_wrong_inputs.py"
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", table], capture_output=True, text=True)
+    summary = done.stdout.strip().splitlines()[-1]
+    passed = next(
+        (
+            int(word)
+            for word, kind in zip(summary.split(), summary.split()[1:], strict=False)
+            if kind.startswith("passed")
+        ),
+        0,
+    )
+    yield Row("wrong inputs told in one line", ">= 40", str(passed), done.returncode == 0 and passed >= 40)
+
+
+def _samples(*names: str) -> list[Path]:
+    """The pretrained models of the sample data, by name or all."""
+    return [path for path in sorted(DATA.glob("models/*.onnx")) if not names or path.stem in names]
+
+
+def _preprocessing(model: Path) -> list[object]:
+    facts: dict[str, Any] = json.loads((DATA / "models/models.json").read_text())[model.name]
+    data = DATA / ("cifar10/test.npz" if facts["dataset"] == "cifar10" else "imagenet_sample")
+    options: list[object] = ["--data", data]
+    for key in ("mean", "std"):
+        options += [f"--{key}", ",".join(map(str, facts[key]))]
+    return [*options, *(["--crop", facts["crop"]] if facts.get("crop") else [])]
+
+
+def _error(model: Path, folder: Path) -> float:
+    graph = graphs.load(model)
+    inputs = verify.probe_inputs(graph, 0)
+    found = Artifact.open(folder).run(inputs)
+    return verify.largest_difference(Session(graph).run(inputs), {name: np.asarray(x) for name, x in found.items()})
+
+
+SECTIONS: dict[str, Callable[[Workshop], Iterator[Row]]] = {
+    "latency": latency,
+    "compile-time": compile_time,
+    "targets": targets,
+    "exactness": exactness,
+    "accuracy": accuracy,
+    "wrong-inputs": wrong_inputs,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], help="all of them unless named")
+    sections = parser.parse_args().sections or list(SECTIONS)
+    table = Table("what", "must reach", "measured", "")
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="nnc-bench-") as name, Console(stderr=True).status("") as status:
+        shop = Workshop(Path(name))
+        for section in sections:
+            for row in SECTIONS[section](shop):
+                status.update(row.what)
+                rows.append(row)
+                table.add_row(row.what, row.wanted, row.measured, {True: "yes", False: "NO", None: ""}[row.reached])
+            table.add_section()
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
+    return int(any(row.reached is False for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
