@@ -6,8 +6,10 @@ A pattern is matched backwards from its root, the last node. `match` returns a M
 different there; a rewrite that matched but can't go on raises NoMatch with the reason. `|` joins alternatives.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -17,17 +19,22 @@ COMMUTATIVE = frozenset({"Add", "Mul", "Max", "Min", "And", "Or", "Xor", "Equal"
 
 
 class NoMatch(Exception):
-    """A place was considered and is left alone; the message says why and ends up in `nnc plan` and the report."""
+    """A place was considered and is left alone; the message says why and ends up in `nnc plan` and the report.
+
+    Without a message nothing is reported: the place only looked like one.
+    """
 
 
 @dataclass
 class Match:
     """What a pattern found: `match["W"]` is the array of a constant, `nodes["conv"]` a node, `tensors["x"]` a tensor.
 
-    `interior` holds every node that was matched below the root: they disappear with the rewrite.
+    `interior` holds every node that was matched below the root: they disappear with the rewrite. `opset` is the
+    model's: what operators there are.
     """
 
     root: gs.Node
+    opset: int
     nodes: dict[str, gs.Node] = field(default_factory=dict)
     tensors: dict[str, gs.Tensor] = field(default_factory=dict)
     values: dict[str, np.ndarray] = field(default_factory=dict)
@@ -38,7 +45,9 @@ class Match:
 
     def copy(self) -> "Match":
         """A match that alternatives can extend without disturbing each other."""
-        return Match(self.root, dict(self.nodes), dict(self.tensors), dict(self.values), list(self.interior))
+        return Match(
+            self.root, self.opset, dict(self.nodes), dict(self.tensors), dict(self.values), list(self.interior)
+        )
 
 
 class Pattern:
@@ -87,11 +96,23 @@ class Const(Pattern):
 
 
 @dataclass(frozen=True)
+class Number(Pattern):
+    """A constant of one element with this value, within float32's rounding."""
+
+    number: float
+
+    def matches(self, tensor: gs.Tensor | None, match: Match) -> Iterator[Match]:
+        alone = isinstance(tensor, gs.Constant) and math.prod(tensor.shape) == 1
+        if alone and math.isclose(float(tensor.values.reshape(())), self.number, rel_tol=1e-6):
+            yield match
+
+
+@dataclass(frozen=True)
 class Op(Pattern):
     """The first output of a node with this operator and these inputs."""
 
     types: tuple[str, ...]
-    inputs: tuple[Pattern, ...]
+    inputs: tuple[Pattern | EllipsisType, ...]
     name: str | None = None
     attrs: tuple[tuple[str, Any], ...] = ()
 
@@ -116,6 +137,17 @@ class Op(Pattern):
             and node.domain in (None, "", "ai.onnx")
             and all(node.attrs.get(key) == value for key, value in self.attrs)
         )
+
+
+@dataclass(frozen=True)
+class _Through(Pattern):
+    types: tuple[str, ...]
+    inner: Pattern
+
+    def matches(self, tensor: gs.Tensor | None, match: Match) -> Iterator[Match]:
+        yield from self.inner.matches(tensor, match)
+        for found in Op(self.types, (ANY, ...)).matches(tensor, match):
+            yield from self.matches(found.interior[-1].inputs[0], found)
 
 
 @dataclass(frozen=True)
@@ -149,21 +181,33 @@ def const(name: str, default: Any = None) -> Const:
     return Const(name, default)
 
 
-def op(types: str, *inputs: Pattern, name: str | None = None, **attrs: Any) -> Op:
+def number(value: float) -> Number:
+    """A constant of one element that is `value`."""
+    return Number(value)
+
+
+def op(types: str, *inputs: Pattern | EllipsisType, name: str | None = None, **attrs: Any) -> Op:
     """The output of a node of one of the operators in `types` ("Add|Sub"), with these inputs and attributes.
 
-    Without input patterns it takes any inputs; commutative operators are tried in both orders.
+    A last `...`, and leaving the inputs out, stands for any inputs; commutative operators are tried in both orders.
     """
-    return Op(tuple(types.split("|")), inputs, name, tuple(attrs.items()))
+    return Op(tuple(types.split("|")), inputs or (...,), name, tuple(attrs.items()))
 
 
-def match(pattern: Pattern, node: gs.Node, accept: Callable[[Match], None] = lambda _: None) -> Match | None:
-    """The first way in which `pattern` fits with `node` as its root.
+def through(types: str, inner: Pattern) -> Pattern:
+    """`inner`, directly or with any number of nodes of the operators in `types` behind it, along their first inputs."""
+    return _Through(tuple(types.split("|")), inner)
+
+
+def match(
+    pattern: Pattern, node: gs.Node, opset: int, accept: Callable[[Match], None] = lambda _: None
+) -> Match | None:
+    """The first way in which `pattern` fits with `node` as its root, in a model of this opset.
 
     `accept` may refuse a way by raising NoMatch; when all are refused the last reason is raised.
     """
     refused: NoMatch | None = None
-    for found in pattern.matches_node(node, Match(node)):
+    for found in pattern.matches_node(node, Match(node, opset)):
         try:
             accept(found)
         except NoMatch as reason:
@@ -185,19 +229,22 @@ def _bound(match: Match, **binding: tuple[str, Any]) -> Match:
 def _orders(node: gs.Node, wanted: int) -> Iterator[list[gs.Tensor | None]]:
     """The inputs as the patterns see them: omitted ones are None; both orders of a commutative operator."""
     tensors = [None if tensor.is_empty() else tensor for tensor in node.inputs]
-    tensors += [None] * (wanted - len(tensors))
     yield tensors
     if node.op in COMMUTATIVE and wanted == 2 and len(tensors) == 2:
         yield tensors[::-1]
 
 
-def _all_inputs(patterns: tuple[Pattern, ...], tensors: list[gs.Tensor | None], match: Match) -> Iterator[Match]:
+def _all_inputs(
+    patterns: tuple[Pattern | EllipsisType, ...], tensors: list[gs.Tensor | None], match: Match
+) -> Iterator[Match]:
+    """Every way in which all inputs fit; patterns that are left over must fit omitted inputs, and the reverse."""
     if not patterns:
+        if all(tensor is None for tensor in tensors):
+            yield match
+        return
+    first, *others = patterns
+    if isinstance(first, EllipsisType):
         yield match
-    elif len(tensors) >= len(patterns):
-        for found in patterns[0].matches(tensors[0], match):
-            if len(patterns) == 1:
-                if all(tensor is None for tensor in tensors[1:]):
-                    yield found
-            else:
-                yield from _all_inputs(patterns[1:], tensors[1:], found)
+        return
+    for found in first.matches(tensors[0] if tensors else None, match):
+        yield from _all_inputs(tuple(others), tensors[1:], found)

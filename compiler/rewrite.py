@@ -150,12 +150,13 @@ def _sweep(pass_: PatternPass, driver: "Driver") -> tuple[int, list[tuple[gs.Nod
             skipped.append((root, "excluded by the recipe"))
             continue
         try:
-            found = match(pass_.pattern, root, driver.accept)
+            found = match(pass_.pattern, root, driver.graph.opset, driver.accept)
             if found is not None:
                 driver.replace(root, pass_.rewrite(found))
                 count += 1
         except NoMatch as reason:
-            skipped.append((root, str(reason)))
+            if reason.args:
+                skipped.append((root, str(reason)))
     return count, skipped
 
 

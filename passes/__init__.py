@@ -1,6 +1,35 @@
-"""The rewrite passes."""
+"""The rewrite passes: one file each, called like the pass."""
 
+from nnc.passes.check_accuracy import CheckAccuracy
+from nnc.passes.fold_affine import FoldAffine
+from nnc.passes.fold_batchnorm import FoldBatchNorm
+from nnc.passes.fold_constants import FoldConstants
+from nnc.passes.fuse_activations import FuseActivations
+from nnc.passes.fuse_gates import FuseGates
+from nnc.passes.fuse_gemm import FuseGemm
+from nnc.passes.fuse_padding import FusePadding
+from nnc.passes.merge_duplicates import MergeDuplicates
+from nnc.passes.merge_views import MergeViews
+from nnc.passes.remove_dead_nodes import RemoveDeadNodes
+from nnc.passes.remove_identity import RemoveIdentity
+from nnc.passes.simplify_shapes import SimplifyShapes
 from nnc.rewrite import Pass
 
+#: Exact passes that need neither parameters nor data, in the order in which they leave the fewest nodes.
+GRAPH_PASSES: tuple[type[Pass], ...] = (
+    RemoveDeadNodes,
+    SimplifyShapes,
+    FuseGemm,
+    FoldConstants,
+    RemoveIdentity,
+    MergeViews,
+    FusePadding,
+    FuseGates,
+    FoldAffine,
+    FoldBatchNorm,
+    FuseActivations,
+    MergeDuplicates,
+)
+
 #: Every pass that a recipe can name.
-PASSES: tuple[type[Pass], ...] = ()
+PASSES: tuple[type[Pass], ...] = (*GRAPH_PASSES, CheckAccuracy)

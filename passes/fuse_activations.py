@@ -1,0 +1,79 @@
+"""fuse-activations: one after another, bounds are one pair of bounds."""
+
+import math
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from nnc.pattern import ANY, Match, NoMatch, Pattern, op
+from nnc.rewrite import Effect, PatternPass, node
+
+_BOUNDING = "Clip|Max|Min|Relu"
+
+Bounds = tuple[float, float]
+
+
+class FuseActivations(PatternPass):
+    """Fuse chains of Relu, Clip, and Max or Min with a constant into one of them.
+
+    Clip(Relu(x), -1, 6)  ->  Clip(x, 0, 6)          Relu(Clip(x, min=-1))  ->  Relu(x)
+
+    Exact. Declines where bounds are not constant or not the same for all elements, cross each other, or the value
+    between has another reader.
+
+    Reference: the operators Clip and Relu of the ONNX standard.
+    """
+
+    name: ClassVar[str] = "fuse-activations"
+    effect: ClassVar[Effect] = "exact"
+    pattern: ClassVar[Pattern] = op(_BOUNDING, op(_BOUNDING, name="inner"), ...) | op(
+        "Max|Min", ANY, op(_BOUNDING, name="inner")
+    )
+
+    def rewrite(self, match: Match) -> gs.Node | gs.Tensor:
+        inner = match.nodes["inner"]
+        x, (a, b) = _bounds(inner)
+        _, (c, d) = _bounds(match.root)
+        if a > b or c > d:
+            raise NoMatch("the bounds cross")
+        return _bounded(x, min(max(a, c), d), min(max(b, c), d))
+
+
+def _bounds(activation: gs.Node) -> tuple[gs.Tensor, Bounds]:
+    """What the node bounds, and by which numbers."""
+    if activation.op == "Relu":
+        return activation.inputs[0], (0.0, math.inf)
+    if activation.op == "Clip":
+        ends = [*activation.inputs[1:], gs.Variable.empty(), gs.Variable.empty()]
+        return activation.inputs[0], (_number(ends[0], -math.inf), _number(ends[1], math.inf))
+    if len(activation.inputs) != 2:
+        raise NoMatch(f"{activation.op} has {len(activation.inputs)} inputs")
+    constants, others = [], []
+    for tensor in activation.inputs:
+        (constants if isinstance(tensor, gs.Constant) else others).append(tensor)
+    if len(constants) != 1 or others[0].shape != activation.outputs[0].shape:
+        raise NoMatch(f"{activation.op} has no constant bound")
+    bound = _number(constants[0], 0.0)
+    return others[0], (bound, math.inf) if activation.op == "Max" else (-math.inf, bound)
+
+
+def _number(tensor: gs.Tensor, default: float) -> float:
+    if tensor.is_empty():
+        return default
+    if not isinstance(tensor, gs.Constant) or tensor.values.size != 1:
+        raise NoMatch(f"the bound '{tensor.name}' is not a constant number")
+    return float(tensor.values.reshape(()))
+
+
+def _bounded(x: gs.Tensor, low: float, high: float) -> gs.Node | gs.Tensor:
+    """The simplest operator with these bounds."""
+    if x.dtype is None:
+        raise NoMatch(f"the type of '{x.name}' is not known")
+    dtype = np.dtype(x.dtype)
+    if (low, high) == (0.0, math.inf):
+        return node("Relu", x)
+    least, most = (None if math.isinf(bound) else np.asarray(bound, dtype) for bound in (low, high))
+    if most is not None:
+        return node("Clip", x, least, most)
+    return x if least is None else node("Clip", x, least)

@@ -1,0 +1,82 @@
+"""fuse-padding: convolutions and pools pad for themselves."""
+
+from typing import ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from nnc.measure import has_shape
+from nnc.pattern import Match, NoMatch, Pattern, op
+from nnc.rewrite import Effect, PatternPass, node
+
+
+class FusePadding(PatternPass):
+    """Fuse Pad into the Conv, MaxPool or AveragePool behind it.
+
+    Conv<pads=p>(Pad<q>(x), W)  ->  Conv<pads=p + q>(x, W)
+
+    Exact. Declines where Pad reaches into batch or channels, cuts off, or pads with what the operator would not: Conv
+    and AveragePool pad with 0, MaxPool with the smallest number; and where the padded tensor has another reader.
+
+    Reference: the operators Pad and Conv of the ONNX standard.
+    """
+
+    name: ClassVar[str] = "fuse-padding"
+    effect: ClassVar[Effect] = "exact"
+    pattern: ClassVar[Pattern] = op("AveragePool|Conv|MaxPool", op("Pad", name="pad"), ...)
+
+    def rewrite(self, match: Match) -> gs.Node:
+        pad, reader = match.nodes["pad"], match.root
+        x = pad.inputs[0]
+        if not has_shape(x) or reader.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+            raise NoMatch("it pads by a rule of its own")
+        if reader.op == "MaxPool" and len(reader.outputs) > 1:
+            raise NoMatch("it also returns indices")
+        before, after = _pads(pad, len(x.shape))
+        spatial = len(x.shape) - 2
+        own = np.array(reader.attrs.get("pads", [0] * 2 * spatial)).reshape(2, spatial)
+        attrs = {key: value for key, value in reader.attrs.items() if key != "auto_pad"}
+        if reader.op == "AveragePool":
+            attrs["count_include_pad"] = _counted(reader, own)
+        _require_value(pad, _filling(reader))
+        attrs["pads"] = (own + np.stack([before[2:], after[2:]])).reshape(-1).tolist()
+        return node(reader.op, x, *reader.inputs[1:], **attrs)
+
+
+def _pads(pad: gs.Node, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """Elements added before and behind, for each axis."""
+    pads, axes = pad.inputs[1], pad.inputs[3] if len(pad.inputs) > 3 else gs.Variable.empty()
+    if not isinstance(pads, gs.Constant) or not (axes.is_empty() or isinstance(axes, gs.Constant)):
+        raise NoMatch("how much it pads is not constant")
+    given = pads.values.reshape(2, -1)
+    sizes = np.zeros((2, rank), np.int64)
+    sizes[:, range(rank) if axes.is_empty() else axes.values] = given
+    if sizes.min() < 0 or sizes[:, :2].any():
+        raise NoMatch("Pad reaches into batch or channels, or cuts off")
+    return sizes[0], sizes[1]
+
+
+def _filling(reader: gs.Node) -> float:
+    """What the operator pads with."""
+    return -np.inf if reader.op == "MaxPool" else 0.0
+
+
+def _require_value(pad: gs.Node, wanted: float) -> None:
+    """Raise NoMatch unless Pad pads with a constant, `wanted`."""
+    value = pad.inputs[2] if len(pad.inputs) > 2 else gs.Variable.empty()
+    if pad.attrs.get("mode", "constant") != "constant":
+        raise NoMatch(f"Pad continues the image in mode '{pad.attrs['mode']}'")
+    if not value.is_empty() and not isinstance(value, gs.Constant):
+        raise NoMatch("what it pads with is not constant")
+    given = 0.0 if value.is_empty() else float(value.values.reshape(()))
+    if given != wanted:
+        raise NoMatch(f"Pad pads with {given:g}, the operator behind it with {wanted:g}")
+
+
+def _counted(pool: gs.Node, own: np.ndarray) -> int:
+    """count_include_pad of an average over a padded tensor: all of the padding counts."""
+    if own.any() and not pool.attrs.get("count_include_pad", 0):
+        raise NoMatch("the average leaves its own padding out")
+    if pool.attrs.get("ceil_mode", 0):
+        raise NoMatch("the average has windows that reach over the padding")
+    return 1
