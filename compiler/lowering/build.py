@@ -73,7 +73,7 @@ def build(
     """
     target.require_lowerable()
     machine = tvm.target.Target(dict(target.unit.tvm))
-    program = lower(graph, target.unit.model_copy(update={"threads": threads or target.unit.threads}), machine)
+    program = lower(graph, _cores(target, threads or target.unit.threads), machine)
     names = _names(program)
     plan = plan_memory(program)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=out) as name:
@@ -86,6 +86,24 @@ def build(
         os.replace(folder / "module.so", out / "module.so")
     kernels = [_kernel(step, names) for step in program.steps]
     return Built([out / "module.so"], kernels, plan.bytes, weights.bytes)
+
+
+@dataclass(frozen=True)
+class _Cores:
+    """What schedules depend on: the figures of the cores that share each kernel."""
+
+    vector_bits: int
+    vector_registers: int
+    threads: int
+    l1d_bytes: int
+    l2_bytes: int
+    memory_bytes_per_cycle: float
+
+
+def _cores(target: Target, threads: int) -> _Cores:
+    unit, memory = target.unit, target.dram.gbps * target.dram.efficiency
+    per_cycle = memory / threads / unit.clusters[0].clock_ghz
+    return _Cores(unit.vector_bits, unit.vector_registers, threads, unit.l1d_bytes, unit.l2_bytes, per_cycle)
 
 
 def _names(program: Program) -> dict[Hashable, str]:

@@ -44,6 +44,10 @@ class Unit(Protocol):
     def l1d_bytes(self) -> int: ...
     @property
     def l2_bytes(self) -> int: ...
+    @property
+    def memory_bytes_per_cycle(self) -> float:
+        """What one thread gets from memory while all of them read."""
+        ...
 
 
 @dataclass(frozen=True)

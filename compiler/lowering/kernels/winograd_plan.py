@@ -98,7 +98,7 @@ def _plans(conv: Convolution, unit: Unit) -> Iterator[Plan]:
 # A core does two vector multiply-adds and one broadcast in a cycle.
 FMA_LATENCY = 4.0  # cycles in which the accumulators of one step must not be needed again
 INNER_BYTES = 32.0  # bytes per cycle from the second-level cache
-OUTER_BYTES = 6.0  # bytes per cycle and thread from beyond it
+OUTER_BYTES = 6.0  # bytes per cycle and thread from beyond it, at most
 CACHE_SHARE = 0.6  # of the second-level cache that a chunk may fill
 INPUT_CYCLES = 8.0  # of the input transform, per position of a tile and vector of channels
 OUTPUT_CYCLES = 6.0  # the same of the output transform
@@ -116,7 +116,12 @@ def direct_cycles(conv: Convolution, unit: Unit) -> float:
     height, width = conv.out_size
     weights = 9 * conv.in_blocks * conv.out_blocks * conv.block**2
     product = conv.batch * weights * height * width / lanes_of(unit) / 2 / DIRECT_EFFICIENCY
-    return max(product, 4 * weights / OUTER_BYTES) / unit.threads
+    return max(product, 4 * weights / outer_bytes(unit)) / unit.threads
+
+
+def outer_bytes(unit: Unit) -> float:
+    """Bytes per cycle that one thread gets from beyond the second-level cache."""
+    return min(OUTER_BYTES, unit.memory_bytes_per_cycle)
 
 
 @dataclass(frozen=True)
@@ -129,8 +134,9 @@ class _Estimate:
 
     @property
     def cycles(self) -> float:
-        second_loop = LAUNCH + self.all_inputs / OUTER_BYTES if self.plan.split == "channels" else 0.0
-        return max(self.product, self.outer_bytes / OUTER_BYTES) + self.transforms + second_loop
+        outer = outer_bytes(self.unit)
+        second_loop = LAUNCH + self.all_inputs / outer if self.plan.split == "channels" else 0.0
+        return max(self.product, self.outer_bytes / outer) + self.transforms + second_loop
 
     @property
     def width(self) -> float:

@@ -22,6 +22,7 @@ class Cpu:
     threads: int = 2
     l1d_bytes: int = 32 << 10
     l2_bytes: int = 512 << 10
+    memory_bytes_per_cycle: float = 6.0
 
 
 AVX2 = Cpu("haswell", 256, 16)

@@ -26,6 +26,7 @@ class Cpu:
     threads: int = 2
     l1d_bytes: int = 32 << 10
     l2_bytes: int = 512 << 10
+    memory_bytes_per_cycle: float = 6.0
 
 
 TOLERANCE = {2: 2e-6, 4: 1e-5}
