@@ -102,8 +102,9 @@ class Number(Pattern):
     number: float
 
     def matches(self, tensor: gs.Tensor | None, match: Match) -> Iterator[Match]:
-        alone = isinstance(tensor, gs.Constant) and math.prod(tensor.shape) == 1
-        if alone and math.isclose(float(tensor.values.reshape(())), self.number, rel_tol=1e-6):
+        if not isinstance(tensor, gs.Constant) or math.prod(tensor.shape) != 1:
+            return
+        if math.isclose(float(tensor.values.reshape(())), self.number, rel_tol=1e-6):
             yield match
 
 

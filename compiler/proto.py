@@ -202,6 +202,7 @@ def _add_attribute(proto: onnx.NodeProto, key: str, value: Any) -> None:
 def _declared_type(proto: onnx.NodeProto, key: str) -> Any:
     """The type of an attribute whose empty list doesn't tell."""
     try:
-        return onnx.defs.get_schema(proto.op_type, domain=proto.domain).attributes[key].type.value
+        declared: Any = onnx.defs.get_schema(proto.op_type, domain=proto.domain).attributes[key].type
+        return declared.value
     except (onnx.defs.SchemaError, KeyError):
         return AttributeProto.INTS

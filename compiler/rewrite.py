@@ -6,7 +6,7 @@ The driver, not the author of a pass, owns single-reader checks, unique names, s
 import json
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
 import numpy as np
 import onnx
@@ -105,12 +105,12 @@ def selected(name: str, include: tuple[str, ...], exclude: tuple[str, ...]) -> b
 class Draft(gs.Node):
     """A node that is not in a graph yet: its inputs do not know of it, so that it can be dropped without a trace."""
 
-    def __init__(self, op: str, attrs: dict[str, Any], inputs: "list[Value]", domain: str | None) -> None:
+    def __init__(self, op: str, attrs: dict[str, Any], inputs: list["Value"], domain: str | None) -> None:
         super().__init__(op, attrs=attrs, domain=domain)
         self.drafted = inputs
 
 
-Value = gs.Tensor | Draft | np.ndarray | np.generic | float | None
+Value: TypeAlias = gs.Tensor | Draft | np.ndarray | np.generic | float | None
 
 
 def node(op: str, *inputs: Value, domain: str | None = None, **attrs: Any) -> Draft:

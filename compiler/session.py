@@ -116,9 +116,9 @@ def _refer_to_files(model: onnx.ModelProto, weights: Mapping[str, np.ndarray], o
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     elsewhere = {}
     for name, values in weights.items():
-        path, offset = places.get(name, (None, 0))
-        if path == chosen:
-            model.graph.initializer.append(wire.external_tensor(name, values, file, offset))
+        place = places.get(name)
+        if place is not None and place[0] == chosen:
+            model.graph.initializer.append(wire.external_tensor(name, values, file, place[1]))
         else:
             elsewhere[name] = values
     return elsewhere

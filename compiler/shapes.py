@@ -42,7 +42,7 @@ class _Walk:
         self._imports = {entry.domain: entry.version for entry in model.opset_import}
         infos = (*model.graph.value_info, *model.graph.input, *model.graph.output)
         self._types = {info.name: info.type for info in infos}
-        self._values = {}
+        self._values: dict[str, onnx.TensorProto] = {}
         for tensor in model.graph.initializer:
             self._know(tensor.name, tensor)
         self._pending: dict[str, int] = {}  # output -> index of the node that would compute it

@@ -98,9 +98,10 @@ def check(
     context: pipeline.Context | None = None,
     seed: int = 0,
 ) -> Result:
-    """Apply a pass and assert what must hold after any: a valid graph, the same outputs, nothing left for a second run.
+    """Apply a pass and assert a valid graph, the same outputs, and that a second run finds nothing more to do.
 
-    `ops` are the operators afterwards, in order of execution. Outputs must be equal within rounding where `exact`, which is by default what the pass says of itself.
+    `ops` are the operators afterwards, in order of execution. Outputs must be equal within rounding where `exact`,
+    which is by default what the pass says of itself.
     """
     before = graph(before) if isinstance(before, str) else before
     result = run(pass_, before, context)

@@ -94,8 +94,10 @@ def read(path: Path) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     if path.stat().st_size == 0:
         raise NncError(f"{path}: the file is empty")
     data = map_file(path)
+    if data[:40].tobytes().startswith(b"version https://git-lfs"):
+        raise NncError(f"{path}: a Git LFS pointer, not the model itself", "git lfs pull fetches the model")
     try:
-        skeleton, spans = _skeleton(memoryview(data))
+        skeleton, spans = _skeleton(data.data)
         model = onnx.ModelProto.FromString(skeleton)
     except (_Malformed, ValueError, DecodeError) as error:
         raise NncError(f"{path}: not an ONNX model, or a damaged one", "export or copy the file again") from error
@@ -155,6 +157,8 @@ def _weights(path: Path, model: onnx.ModelProto, data: np.ndarray, spans: Spans)
 def parse(tensor: onnx.TensorProto, path: Path | str = "model") -> np.ndarray:
     """The array that a tensor holds itself."""
     try:
+        if min(tensor.dims, default=0) < 0:
+            raise ValueError("a negative dimension")
         return onnx.numpy_helper.to_array(tensor)
     except (KeyError, TypeError, ValueError, OverflowError, MemoryError) as error:
         raise NncError(

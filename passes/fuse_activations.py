@@ -49,13 +49,11 @@ def _bounds(activation: gs.Node) -> tuple[gs.Tensor, Bounds]:
         return activation.inputs[0], (_number(ends[0], -math.inf), _number(ends[1], math.inf))
     if len(activation.inputs) != 2:
         raise NoMatch(f"{activation.op} has {len(activation.inputs)} inputs")
-    constants, others = [], []
-    for tensor in activation.inputs:
-        (constants if isinstance(tensor, gs.Constant) else others).append(tensor)
-    if len(constants) != 1 or others[0].shape != activation.outputs[0].shape:
-        raise NoMatch(f"{activation.op} has no constant bound")
-    bound = _number(constants[0], 0.0)
-    return others[0], (bound, math.inf) if activation.op == "Max" else (-math.inf, bound)
+    x, bound = sorted(activation.inputs, key=lambda tensor: isinstance(tensor, gs.Constant))
+    if x.shape != activation.outputs[0].shape:
+        raise NoMatch("a constant makes its shape grow")
+    number = _number(bound, 0.0)
+    return x, (number, math.inf) if activation.op == "Max" else (-math.inf, number)
 
 
 def _number(tensor: gs.Tensor, default: float) -> float:

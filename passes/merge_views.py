@@ -56,9 +56,8 @@ def _merge_concats(outer: gs.Node) -> gs.Node:
     axis = _concat_axis(outer)
     inputs: list[gs.Tensor] = []
     for tensor in outer.inputs:
-        inner = tensor.inputs[0] if tensor.inputs else None
-        alone = len(tensor.outputs) == 1
-        merges = inner is not None and inner.op == "Concat" and alone and _concat_axis(inner) == axis
+        inner = tensor.inputs[0] if tensor.inputs and len(tensor.outputs) == 1 else outer
+        merges = inner is not outer and inner.op == "Concat" and _concat_axis(inner) == axis
         inputs.extend(inner.inputs if merges else [tensor])
     if len(inputs) == len(outer.inputs):
         raise NoMatch
@@ -90,12 +89,9 @@ def _slices(part: gs.Node, rank: int) -> dict[int, slice]:
     """What a Slice keeps of each axis that it names."""
     if not all(isinstance(tensor, gs.Constant) or tensor.is_empty() for tensor in part.inputs[1:]):
         raise NoMatch("the bounds are not constant")
-    starts, stops, axes, steps = (
-        None if index >= len(part.inputs) or part.inputs[index].is_empty() else part.inputs[index].values.tolist()
-        for index in range(1, 5)
-    )
-    axes = range(len(starts)) if axes is None else axes
-    steps = [1] * len(starts) if steps is None else steps
+    starts, stops, *others = ([] if tensor.is_empty() else tensor.values.tolist() for tensor in part.inputs[1:])
+    axes = others[0] if others and others[0] else range(len(starts))
+    steps = others[1] if len(others) > 1 and others[1] else [1] * len(starts)
     return {axis % rank: slice(*ends) for axis, *ends in zip(axes, starts, stops, steps, strict=True)}
 
 
