@@ -14,7 +14,7 @@ Entry = Mapping[str, Any]
 Made = dict[str, Any]
 
 #: Layers that are drawn one by one; the others are in the table of all.
-_DRAWN = 25
+_DRAWN = 15
 
 
 def page(report: Entry, lock: Entry) -> str:
@@ -48,7 +48,7 @@ def _cards(report: Entry) -> list[Made]:
             "after": figure.text(after[figure.key]),
             "share": after[figure.key] / before[figure.key] if before[figure.key] else 1.0,
             "change": change(figure, before[figure.key], after[figure.key]),
-            "worse": after[figure.key] > before[figure.key],
+            "worse": change(figure, before[figure.key], after[figure.key]).endswith(figure.worse),
             "note": figure.note,
         }
         for figure in FIGURES

@@ -74,20 +74,18 @@ FIGURES = (
 
 def change(figure: Figure, before: float, after: float) -> str:
     """'2.08x faster', '4.1 % fewer', 'the same'."""
-    if before == after or not before:
-        return "the same" if before == after else ""
+    share = abs(1 - after / before) if before else 0.0
+    if share < 0.0005:
+        return "the same" if before or not after else ""
     word = figure.better if after < before else figure.worse
-    ratio = max(before, after) / min(before, after) if after else math.inf
-    return (
-        f"{units.times(ratio)} {word}"
-        if 1.1 <= ratio < math.inf
-        else f"{units.percent(abs(1 - after / before))} {word}"
-    )
+    if share < 0.1 or not after:
+        return f"{units.percent(share)} {word}"
+    return f"{units.times(max(before, after) / min(before, after))} {word}"
 
 
 def points(before: float, after: float) -> str:
     """0.912, 0.9 -> '-1.2 points' of accuracy."""
-    return f"{(after - before) * 100:+.1f} points" if after != before else "the same"
+    return f"{(after - before) * 100:+.1f} points" if abs(after - before) >= 0.0005 else "the same"
 
 
 #: What a layer is bound by, what that means, and what makes it faster.
