@@ -59,20 +59,23 @@ class _Nested:
         self._open: list[tuple[TaskID, int, int]] = []  # each with its total and how far it is
 
     def __call__(self, step: str, done: int, total: int) -> None:
-        """Go on with the innermost bar that this may belong to; those below it are finished."""
-        for depth in range(len(self._open) - 1, -1, -1):
-            task, known, before = self._open[depth]
-            if known == total and before <= done:
-                self._close(depth + 1)
-                self._open[depth] = (task, total, done)
-                self._bars.update(task, description=step, completed=done)
-                return
-        self._open.append((self._bars.add_task(step, total=total, completed=done), total, done))
-
-    def _close(self, depth: int) -> None:
-        for task, _, _ in self._open[depth:]:
+        depth = self._depth(done, total)
+        for task, _, _ in self._open[depth + 1 :]:
             self._bars.remove_task(task)
-        del self._open[depth:]
+        task = self._open[depth][0] if depth < len(self._open) else self._bars.add_task(step, total=total)
+        self._bars.update(task, description=step, completed=done)
+        self._open[depth:] = [(task, total, done)]
+        if done >= total:
+            self._bars.remove_task(task)
+            del self._open[depth:]
+
+    def _depth(self, done: int, total: int) -> int:
+        """The innermost bar that can be at `done` of `total` next, or a new one."""
+        for depth in range(len(self._open) - 1, -1, -1):
+            _, known, before = self._open[depth]
+            if known == total and before <= done:
+                return depth
+        return len(self._open)
 
 
 class _Lines:

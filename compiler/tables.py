@@ -35,6 +35,17 @@ Row = Mapping[str, Any]
 
 
 class _Output(Console):
+    """Stdout, without the spaces that fill up the last column where it is no terminal."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        if self.is_terminal:
+            super().print(*objects, **options)
+            return
+        with self.capture() as captured:
+            super().print(*objects, **options)
+        for line in captured.get().splitlines():
+            print(line.rstrip())
+
     def on_broken_pipe(self) -> None:
         raise  # rich calls this while it handles the BrokenPipeError; `failing` does the rest
 
@@ -46,7 +57,7 @@ def console() -> Console:
 
 def table(*columns: str, numbers: Iterable[str] = ()) -> Table:
     """An empty table; columns in `numbers` are aligned right and never cut."""
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
     numeric = set(numbers)
     for name in columns:
         if name in numeric:
@@ -115,26 +126,44 @@ def skipped(rows: Sequence[Row]) -> Table:
     return made
 
 
-def layers(rows: Sequence[Row]) -> Table:
+def layers(rows: Sequence[Row], width: int) -> Table:
     """A row per fused kernel and their sum; with latencies where they are predicted."""
     timed = any("latency_ms" in row for row in rows)
     numbers = ["output", "MACs", "params", *(["latency", "share"] if timed else [])]
-    made = table("layer", "op", *numbers, *(["bound by"] if timed else []), numbers=numbers)
-    latency = sum(row["latency_ms"] for row in rows) if timed else 0.0
+    columns = ["layer", "op", *numbers, *(["bound by"] if timed else [])]
+    if timed and width < _WIDE:
+        columns.remove("params")
+    made = table(*columns, numbers=numbers)
+    total = {key: sum(row.get(key, 0.0) for row in rows) for key in ("macs", "params", "latency_ms")}
+    room = 24 if width < _WIDE else _UNLIMITED
     for row in rows:
-        cells = [row["name"], row["op"], units.shape(row["shape"]), *_counts(row)]
-        if timed:
-            share = row["latency_ms"] / latency if latency else 0.0
-            cells += [units.milliseconds(row["latency_ms"]), units.percent(share), row["bound"]]
-        add(made, *cells)
+        named = {**row, "name": _ending(row["name"], room)}
+        add(made, *_layer_cells(named, total["latency_ms"], columns))
     made.add_section()
-    totals = {key: sum(row[key] for row in rows) for key in ("macs", "params")}
-    add(made, units.plural(len(rows), "layer"), "", "", *_counts(totals), *([units.milliseconds(latency)] * timed))
+    sums = {"name": units.plural(len(rows), "layer"), "op": "", "shape": None, "bound": "", **total}
+    add(made, *_layer_cells(sums, total["latency_ms"], columns))
     return made
 
 
-def _counts(row: Row) -> list[str]:
-    return [units.amount(row["macs"]), units.amount(row["params"])]
+def _ending(name: str, room: int) -> str:
+    """The end of a long name, which tells layers apart."""
+    return name if len(name) <= room else f"…{name[1 - room :]}"
+
+
+def _layer_cells(row: Row, latency: float, columns: Iterable[str]) -> list[str]:
+    # fmt: off
+    cells = {
+        "layer": lambda: row["name"],
+        "op": lambda: row["op"],
+        "output": lambda: "" if row["shape"] is None else units.shape(row["shape"]),
+        "MACs": lambda: units.amount(row["macs"]),
+        "params": lambda: units.amount(row["params"]),
+        "latency": lambda: units.milliseconds(row["latency_ms"]),
+        "share": lambda: units.percent(row["latency_ms"] / (latency or 1.0)),
+        "bound by": lambda: row["bound"],
+    }
+    # fmt: on
+    return [str(cells[column]()) for column in columns]
 
 
 def accuracies(states: Sequence[tuple[str, float]]) -> Table:
@@ -323,7 +352,7 @@ def show_accuracy(measured: Evaluation) -> None:
 def show_inspection(inspected: Row) -> None:
     out = console()
     totals = inspected["totals"]
-    out.print(layers(inspected["layers"]))
+    out.print(layers(inspected["layers"], _width()))
     entries = [("nodes", totals["nodes"]), ("weights", units.size(totals["weight_bytes"]))]
     entries += [("peak activations", units.size(totals["peak_activation_bytes"]))]
     if inspected["target"]:

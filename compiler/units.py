@@ -1,5 +1,7 @@
 """Figures as people read them: three digits and a unit."""
 
+import math
+
 
 def size(count: float | None) -> str:
     """14102938 -> '14.1 MB' (decimal, as disks and file managers count)."""
@@ -62,14 +64,10 @@ def plural_form(noun: str) -> str:
 
 def digits(value: float) -> str:
     """Three significant digits, without an exponent: '0.0123', '1.23', '12.3', '123', '1234'."""
-    magnitude = abs(value)
-    if not magnitude:
+    if not value:
         return "0"
-    if magnitude >= 99.95:
-        return f"{value:.0f}"
-    if magnitude >= 9.995:
-        return f"{value:.1f}"
-    return f"{value:.2f}" if magnitude >= 0.9995 else f"{value:.3g}" if magnitude >= 1e-3 else f"{value:.4f}"
+    decimals = 2 - math.floor(math.log10(abs(value) * 1.0005))  # 9.996 is written as 10.0
+    return f"{value:.{min(max(decimals, 0), 4)}f}"
 
 
 def _scaled(count: float | None, units: tuple[str, ...]) -> str:

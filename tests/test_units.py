@@ -36,7 +36,7 @@ from nnc import units
         (units.plural(0, "layer"), "0 layers"),
         (units.digits(99.96), "100"),
         (units.digits(9.996), "10.0"),
-        (units.digits(-0.5), "-0.5"),
+        (units.digits(-0.5), "-0.500"),
         (units.digits(0.00012), "0.0001"),
     ],
 )
