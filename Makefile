@@ -1,9 +1,30 @@
 # Everything here needs only python3 (3.11 or newer), make and a C compiler.
+PYTHON := python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: test check lint types clean
+.PHONY: help install demo test check lint types bench clean
+
+help:
+	@echo "make demo     write an example into demo/, compile it, and say where the report is"
+	@echo "make install  the command nnc: $(BIN)/nnc"
+	@echo "make test     the tests"
+	@echo "make check    ruff, mypy and the tests"
+	@echo "make bench    the tables of tests/bench; takes a long time"
+	@echo "make clean    remove what make made, demo/ too"
+
+install: $(INSTALLED)
+
+demo: demo/model.onnx
+	$(BIN)/nnc compile demo/recipe.toml demo/model.onnx --target x86 -o demo/out
+	@echo
+	@echo "Open $(CURDIR)/demo/out/report.html in a browser."
+	@echo "Next: compile a model of yours, $(BIN)/nnc compile fold my-model.onnx --target x86"
+
+demo/model.onnx: | $(INSTALLED)
+	$(BIN)/nnc example demo
 
 test: $(INSTALLED)
 	$(BIN)/pytest -q
@@ -21,10 +42,16 @@ types: $(INSTALLED)
 	ln -sfn $(CURDIR)/passes $(CURDIR)/recipes $(CURDIR)/targets build/types/nnc/
 	$(BIN)/mypy
 
+bench: $(INSTALLED)
+	$(PIP_INSTALL) -e ".[bench]"
+	for table in tests/bench/bench_*.py; do $(BIN)/python $$table || exit 1; done
+
 $(INSTALLED): pyproject.toml constraints.txt
-	python3 -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nnc needs Python 3.11 or newer; $(PYTHON) is %s.%s: name another, as in make PYTHON=python3.12 $(or $(MAKECMDGOALS),help)" % sys.version_info[:2])'
+	@echo "Installing nnc and its packages into $(VENV), about a minute and 1 GB the first time"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP_INSTALL) -e ".[dev]"
+	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist demo *.egg-info

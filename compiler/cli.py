@@ -6,6 +6,7 @@ Commands import what they use when they run, so that `nnc --help` answers at onc
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -423,7 +424,7 @@ def _shapes(options: Sequence[str]) -> dict[str, list[int]]:
     for option in options:
         name, equals, sizes = option.rpartition("=")
         words = [word.strip() for word in sizes.split(",")]
-        if not name or not equals or not all(word.isascii() and word.isdigit() and int(word) for word in words):
+        if not name or not equals or not all(re.fullmatch("0*[1-9][0-9]{0,8}", word) for word in words):
             raise NncError(f"--shape {option}: not of the form INPUT=N,C,H,W", "such as --shape input=1,3,224,224")
         shapes[name] = [int(word) for word in words]
     return shapes

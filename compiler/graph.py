@@ -64,6 +64,7 @@ def from_model(
         if weights is None:
             weights = {tensor.name: wire.parse(tensor, place) for tensor in model.graph.initializer}
         _refuse(model, place)
+        _refuse_disorder(model.graph, weights, place)
         _refuse_nan(weights, place)
         model = _inline_functions(_without_large_weights(model, weights), place)
         _fix_input_shapes(model, shapes or {}, weights, place)
@@ -226,10 +227,40 @@ def _refuse(model: onnx.ModelProto, place: str) -> None:
         if info.HasField("type") and not info.type.HasField("tensor_type"):
             raise NncError(f"{place}: output '{info.name}' is not a tensor", "export the model with tensors as outputs")
     _refuse_opset(model, place)
+    domains = {entry.domain for entry in model.opset_import}
+    for node in model.graph.node:
+        if node.domain not in STANDARD_DOMAINS and node.domain not in domains:
+            raise NncError(
+                f"{place}: {_described(node)} is of the domain '{node.domain}', which the model does not import"
+            )
+
+
+def _refuse_disorder(graph: onnx.GraphProto, weights: Iterable[str], place: str) -> None:
+    """Raise unless every tensor is computed once, and before it is read."""
+    computed = {"", *weights, *(info.name for info in graph.input)}
+    later = {name for node in graph.node for name in node.output}
+    hint = "the model breaks the ONNX standard; export it again"
+    for node in graph.node:
+        for name in node.input:
+            if name not in computed:
+                wrong = " before it is computed" if name in later else ", which nothing computes"
+                raise NncError(f"{place}: {_described(node)} reads '{name}'{wrong}", hint)
+        for name in node.output:
+            if name and name in computed:
+                raise NncError(f"{place}: '{name}' is computed twice", hint)
+            computed.add(name)
+    for info in graph.output:
+        if info.name not in computed:
+            raise NncError(f"{place}: nothing computes the output '{info.name}'", hint)
+
+
+def _described(node: onnx.NodeProto) -> str:
+    """The node as an error calls it: by its name or its first output."""
+    return f"node '{node.name or next(iter(node.output), '')}' ({node.op_type})"
 
 
 def _refused_attribute(node: onnx.NodeProto, attribute: AttributeProto, place: str) -> NncError:
-    where = f"{place}: node '{node.name or node.output[0] if node.output else ''}' ({node.op_type})"
+    where = f"{place}: {_described(node)}"
     if attribute.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
         return NncError(
             f"{where} holds a subgraph; nnc takes graphs without control flow",
@@ -356,7 +387,32 @@ def _infer(model: onnx.ModelProto, place: str) -> onnx.ModelProto:
     except shape_inference.InferenceError as error:
         raise NncError(f"{place}: {first_reason(error)}", "the shapes of the graph contradict each other") from error
     shapes.complete(model)
+    _refuse_shapes(model, place)
     return model
+
+
+def _refuse_shapes(model: onnx.ModelProto, place: str) -> None:
+    """Raise where a window does not fit into its input, and where an operator hides the shape of an output."""
+    types = {info.name: info.type.tensor_type for info in (*model.graph.value_info, *model.graph.output)}
+    for node in model.graph.node:
+        for name in node.output:
+            sizes = [dim.dim_value for dim in types[name].shape.dim] if name in types else []
+            if min(sizes, default=0) < 0:
+                raise NncError(
+                    f"{place}: {_described(node)} would have an output of {'x'.join(map(str, sizes))}",
+                    "the input of the model is too small; --shape sets its size",
+                )
+    for info in model.graph.output:
+        if not types[info.name].HasField("shape"):
+            raise NncError(f"{place}: the shape of the output '{info.name}' is not known", _opaque(model, types))
+
+
+def _opaque(model: onnx.ModelProto, types: Mapping[str, onnx.TypeProto.Tensor]) -> str | None:
+    """A hint that names the first node whose shape is not known."""
+    for node in model.graph.node:
+        if any(name and (name not in types or not types[name].HasField("shape")) for name in node.output):
+            return f"{_described(node)} hides it: declare the shape of its output in the model"
+    return None
 
 
 def _forget_shapes(model: onnx.ModelProto) -> None:

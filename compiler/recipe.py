@@ -198,7 +198,7 @@ def _mended(key: str | int, wanted: parameters.Schema, given: object) -> str | N
         case "number" if isinstance(given, int | float) and wanted.get("maximum") == 1 and 1 < given <= 100:
             return f"it is a share: write {key} = {given / 100:g}"
         case "array" if not isinstance(given, list | dict):
-            return f"write {key} = {toml.value([given])}"
+            return f"write {key} = {toml.value([given] * wanted.get('minItems', 1))}"
     return toml.nearest(given, wanted["enum"]) if "enum" in wanted and isinstance(given, str) else None
 
 
@@ -305,8 +305,9 @@ def _data(written: Data, recipe: Path, place: str, options: Iterable[str]) -> Da
     for option in options:
         key, equals, path = option.partition("=")
         if not equals or key not in _KINDS or not path:
-            hint = toml.nearest(key, _KINDS) if equals and path else None
-            raise NncError(f"--data {option}: not of the form KEY=PATH", hint or "such as --data test=test.npz")
+            if equals and path:
+                raise NncError(f"--data {option}: there is no data '{key}'", toml.nearest(key, _KINDS))
+            raise NncError(f"--data {option}: not of the form KEY=PATH", "such as --data test=test.npz")
         paths[key] = (f"--data {option}", Path(path))
     for key, (origin, path) in paths.items():
         if not path.exists():

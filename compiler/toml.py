@@ -79,8 +79,9 @@ def explained(error: ValidationError, table: dict[str, Any], place: str, models:
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """A hint with the known word that `word` resembles most."""
-    close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.5)
-    return f"did you mean '{close[0]}'?" if close else None
+    spelled = {each.lower(): each for each in sorted(known)}
+    close = difflib.get_close_matches(word.lower(), spelled, n=1, cutoff=0.5)
+    return f"did you mean '{spelled[close[0]]}'?" if close else None
 
 
 def _places(path: list[str | int], table: Any) -> list[str]:

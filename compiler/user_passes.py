@@ -34,13 +34,14 @@ def load(path: Path) -> list[type[Pass]]:
 def _imported(path: Path) -> ModuleType:
     name = f"nnc.use:{path.resolve()}"  # unique, so that two files of one name in two folders don't meet
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None, "the suffix .py has a loader"
+    assert spec is not None, "the suffix .py has a loader"
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # pydantic looks up the annotations of a class there
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
-        raise NncError(f"{path}:{error.lineno}: {error.msg}") from error
+        raise NncError(f"{path}:{error.lineno or 1}: {error.msg}") from error
     except (Exception, SystemExit) as error:  # it may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise NncError(f"{path}:{_line(error, path)}: {type(error).__name__}: {reason}") from error
@@ -49,7 +50,11 @@ def _imported(path: Path) -> ModuleType:
 
 def _line(error: BaseException, path: Path) -> int:
     """The last line of the file that the error passed through."""
-    lines = [frame.lineno or 1 for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    lines = [
+        frame.lineno or 1
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename) == path.absolute()
+    ]
     return lines[-1] if lines else 1
 
 

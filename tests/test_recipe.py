@@ -162,7 +162,7 @@ def test_data_from_the_command_line(folder: Path, monkeypatch: pytest.MonkeyPatc
     ("option", "message"),
     [
         ("test", "--data test: not of the form KEY=PATH"),
-        ("tests=test.npz", "--data tests=test.npz: not of the form KEY=PATH"),
+        ("tests=test.npz", "--data tests=test.npz: there is no data 'tests'"),
         ("test=none.npz", "--data test=none.npz: 'test': no such file or folder: none.npz"),
     ],
 )
