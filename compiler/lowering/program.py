@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-ALIGNMENT = 64  # bytes; of every tensor that owns its memory
+ALIGNMENT = 64  # bytes; of every tensor that a kernel reads or writes
 
 
 @dataclass(eq=False)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc.lowering.fuse import Group
-from nnc.lowering.program import Operand, Tensor
+from nnc.lowering.program import ALIGNMENT, Operand, Tensor
 from nnc.lowering.shapes import shape_of
 
 if TYPE_CHECKING:
@@ -87,8 +87,8 @@ def _root(source: Operand) -> Tensor | None:
 
 
 def _adopt(part: Operand, result: Tensor, place: int) -> bool:
-    """Move a tensor that owns its memory into `result`."""
-    if not isinstance(part, Tensor) or part.base is not None or part.fixed or part is result:
+    """Move a tensor that owns its memory into `result`, where kernels can write it: they ask for alignment."""
+    if not isinstance(part, Tensor) or part.base is not None or part.fixed or place % ALIGNMENT:
         return False
     part.base, part.offset = result, place
     return True
@@ -142,7 +142,7 @@ def _take(lowering: Lowering, name: str, x: gs.Tensor, output: gs.Tensor, axis: 
         source, block = lowering.plain(x), 1
     rows, size = prod(shape[:axis]), _bytes(shape[axis:], source)
     offset = first * _bytes(shape[axis + 1 :], source)
-    if rows == 1:
+    if rows == 1 and offset % ALIGNMENT == 0:
         lowering.define(output, source.view(shape, offset), block)
         return
     result = Tensor(shape, source.dtype)
