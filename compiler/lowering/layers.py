@@ -171,16 +171,26 @@ def spatial_pool(lowering: Lowering, group: Group) -> bool:
 
 
 def global_pool(lowering: Lowering, group: Group) -> bool:
-    """GlobalAveragePool, GlobalMaxPool, and ReduceMean or ReduceMax over rows and columns that keeps its axes."""
+    """GlobalAveragePool, GlobalMaxPool, and ReduceMean or ReduceMax over rows and columns."""
     node, x = group.root, _input(group.root, 0)
     if x is None or x.dtype != np.float32 or len(shape_of(x)) != 4 or isinstance(x, gs.Constant):
         return False
-    if node.op.startswith("Reduce") and not (_reduced_axes(node) == [2, 3] and node.attrs.get("keepdims", 1)):
+    keeps_axes = not node.op.startswith("Reduce") or node.attrs.get("keepdims", 1)
+    if node.op.startswith("Reduce") and _reduced_axes(node) != [2, 3]:
         return False
+    if not keeps_axes and len(group.nodes) > 1:
+        return False  # the epilogue's operands have the rank of the output
     size = _two(shape_of(x)[2:])
     window = Window(size, size, (1, 1), (1, 1), (0, 0), (1, 1))
     kind = "max" if node.op.endswith("Max") or node.op == "GlobalMaxPool" else "average"
-    _pool(lowering, group, x, pool.Pool(kind, shape_of(x)[0], shape_of(x)[1], window, lowering.block))  # type: ignore[arg-type]
+    problem = pool.Pool(kind, shape_of(x)[0], shape_of(x)[1], window, lowering.block)  # type: ignore[arg-type]
+    if keeps_axes:
+        _pool(lowering, group, x, problem)
+        return True
+    output = node.outputs[0]
+    kept = gs.Variable(output.name, np.float32, [*shape_of(output), 1, 1])
+    _pool(lowering, Group([gs.Node(node.op, node.name, inputs=[x], outputs=[kept])], [kept]), x, problem)
+    lowering.define(output, lowering.plain(kept).view(shape_of(output)))
     return True
 
 

@@ -73,6 +73,7 @@ class Lowering:
         self.block = lanes_of(unit)
         self.program = Program()
         self._forms: dict[int, dict[int, Tensor]] = {}  # id of a graph tensor -> block -> tensor
+        self._defined: list[gs.Tensor] = []  # ids are good while their objects live
         self._functions: dict[Hashable, Any] = {}
 
     # -- the ends of the graph
@@ -100,6 +101,7 @@ class Lowering:
     def define(self, tensor: gs.Tensor, made: Tensor, block: int = PLAIN) -> None:
         """`tensor` is there, in blocks of `block` channels or plain."""
         self._forms.setdefault(id(tensor), {})[block] = made
+        self._defined.append(tensor)
 
     def has_blocks(self, tensor: gs.Tensor) -> bool:
         return self.block in self._forms.get(id(tensor), {})

@@ -226,6 +226,8 @@ def pools() -> Draft:
         net.add("GlobalAveragePool", odd),
         net.add("GlobalMaxPool", blocks),
         net.add("ReduceMean", blocks, axes=[2, 3]),
+        net.add("ReduceMean", odd, axes=[-1, 2], keepdims=0),
+        net.add("Relu", net.add("ReduceMax", odd, axes=[2, 3], keepdims=0)),
         net.add("Flatten", net.add("GlobalAveragePool", odd)),
     )
     return net
