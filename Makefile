@@ -21,7 +21,7 @@ demo: demo/model.onnx
 	$(BIN)/nnc compile demo/recipe.toml demo/model.onnx --target x86 -o demo/out
 	@echo
 	@echo "Open $(CURDIR)/demo/out/report.html in a browser."
-	@echo "Next: compile a model of yours, $(BIN)/nnc compile fold my-model.onnx --target x86"
+	@echo "Next: compile a model of yours, $(BIN)/nnc compile simplify my-model.onnx --target x86"
 
 demo/model.onnx: | $(INSTALLED)
 	$(BIN)/nnc example demo

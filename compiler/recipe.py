@@ -161,7 +161,7 @@ def _validated(model: type[Model], table: dict[str, Any], place: str) -> Model:
 
 def _explained(error: ValidationError, model: type[BaseModel], table: dict[str, Any], place: str) -> NncError:
     """The first mistake, with what is wanted read from the bounds of the field."""
-    first = error.errors(include_url=False)[0]
+    first = toml.first_of(error)
     location = first["loc"]
     if first["type"] == "missing" and isinstance(location[-1], int):  # an array is too short
         location = location[:-1]
@@ -235,7 +235,7 @@ def _pass(table: dict[str, Any], index: int, known: Passes, place: str, origins:
     try:
         return known[name].model_validate_json(json.dumps(parameters_, default=str), strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]["loc"]
+        first = toml.first_of(error)["loc"]
         where = origins.get((index, str(first[0])) if first else (index, ""), f"{where} ({name})")
         raise _explained(error, known[name], parameters_, where) from None
 

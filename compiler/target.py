@@ -26,6 +26,10 @@ from nnc import host, toml
 from nnc.errors import NncError
 
 Dtype = Literal["float32", "float16", "int8"]
+
+#: Instruction sets that `nnc.lowering` generates code for.
+ARCHITECTURES = ("aarch64", "x86_64")
+
 Share = Annotated[float, Field(gt=0, le=1)]
 # Winograd does fewer multiplications than are counted, so that a convolution can pass the peak.
 Efficiency = Annotated[float, Field(gt=0, le=2.5)]
@@ -115,8 +119,7 @@ class Unit(Table):
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        if not isinstance(self.tvm.get("kind"), str):
-            raise ValueError("'tvm' needs a 'kind', such as \"llvm\"")
+        _check_tvm(self.tvm, self.kind)
         tables = {"efficiency": set(self.efficiency)}
         for cluster in self.clusters:
             tables[f"cluster '{cluster.name}': macs_per_cycle"] = set(cluster.macs_per_cycle)
@@ -152,7 +155,7 @@ class Unit(Table):
     @property
     def lowerable(self) -> bool:
         """Whether `nnc.lowering` can build a library for it."""
-        return self.kind == "cpu"
+        return self.kind == "cpu" and self.architecture in ARCHITECTURES
 
 
 class Memory(Table):
@@ -230,8 +233,9 @@ class Target(Table):
         """Raise where no library can be built for the selected unit."""
         if not self.unit.lowerable:
             able = [unit.name for unit in self.units if unit.lowerable]
+            what = self.unit.architecture if self.unit.kind == "cpu" else f"its {self.unit.name}"
             raise NncError(
-                f"{self.name}: no code can be generated for its {self.unit.name} yet",
+                f"{self.name}: no code can be generated for {what} yet",
                 f"use --no-lower, or --target {self.name}:{able[0]}" if able else "use --no-lower",
             )
 
@@ -333,6 +337,23 @@ def _refuse_duplicates(word: str, names: list[str]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"two {word}s are called '{name}'")
+
+
+def _check_tvm(table: dict[str, Any], kind: str) -> None:
+    """Refuse what `tvm.target.Target` would, and what LLVM takes silently or dies of; other keys are TVM's to check."""
+    if not isinstance(table.get("kind"), str):
+        raise ValueError("'tvm' needs a 'kind', such as \"llvm\"")
+    if kind != "cpu":
+        return
+    if table["kind"] != "llvm":
+        raise ValueError(f"'tvm' of a cpu must be of kind 'llvm', not '{table['kind']}'")
+    if not isinstance(table.get("mtriple"), str):
+        raise ValueError("'tvm' needs an 'mtriple', such as \"aarch64-linux-gnu\"")
+    if not isinstance(table.get("mcpu", ""), str):
+        raise ValueError("'mcpu' of 'tvm' must be a string, such as \"cortex-a75\"")
+    features = table.get("mattr", [])
+    if not isinstance(features, list) or not all(isinstance(each, str) for each in features):
+        raise ValueError("'mattr' of 'tvm' must be an array of strings, such as [\"+fullfp16\"]")
 
 
 def _listed(words: Iterable[str]) -> str:

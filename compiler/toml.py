@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from nnc.errors import NncError
 
@@ -56,7 +57,7 @@ def literal(text: str) -> Any:
 
 def explained(error: ValidationError, table: dict[str, Any], place: str, models: Iterable[type[BaseModel]]) -> NncError:
     """The first mistake that pydantic found in `table`; `models` say which keys there are."""
-    first = error.errors(include_url=False)[0]
+    first = first_of(error)
     *path, key = first["loc"] or ("",)
     if key == "[key]":  # a wrong key of a free table
         *path, key = path
@@ -75,6 +76,12 @@ def explained(error: ValidationError, table: dict[str, Any], place: str, models:
     if not key:
         return NncError(f"{where} {wanted}, not {described(first['input'])}")
     return NncError(f"{where}: '{key}' {wanted}, not {described(first['input'])}")
+
+
+def first_of(error: ValidationError) -> ErrorDetails:
+    """The mistake to tell: a misspelt key before the right one, which is missing then."""
+    found = error.errors(include_url=False)
+    return next((each for each in found if each["type"] == "extra_forbidden"), found[0])
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:

@@ -22,6 +22,7 @@ from tvm import relax
 from nnc.errors import NncError
 from nnc.lowering import cross
 from nnc.lowering.lower import lower
+from nnc.lowering.machine import machine as known_machine
 from nnc.lowering.program import ALIGNMENT, Call, Copy, Operand, Plan, Program, Tensor, plan_memory
 from nnc.target import Target
 
@@ -71,8 +72,7 @@ def build(
     `threads` (default: the target's) is how many cores share each kernel. Raises NncError where the unit or a node is
     not supported, or where a tool is missing; then nothing is written.
     """
-    target.require_lowerable()
-    machine = tvm.target.Target(dict(target.unit.tvm))
+    machine = known_machine(target)
     program = lower(graph, _cores(target, threads or target.unit.threads), machine)
     names = _names(program)
     plan = plan_memory(program)
