@@ -21,7 +21,7 @@ from nnc.verify import probe
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output of the model."""
+    """An input of the model."""
 
     name: str
     shape: tuple[int, ...]
@@ -48,7 +48,7 @@ class Artifact:
     preprocess: Preprocess
     """What the recipe says of images."""
     inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
+    outputs: tuple[str, ...]
     threads: int
     """How many the library was compiled for."""
 
@@ -67,7 +67,8 @@ class Artifact:
             target = Target.model_validate_json(json.dumps(lock["target"]))
             preprocess = Preprocess.model_validate(lock["data"]["preprocess"])
             missing = [name for name in report["files"] if not (folder / name).is_file()]
-            inputs, outputs = (_tensors(report["model"][key]) for key in ("inputs", "outputs"))
+            inputs = tuple(map(_tensor, report["model"]["inputs"]))
+            outputs = tuple(entry["name"] for entry in report["model"]["outputs"])
             artifact = cls(folder, report, lock, target, preprocess, inputs, outputs, int(report["threads"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise NncError(f"{folder}: report.json or {LOCK} is damaged", "compile again") from error
@@ -154,7 +155,8 @@ class Artifact:
         return [inputs[name] for name in wanted]
 
     def named(self, outputs: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-        return {tensor.name: array for tensor, array in zip(self.outputs, outputs, strict=True)}
+        """The arrays of the library by the names of the outputs."""
+        return dict(zip(self.outputs, outputs, strict=True))
 
     def random_inputs(self, seed: int = 0) -> dict[str, np.ndarray]:
         """Inputs that fit the model, as `verify.probe_inputs` makes them for a graph."""
@@ -167,8 +169,8 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _tensors(entries: Sequence[Mapping[str, Any]]) -> tuple[Tensor, ...]:
-    return tuple(Tensor(entry["name"], tuple(entry["shape"]), np.dtype(entry["dtype"])) for entry in entries)
+def _tensor(entry: Mapping[str, Any]) -> Tensor:
+    return Tensor(entry["name"], tuple(entry["shape"]), np.dtype(entry["dtype"]))
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from nnc import __version__, output, pipeline, report, wire
 from nnc import graph as graphs
 from nnc.checkpoint import Checkpoints, digest, file_digest
 from nnc.errors import NncError
-from nnc.measure import measure
+from nnc.measure import measure, numpy_dtype
 from nnc.output import OutputFolder
 from nnc.pipeline import Context, Row
 from nnc.recipe import Recipe
@@ -82,7 +82,8 @@ def _compile(job: Job, graph: gs.Graph, context: Context, folder: OutputFolder) 
 
 def _reproduced(failure: pipeline.PassFailed, job: Job) -> NncError:
     """The error of a pass that failed by itself; what it was given is saved beside the output folder."""
-    folder = job.out.with_name(f"{job.out.name}-failed")
+    out = job.out if job.out.name not in ("", "..") else job.out.resolve()
+    folder = out.with_name(f"{out.name}-failed")
     pipeline.save_reproduction(failure, folder)
     alone = replace(job.recipe, passes=(failure.pass_,))
     (folder / "recipe.toml").write_text(alone.to_toml(paths=True), "utf-8")
@@ -120,8 +121,8 @@ def bisect(job: Job, progress: pipeline.Progress = pipeline.silent) -> list[tupl
         raise NncError("bisect needs test data", "give it with --data test=PATH or in the recipe's [data]")
     states = [("(model)", _accuracy(context, graph))]
     for index, pass_ in enumerate(job.recipe.passes):
-        if pass_.name == "check-accuracy":
-            continue  # it would stop the search at the very pass that is looked for
+        if pass_.only_looks:
+            continue  # check-accuracy would stop the search at the very pass that is looked for
         progress(pass_.name, index, len(job.recipe.passes))
         graph, (row,) = pipeline.run(graph, [pass_], context)
         if row.changed:
@@ -246,7 +247,9 @@ def _report(
 
 
 def _tensor(tensor: gs.Variable) -> dict[str, Any]:
-    return {"name": tensor.name, "shape": list(tensor.shape), "dtype": np.dtype(tensor.dtype).name}
+    """An input or output; null for the shape and dtype that an operator nobody knows leaves open."""
+    shape = None if tensor.shape is None else list(tensor.shape)
+    return {"name": tensor.name, "shape": shape, "dtype": tensor.dtype and numpy_dtype(tensor.dtype).name}
 
 
 def _ratio(before: float | None, after: float | None) -> float | None:

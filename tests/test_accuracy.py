@@ -108,13 +108,13 @@ PUBLISHED = {
     "imagenet_squeezenet1.0_deepcompression": 0.622,
     "imagenet_mobilenet_v2_1.0_224_qdq": 0.876,
 }
-SLOW = {"imagenet_mobilenet_v2_1.0_224", "imagenet_mobilenet_v2_1.0_224_qdq", "imagenet_squeezenet1.0_deepcompression"}
+QUICK = {"cifar10_resnet20", "cifar10_distiller_resnet20_chpruned", "imagenet_mobilenet_v1_0.25_128"}
 
 
 @pytest.mark.data
 @pytest.mark.skipif(not DATA.exists(), reason="the shared data folder is absent (NNC_DATA)")
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in PUBLISHED]
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PUBLISHED]
 )
 def test_published_accuracies_are_reproduced(name: str) -> None:
     facts = json.loads((DATA / "models" / "models.json").read_text())[f"{name}.onnx"]

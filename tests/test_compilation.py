@@ -50,7 +50,7 @@ class Fail(Pass):
 '''
 
 
-def job(project: Path, out: str = "out", **changes: Any) -> Job:
+def job(project: Path, out: str | Path = "out", **changes: Any) -> Job:
     read = recipe.load(project / "recipe.toml")
     made = Job(read, project / "model.onnx", target.load("qcs605"), project / out, {}, lower=False)
     return replace(made, **changes)
@@ -254,12 +254,31 @@ def test_a_full_disk(project: Path) -> None:
     assert contents(project) == before
 
 
-def test_a_folder_that_is_not_ours(project: Path) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("root may write everywhere")
-    (project / "locked").mkdir(mode=0o500)
-    with pytest.raises(NncError, match="permission denied"):
-        compilation.compile_model(job(project, "locked/out"))
+def test_a_folder_that_can_not_be_made(project: Path) -> None:
+    with pytest.raises(NncError, match=r"/proc/self/nnc.*: no such file or directory"):
+        compilation.compile_model(job(project, out=Path("/proc/self/nnc")))
+
+
+def test_a_pass_that_fails_in_the_current_folder(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_pass(project, "fail")
+    here = project / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    with pytest.raises(NncError, match="pass fail"):
+        compilation.compile_model(replace(job(project), out=Path(".")))
+    assert list(here.iterdir()) == [here / ".nnc"]
+    assert (project / "here-failed" / "before.onnx").exists()
+
+
+def test_operators_that_nobody_knows(project: Path) -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17, "my.domain" : 1]>
+    g (float[1, 4] x) => (float[1, 7] y) { k = my.domain.Strange(x) l = Relu(k) y = my.domain.Strange(l) }"""
+    model = onnx.parser.parse_model(text)
+    onnx.save(model, project / "model.onnx")
+    edit(project / "recipe.toml", 'test = "test.npz"', "")
+    report = compilation.compile_model(job(project))
+    assert report["model"]["outputs"] == [{"name": "y", "shape": [1, 7], "dtype": "float32"}]
+    assert "+".join(layer["op"] for layer in report["layers"]) == "Strange+Relu+Strange"
 
 
 @pytest.mark.parametrize(
