@@ -135,10 +135,10 @@ class _Weights:
 
     def rebuilt(self, x: gs.Tensor | Draft, W: np.ndarray, bias: np.ndarray) -> Draft:
         """The layer with other weights; `bias` has an element per output, or one for all."""
-        self.require_bias()
         op, attrs = self._layer.op, dict(self._layer.attrs)
         if not self._has_bias and not bias.any():
             return node(op, x, W, **attrs)
+        self.require_bias()
         if op in ("Gemm", "MatMul"):
             op, attrs = "Gemm", attrs | {"beta": 1.0}
         else:

@@ -381,12 +381,16 @@ def _hide_unknown(model: onnx.ModelProto) -> None:
 
 
 def _infer(model: onnx.ModelProto, place: str) -> onnx.ModelProto:
+    declared = [onnx.ValueInfoProto.FromString(info.SerializeToString()) for info in model.graph.output]
     _forget_shapes(model)
     try:
         model = shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except shape_inference.InferenceError as error:
         raise NncError(f"{place}: {first_reason(error)}", "the shapes of the graph contradict each other") from error
     shapes.complete(model)
+    for info, before in zip(model.graph.output, declared, strict=True):
+        if not info.type.tensor_type.HasField("shape"):
+            info.type.MergeFrom(before.type)
     _refuse_shapes(model, place)
     return model
 

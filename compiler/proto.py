@@ -34,6 +34,9 @@ def join(model: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> gs.Graph:
     for info in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         if info.name not in tensors:
             tensors[info.name] = gs.Variable(info.name, *tensor_type(info.type))
+    for info in model.graph.output:
+        if tensors[info.name].shape is None and info.type.tensor_type.HasField("shape"):
+            tensors[info.name].shape = open_shape(info.type)  # what is known of an output is kept in the file
 
     def tensor(name: str) -> gs.Tensor:
         if not name:
@@ -70,7 +73,7 @@ def split(graph: gs.Graph) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     """The graph as a model that holds only its small constants, and the arrays of the large ones by name."""
     model = onnx.ModelProto(producer_name="nnc", producer_version=__version__)
     model.opset_import.extend(opset_imports(graph))
-    model.ir_version = max(graph.ir_version or 0, IR_VERSION, onnx.helper.find_min_ir_version_for(model.opset_import))
+    model.ir_version = max(graph.ir_version or 0, ir_version_for(model.opset_import))
     model.graph.name, model.graph.doc_string = graph.name, graph.doc_string
     model.graph.node.extend(map(node_proto, graph.nodes))
     model.graph.input.extend(map(_info, graph.inputs))
@@ -114,6 +117,11 @@ def opset_imports(graph: gs.Graph) -> list[onnx.OperatorSetIdProto]:
     return [onnx.helper.make_opsetid(domain, version) for domain, version in {"": graph.opset, **versions}.items()]
 
 
+def ir_version_for(opset_imports: Iterable[onnx.OperatorSetIdProto]) -> int:
+    """The version of the file format for these operator sets: the oldest that nnc writes, where it may be that old."""
+    return max(IR_VERSION, onnx.helper.find_min_ir_version_for(list(opset_imports), ignore_unknown=True))
+
+
 def node_proto(node: gs.Node) -> onnx.NodeProto:
     """The message of one node."""
     proto = onnx.NodeProto(
@@ -128,7 +136,7 @@ def node_proto(node: gs.Node) -> onnx.NodeProto:
     return proto
 
 
-def value_info(name: str, dtype: object, shape: Iterable[int] | None) -> onnx.ValueInfoProto:
+def value_info(name: str, dtype: object, shape: Iterable[int | str | None] | None) -> onnx.ValueInfoProto:
     """The declaration of a tensor; `shape` None is an unknown rank."""
     return onnx.helper.make_tensor_value_info(name, onnx_dtype(dtype), None if shape is None else list(shape))
 
@@ -153,6 +161,12 @@ def static_shape(kind: onnx.TypeProto) -> list[int] | None:
         return None
     dims = kind.tensor_type.shape.dim
     return [dim.dim_value for dim in dims] if all(dim.HasField("dim_value") for dim in dims) else None
+
+
+def open_shape(kind: onnx.TypeProto) -> list[int | str | None]:
+    """The dimensions of a tensor type: numbers, names, or None."""
+    dims = kind.tensor_type.shape.dim
+    return [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in dims]
 
 
 def _info(tensor: gs.Tensor) -> onnx.ValueInfoProto:

@@ -53,7 +53,7 @@ def compute(
     """The tensors `wanted` that `nodes`, which are in order, compute from `constants`."""
     graph = onnx.GraphProto(name="constants", node=nodes, output=[onnx.ValueInfoProto(name=name) for name in wanted])
     model = onnx.ModelProto(graph=graph, opset_import=opset_imports)
-    model.ir_version = max(proto.IR_VERSION, onnx.helper.find_min_ir_version_for(model.opset_import))
+    model.ir_version = proto.ir_version_for(model.opset_import)
     fed = _feed(model, constants)
     return _run(_start(model, _options(optimized=False, threads=1)), fed)
 

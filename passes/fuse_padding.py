@@ -39,7 +39,10 @@ class FusePadding(PatternPass):
         if reader.op == "AveragePool":
             attrs["count_include_pad"] = _counted(reader, own)
         _require_value(pad, _filling(reader))
-        attrs["pads"] = (own + np.stack([before[2:], after[2:]])).reshape(-1).tolist()
+        pads = own + np.stack([before[2:], after[2:]])
+        if reader.op != "Conv" and (pads >= reader.attrs["kernel_shape"]).any():
+            raise NoMatch("the padding would be as large as its window")
+        attrs["pads"] = pads.reshape(-1).tolist()
         return node(reader.op, x, *reader.inputs[1:], **attrs)
 
 

@@ -12,6 +12,9 @@ from nnc.proto import STANDARD_DOMAINS
 from nnc.rewrite import Context, Driver, Effect, Pass, replace_input
 from nnc.shapes import RANDOM
 
+#: Random operators, and those that runtimes fuse with the one operator that reads them.
+_APART = RANDOM | {"DequantizeLinear", "Dropout", "QuantizeLinear"}
+
 #: Values of a constant that are looked at before two of one shape are compared as a whole.
 _SAMPLES = 8
 
@@ -22,7 +25,7 @@ class MergeDuplicates(Pass):
     a = Relu(x), b = Relu(x), Add(a, b)  ->  a = Relu(x), Add(a, a)
 
     Exact. The order of the inputs of Add, Mul, Max, Min and the like does not matter. Declines for random operators,
-    for those of other domains, and where both results are outputs of the graph.
+    QuantizeLinear and DequantizeLinear, for those of other domains, and where both results are outputs of the graph.
 
     Reference: common subexpression elimination; Cocke, Global common subexpression elimination, 1970.
     """
@@ -35,7 +38,7 @@ class MergeDuplicates(Pass):
         driver = Driver(graph)
         first: dict[Any, gs.Node] = {}
         for node in list(graph.nodes):
-            if node.op in RANDOM | {"Dropout"} or node.domain not in STANDARD_DOMAINS:
+            if node.op in _APART or node.domain not in STANDARD_DOMAINS:
                 continue
             kept = first.setdefault(_key(node), node)
             if kept is not node:

@@ -78,21 +78,34 @@ def _merge_slices(inner: gs.Node, outer: gs.Node) -> gs.Node | gs.Tensor:
     kept = list(whole)  # the indices of x that are left, for each axis
     for part in (inner, outer):
         for axis, bounds in _slices(part, len(x.shape)).items():
-            kept[axis] = kept[axis][bounds]
+            kept[axis] = _of_those(kept[axis], _indices(len(kept[axis]), *bounds))
     axes = [axis for axis, indices in enumerate(kept) if indices != whole[axis]]
     starts, steps = [kept[axis].start for axis in axes], [kept[axis].step for axis in axes]
     stops = [kept[axis].stop if kept[axis].stop >= 0 else np.iinfo(np.int64).min for axis in axes]
     return node("Slice", x, *(np.array(each, np.int64) for each in (starts, stops, axes, steps))) if axes else x
 
 
-def _slices(part: gs.Node, rank: int) -> dict[int, slice]:
-    """What a Slice keeps of each axis that it names."""
+def _slices(part: gs.Node, rank: int) -> dict[int, list[int]]:
+    """Start, end and step of each axis that a Slice names."""
     if not all(isinstance(tensor, gs.Constant) or tensor.is_empty() for tensor in part.inputs[1:]):
         raise NoMatch("the bounds are not constant")
     starts, stops, *others = ([] if tensor.is_empty() else tensor.values.tolist() for tensor in part.inputs[1:])
     axes = others[0] if others and others[0] else range(len(starts))
     steps = others[1] if len(others) > 1 and others[1] else [1] * len(starts)
-    return {axis % rank: slice(*ends) for axis, *ends in zip(axes, starts, stops, steps, strict=True)}
+    return {axis % rank: bounds for axis, *bounds in zip(axes, starts, stops, steps, strict=True)}
+
+
+def _indices(size: int, start: int, stop: int, step: int) -> range:
+    """What a Slice keeps of an axis; backwards it clamps its start to the first element, unlike Python's slices."""
+    start, stop = (end + size if end < 0 else end for end in (start, stop))
+    least, most = (0, size) if step > 0 else (-1, size - 1)
+    return range(min(max(start, 0), most), min(max(stop, least), most), step)
+
+
+def _of_those(indices: range, part: range) -> range:
+    """The elements of `indices` at the places `part`."""
+    start, stop = (indices.start + end * indices.step for end in (part.start, part.stop))
+    return range(start, stop, indices.step * part.step) if part else range(0)
 
 
 def _merge_transposes(inner: gs.Node, outer: gs.Node) -> gs.Node | gs.Tensor:
