@@ -1,14 +1,19 @@
 """Target files: what is read from them, and what is said about wrong ones."""
 
+import copy
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from nnc import target
+from nnc import target, toml
 from nnc.errors import NncError
+
+SHIPPED = Path(target.__file__).parents[1] / "targets"
 
 BOARD = """
 description = "a board"
@@ -87,7 +92,7 @@ def test_a_chip_without_the_dot_product_says_so_to_llvm(name: str) -> None:
 
 
 def test_every_figure_of_a_shipped_target_says_where_it_is_from() -> None:
-    for file in sorted((Path(target.__file__).parents[1] / "targets").glob("*.toml")):
+    for file in sorted(SHIPPED.glob("*.toml")):
         units, _, _ = file.read_text().partition("# --- Power modes")  # whose one source stands above them
         for paragraph in units.split("\n\n"):
             commented = False  # a comment covers the figures that follow it in its paragraph
@@ -101,6 +106,15 @@ def test_a_file_is_given_by_its_path(board: Path) -> None:
     assert (loaded.name, loaded.unit.name, loaded.mode) == ("board", "cpu", "full")
     assert loaded.unit.l2_bytes == 262_144  # a quarter of what four cores share
     assert loaded.unit.architecture == "aarch64"
+
+
+@pytest.mark.parametrize("name", target.names())
+def test_a_copy_of_a_shipped_file_is_a_board_of_ones_own(name: str, tmp_path: Path) -> None:
+    board = tmp_path / "my-board.toml"
+    board.write_text(toml.read(SHIPPED / f"{name}.toml"))
+    mine, shipped = target.load(str(board)), target.load(name)
+    assert mine.name == "my-board"
+    assert mine.model_copy(update={"name": name}) == shipped
 
 
 def test_a_mode_sets_cores_clocks_memory_and_energy(board: Path) -> None:
@@ -120,9 +134,8 @@ def test_xavier_10w_has_two_cores_and_half_the_gpu() -> None:
 
 
 def test_a_host_target_can_overrule_what_is_detected(tmp_path: Path) -> None:
-    shipped = Path(target.__file__).parents[1] / "targets/x86.toml"
     mine = tmp_path / "mine.toml"
-    mine.write_text(shipped.read_text().replace("dispatch_us", "channel_multiple = 8\ndispatch_us"))
+    mine.write_text((SHIPPED / "x86.toml").read_text().replace("dispatch_us", "channel_multiple = 8\ndispatch_us"))
     assert target.load(str(mine)).unit.channel_multiple == 8
     assert target.load(str(mine)).unit.clusters == target.load("x86").unit.clusters
 
@@ -159,7 +172,11 @@ def test_wrong_spec(spec: str, message: str, hint: str | None) -> None:
 FILES = [
     ("[dram]", "[dram", "not valid TOML: expected ']' at the end of a table declaration (at line 5, column 6)"),
     ("[[unit.cluster]]", "[unit.cluster]", "unit 1 (cpu): 'cluster' must be an array, not a table"),
-    ("[dram]", "dram = 3\n[unit.tvm]", "'dram' must be a table, not 3"),
+    (
+        "[dram]\ngbps = 10.0\nefficiency = 0.5\npicojoule_per_byte = 50.0\n",
+        "dram = 3\n",
+        "'dram' must be a table, not 3",
+    ),
     ("idle_watts", "idle_wats", "unknown key 'idle_wats'"),
     ("idle_watts = 1.0", "idle_watts = -1.0", "'idle_watts' must be greater than 0, not -1.0"),
     ('description = "a board"', "description = 3", "'description' must be a string, not 3"),
@@ -237,6 +254,51 @@ def test_wrong_file(board: Path, old: str, new: str, message: str) -> None:
         target.load(str(board))
     assert caught.value.message.startswith(f"{board}: {message}")
     assert "\n" not in caught.value.message
+
+
+Path_ = tuple[str | int, ...]
+
+
+def figures(content: Any, path: Path_ = ()) -> Iterator[Path_]:
+    """Where the numbers of a target file are; those in a table for TVM are TVM's to check."""
+    if isinstance(content, dict | list):
+        for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+            if key != "tvm":
+                yield from figures(value, (*path, key))
+    elif isinstance(content, int | float) and not isinstance(content, bool):
+        yield path
+
+
+def changed(table: dict[str, Any], path: Path_, value: object) -> str:
+    """The file with another value at `path`; None takes the key out."""
+    table = copy.deepcopy(table)
+    inner: Any = table
+    for step in path[:-1]:
+        inner = inner[step]
+    inner[path[-1]] = value
+    return "\n".join(f"{key} = {toml.value(content)}" for key, content in table.items() if content is not None)
+
+
+@pytest.mark.parametrize("name", target.names())
+def test_every_figure_is_checked(name: str) -> None:
+    table = toml.parse(toml.read(SHIPPED / f"{name}.toml"), name)
+    found = list(figures(table))
+    assert len(found) > 10
+    for path in found:
+        for value in (-1.0, "12"):
+            with pytest.raises(NncError, match=rf"^board: .*'{path[-1]}' must be .*, not (-1.0|the string '12')$"):
+                target.parse(changed(table, path, value), "board")
+    told = [error for path in found if (error := refusal(changed(table, path, None)))]  # others have a default
+    assert len(told) > len(found) / 2
+    assert all(re.match(r"board: .*( is missing| needs 'l3_gbps'|, but dtypes has .*)$", error) for error in told)
+
+
+def refusal(text: str) -> str | None:
+    try:
+        target.parse(text, "board")
+    except NncError as error:
+        return error.message
+    return None
 
 
 def test_a_misspelt_key_is_named_with_the_right_one(board: Path) -> None:
