@@ -96,7 +96,7 @@ def plan(job: Job, progress: pipeline.Progress = pipeline.silent) -> dict[str, A
 
     {"target", "before", "after", "passes"} as in the report, and "remarks" of the target's cost model on the result.
     """
-    _check_threads(job)
+    job.target.require_threads(job.threads)
     graph = graphs.load(job.model, job.shapes)
     context = open_context(job, graph, progress)
     before = _figures(graph, context) | {"accuracy": context.accuracy(graph)}
@@ -147,15 +147,9 @@ def _check(job: Job) -> None:
     """Refuse what can't end well, before any work starts."""
     if job.lower:
         job.target.require_lowerable()
-    _check_threads(job)
+    job.target.require_threads(job.threads)
     if job.model.resolve() == (job.out / "model.onnx").resolve():
         raise NncError(f"{job.model}: the compile would replace its own model", "choose another output folder with -o")
-
-
-def _check_threads(job: Job) -> None:
-    cores = job.target.unit.cores
-    if job.threads is not None and not 1 <= job.threads <= cores:
-        raise NncError(f"--threads {job.threads}: {job.target.spec} has {cores} cores", f"give 1 to {cores}")
 
 
 def _accuracy(context: Context, graph: gs.Graph) -> float:

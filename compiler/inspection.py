@@ -1,11 +1,8 @@
 """What a model consists of: its layers, what they cost, and how long a target takes for them."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import onnx_graphsurgeon as gs
 
 from nnc import graph as graphs
 from nnc import measure
@@ -20,6 +17,8 @@ def inspect(path: Path, target: Target | None, shapes: graphs.Shapes, threads: i
 
     {"model", "target", "totals": {...}, "layers": [{"name", "op", "shape", "macs", "params", "latency_ms", "bound"}]}
     """
+    if target is not None:
+        target.require_threads(threads)
     graph = graphs.load(path, shapes)
     totals = asdict(measure.measure(graph)) | {"peak_activation_bytes": peak_bytes(graph, kernels(graph))}
     inspected: dict[str, Any] = {"model": path.name, "target": target.spec if target else None, "totals": totals}
@@ -35,11 +34,7 @@ def _layer(kernel: Kernel) -> dict[str, Any]:
     return {
         "name": kernel.anchor.name,
         "op": "+".join(node.op for node in kernel.nodes),
-        "shape": _shape(kernel.outputs),
+        "shape": list(kernel.outputs[0].shape or ()),
         "macs": kernel.macs,
         "params": sum(map(measure.params, kernel.nodes)),
     }
-
-
-def _shape(outputs: Sequence[gs.Tensor]) -> list[int]:
-    return list(outputs[0].shape or ())

@@ -140,7 +140,7 @@ def layers(rows: Sequence[Row], width: int) -> Table:
         named = {**row, "name": _ending(row["name"], room)}
         add(made, *_layer_cells(named, total["latency_ms"], columns))
     made.add_section()
-    sums = {"name": units.plural(len(rows), "layer"), "op": "", "shape": None, "bound": "", **total}
+    sums = {"name": units.plural(len(rows), "layer"), "op": "", "shape": None, **total}
     add(made, *_layer_cells(sums, total["latency_ms"], columns))
     return made
 
@@ -150,20 +150,21 @@ def _ending(name: str, room: int) -> str:
     return name if len(name) <= room else f"…{name[1 - room :]}"
 
 
-def _layer_cells(row: Row, latency: float, columns: Iterable[str]) -> list[str]:
+def _layer_cells(row: Row, total_ms: float, columns: Iterable[str]) -> list[str]:
+    latency = row.get("latency_ms", 0.0)
     # fmt: off
     cells = {
-        "layer": lambda: row["name"],
-        "op": lambda: row["op"],
-        "output": lambda: "" if row["shape"] is None else units.shape(row["shape"]),
-        "MACs": lambda: units.amount(row["macs"]),
-        "params": lambda: units.amount(row["params"]),
-        "latency": lambda: units.milliseconds(row["latency_ms"]),
-        "share": lambda: units.percent(row["latency_ms"] / (latency or 1.0)),
-        "bound by": lambda: row["bound"],
+        "layer": row["name"],
+        "op": row["op"],
+        "output": "" if row["shape"] is None else units.shape(row["shape"]),
+        "MACs": units.amount(row["macs"]),
+        "params": units.amount(row["params"]),
+        "latency": units.milliseconds(latency),
+        "share": units.percent(latency / (total_ms or 1.0)),
+        "bound by": row.get("bound", ""),
     }
     # fmt: on
-    return [str(cells[column]()) for column in columns]
+    return [cells[column] for column in columns]
 
 
 def accuracies(states: Sequence[tuple[str, float]]) -> Table:

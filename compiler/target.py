@@ -239,6 +239,13 @@ class Target(Table):
                 f"use --no-lower, or --target {self.name}:{able[0]}" if able else "use --no-lower",
             )
 
+    def require_threads(self, threads: int | None) -> None:
+        """Raise where the selected unit does not have so many cores."""
+        if threads is not None and not 1 <= threads <= self.unit.cores:
+            raise NncError(
+                f"--threads {threads}: {self.spec} has {self.unit.cores} cores", f"give 1 to {self.unit.cores}"
+            )
+
 
 Named = TypeVar("Named", Unit, Mode)
 

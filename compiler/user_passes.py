@@ -38,6 +38,7 @@ def _imported(path: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # pydantic looks up the annotations of a class there
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # a recipe's folder is the user's
     try:
         spec.loader.exec_module(module)
     except SyntaxError as error:
@@ -45,6 +46,8 @@ def _imported(path: Path) -> ModuleType:
     except (Exception, SystemExit) as error:  # it may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise NncError(f"{path}:{_line(error, path)}: {type(error).__name__}: {reason}") from error
+    finally:
+        sys.dont_write_bytecode = before
     return module
 
 

@@ -1,5 +1,6 @@
 """Passes of third parties: what a file may hold, and what is said about one that can't be used."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,13 @@ def test_files_of_one_name_do_not_meet(tmp_path: Path) -> None:
     (a, _), (b, _) = (user_passes.load(write(tmp_path / folder, GOOD)) for folder in ("a", "b"))
     assert a is not b
     assert a.__module__ != b.__module__
+
+
+def test_nothing_is_written_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    user_passes.load(write(tmp_path, GOOD))
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.py"]
+    assert sys.dont_write_bytecode is False
 
 
 @pytest.mark.parametrize(
