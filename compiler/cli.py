@@ -365,7 +365,7 @@ def recipes(name: NameArgument = None, as_json: JsonOption = False) -> None:
 
     entries = catalog.recipes()
     if name is None:
-        _print_json(list(entries.values())) if as_json else tables.show_list(entries, ("passes",))
+        _print_json(list(entries.values())) if as_json else tables.show_list(entries, ())
     else:
         entry = catalog.find("recipe", name, entries)
         _print_json(entry) if as_json else print(entry["toml"], end="")

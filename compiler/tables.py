@@ -311,7 +311,7 @@ def _highest(scores: np.ndarray) -> list[list[tuple[int, float]]]:
 
 def show_timing(timing: Timing) -> None:
     out = console()
-    made = table("", "median", "rounds from", "to", numbers=("median", "rounds from", "to"))
+    made = table("rounds", "median", "lowest", "highest", numbers=("median", "lowest", "highest"))
     for name, values in (("nnc", timing.nnc), ("onnxruntime", timing.onnxruntime)):
         add(made, name, *map(units.milliseconds, (statistics.median(values), min(values), max(values))))
     add(
@@ -372,11 +372,10 @@ def show_network(figures: Row) -> None:
 
 
 def show_list(entries: Mapping[str, Row], columns: Sequence[str]) -> None:
-    made = table("name", *columns, "description")
+    made = table("name", "description", *columns)
     made.columns[0].no_wrap = True
     for name, entry in entries.items():
-        cells = [entry[column] for column in columns]
-        add(made, name, *(_joined(cell) for cell in cells), entry["description"])
+        add(made, name, entry["description"], *(_joined(entry[column]) for column in columns))
     console().print(made)
 
 
@@ -430,10 +429,16 @@ def _unit(unit: Row) -> Iterable[tuple[str, object]]:
 
 
 def show_checks(found: Sequence[Check]) -> None:
-    made = table("", "name", "version", "for", "how to get it")
+    out = console()
+    made = table("", "name", "version", "for")
+    made.columns[1].no_wrap = True
     for check in found:
-        add(made, "yes" if check.found else "no", check.name, check.version or "", check.needed_for, check.hint or "")
-    console().print(made)
+        add(made, "yes" if check.found else "no", check.name, check.version or "", check.needed_for)
+    out.print(made)
+    missing = [(check.name, check.hint) for check in found if not check.found]
+    if missing:
+        out.print("\nHow to get the others:", style="bold")
+        out.print(definition(missing))
 
 
 def _width() -> int:
