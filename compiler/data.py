@@ -226,6 +226,7 @@ class _Tensors:
         if len(set(lengths.values())) > 1:
             found = ", ".join(f"'{name}' {length}" for name, length in lengths.items())
             raise NncError(f"{path}: the inputs have different numbers of samples: {found}")
+        self._path = path
         self._arrays = arrays
         self._dtypes = {tensor.name: np.dtype(tensor.dtype) for tensor in inputs}
 
@@ -234,10 +235,12 @@ class _Tensors:
 
     def samples(self, indices: Iterable[int]) -> Iterator[dict[str, np.ndarray]]:
         indices = list(indices)
-        for rows in zip(*(array.rows(indices) for array in self._arrays.values()), strict=True):
-            yield {
-                name: row.astype(self._dtypes[name], copy=False) for name, row in zip(self._arrays, rows, strict=True)
-            }
+        for index, *rows in zip(indices, *(array.rows(indices) for array in self._arrays.values()), strict=True):
+            sample = dict(zip(self._arrays, rows, strict=True))
+            for name, row in sample.items():
+                if row.dtype.kind == "f" and np.isnan(row).any():
+                    raise NncError(f"{self._path}: '{name}' of sample {index} holds NaN")
+            yield {name: row.astype(self._dtypes[name], copy=False) for name, row in sample.items()}
 
 
 class _Member:

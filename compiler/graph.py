@@ -443,8 +443,7 @@ def _check(model: onnx.ModelProto, place: str) -> onnx.ModelProto:
 def first_reason(error: Exception) -> str:
     """The sentence of an onnx error that names the cause, without C++ locations."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("==>")]
-    lines[0] = lines[0].removeprefix("Inference error(s): ")
-    text = re.sub(r"\[\w+Error\]\s*|\((op_type|node)[^)]*\):?\s*", lambda m: m[0] if m[0][0] == "(" else "", lines[0])
+    text = re.sub(r"\[\w+Error\]\s*", "", lines[0]).removeprefix("Inference error(s): ")
     return (text[0].lower() + text[1:]).rstrip(".")[:300]
 
 
