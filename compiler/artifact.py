@@ -12,6 +12,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from nnc import host, wire
+from nnc.checkpoint import file_digest
 from nnc.data import Preprocess
 from nnc.errors import NncError
 from nnc.output import LOCK
@@ -66,7 +67,7 @@ class Artifact:
             lock, report = _read(folder / LOCK), _read(folder / "report.json")
             target = Target.model_validate_json(json.dumps(lock["target"]))
             preprocess = Preprocess.model_validate(lock["data"]["preprocess"])
-            missing = [name for name in report["files"] if not (folder / name).is_file()]
+            missing = [name for name in (*report["files"], *lock["results"]) if not (folder / name).is_file()]
             inputs = tuple(map(_tensor, report["model"]["inputs"]))
             outputs = tuple(entry["name"] for entry in report["model"]["outputs"])
             artifact = cls(folder, report, lock, target, preprocess, inputs, outputs, int(report["threads"]))
@@ -106,28 +107,27 @@ class Artifact:
 
     def library(self, threads: int | None = None) -> Running:
         """The library, ready to run: on this machine, or an AArch64 one in an emulator."""
-        path = self.library_path
+        self.check_library()
         if self.emulated:
             from nnc.lowering.emulate import EmulatedLibrary
 
-            return EmulatedLibrary(path, self.target)
+            return EmulatedLibrary(self.library_path, self.target)
         from nnc.lowering.library import Library
 
-        self.check_instructions()
-        return Library(path, threads or self.threads)
+        return Library(self.library_path, threads or self.threads)
 
-    def check_instructions(self) -> None:
-        """Refuse code for a newer x86 than this one: it would end in an illegal instruction."""
+    def check_library(self) -> None:
+        """Refuse a library that would take the process down: half of a file, or code for a newer x86 than this one."""
+        if file_digest(self.library_path) != self.lock["results"].get(self.library_path.name):
+            raise NncError(f"{self.library_path}: not the file that the compile wrote", "compile again")
         levels, tvm, here = ("x86-64-v2", "x86-64-v3", "x86-64-v4"), self.target.unit.tvm, host.figures()["tvm"]
         wanted = str(tvm.get("mcpu"))
         if wanted not in levels:
             return
         missing = [feature for feature in tvm.get("mattr", ()) if feature not in here["mattr"]]
         if missing or levels.index(wanted) > levels.index(here["mcpu"]):
-            needed, found = " ".join([wanted, *missing]), here["mcpu"]
-            raise NncError(
-                f"{self.folder}: compiled for {needed}, this machine is {found}", "compile it on this machine"
-            )
+            needed = " ".join([wanted, *missing])
+            raise NncError(f"{self.folder}: compiled for {needed}, this machine is {here['mcpu']}", "compile it here")
 
     def run(
         self, inputs: Mapping[str, np.ndarray], threads: int | None = None, place: str = "the inputs"

@@ -103,7 +103,7 @@ def _require_host(artifact: Artifact) -> None:
         architecture = artifact.target.unit.architecture
         hint = "an emulator says nothing about time; nnc inspect --target predicts it"
         raise NncError(f"{artifact.folder}: compiled for {architecture}, which can't be timed on this machine", hint)
-    artifact.check_instructions()
+    artifact.check_library()
 
 
 def _per_slice(side: Connection) -> int:

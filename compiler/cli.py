@@ -6,7 +6,9 @@ Commands import what they use when they run, so that `nnc --help` answers at onc
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -71,6 +73,9 @@ UseOption = Annotated[list[Path], typer.Option("--use", metavar="FILE", help="A 
 
 def main() -> None:
     """Entry point of the command `nnc`."""
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # the shell closed it: nnc ... >&-
+            setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process lives
     try:
         app(prog_name="nnc")
     except KeyboardInterrupt:  # while the arguments are read

@@ -70,7 +70,8 @@ def _compile(job: Job, graph: gs.Graph, context: Context, folder: OutputFolder) 
     after["accuracy"] = _accuracy_after(rows, before, context, compressed, folder, digest(inputs, *keys))
     library = _library(job, compressed, context, folder) if job.lower else None
     result = _report(job, context, compressed, rows, before, after) | _library_entries(library)
-    result["files"] = [*(file.name for file in files), *(library["files"] if library else ()), *report.FILES]
+    lock["results"] = {file.name: file_digest(file) for file in files} | (library["files"] if library else {})
+    result["files"] = [*lock["results"], *report.FILES]
     report.write(result, lock, folder.staging)
     (folder.staging / output.LOCK).write_text(json.dumps(lock, indent=2) + "\n", "utf-8")
     folder.publish(result["files"])
@@ -266,7 +267,7 @@ def _figures(graph: gs.Graph, context: Context, files: Iterable[Path] = ()) -> d
 
 
 def _lock(job: Job) -> dict[str, Any]:
-    """What determines the result: the same lock gives the same bytes."""
+    """What determines the results, whose digests are added when they are there."""
     recipe = job.recipe
     return {
         "nnc": __version__,

@@ -128,12 +128,12 @@ def schema(use: Iterable[Path] = ()) -> dict[str, Any]:
 
 def _find(source: str) -> tuple[Path, str]:
     """Where the recipe is, and how errors call it."""
+    if source.endswith(".onnx"):
+        raise NncError(f"{source}: a model, not a recipe", "the recipe comes before the model")
     if "/" in source or source.endswith(".toml"):
         return Path(source), source
     if source in names():
         return Path(str(resources.files("nnc.recipes") / f"{source}.toml")), f"recipes/{source}.toml"
-    if source.endswith(".onnx"):
-        raise NncError(f"{source}: a model, not a recipe", "the recipe comes before the model")
     hint = f"nnc ships {', '.join(names())}; a file of your own is given by its path, such as ./my.toml"
     raise NncError(f"no recipe '{source}'", toml.nearest(source, names()) or hint)
 

@@ -1,5 +1,6 @@
 """The folder of a compile, opened and run again."""
 
+import hashlib
 import json
 import platform
 import shutil
@@ -172,14 +173,30 @@ def test_a_library_of_another_machine(project: Path) -> None:
         benchmark.compare(Artifact.open(out), 1, 1, lambda step, done, total: None)
 
 
-def test_code_for_a_newer_processor_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def with_library(project: Path, tvm: dict[str, object]) -> Path:
+    """A compile for x86 whose library is a file of one byte, and whose target says something else of the code."""
     out = compiled(project, "x86")
-    lock = json.loads((out / "nnc.lock").read_text())
-    lock["target"]["unit"]["tvm"] |= {"mcpu": "x86-64-v3", "mattr": ["+avxvnni"]}
+    (out / "module.so").write_bytes(b"?")
+    lock, written = (json.loads((out / name).read_text()) for name in ("nnc.lock", "report.json"))
+    lock["results"]["module.so"] = hashlib.sha256(b"?").hexdigest()
+    lock["target"]["unit"]["tvm"] |= tvm
     (out / "nnc.lock").write_text(json.dumps(lock))
+    (out / "report.json").write_text(json.dumps(written | {"library_bytes": 1}))
+    return out
+
+
+def test_a_damaged_library_is_refused(project: Path) -> None:
+    out = with_library(project, {})
+    (out / "module.so").write_bytes(b"")
+    with pytest.raises(NncError, match=r"module\.so: not the file that the compile wrote"):
+        Artifact.open(out).library()
+
+
+def test_code_for_a_newer_processor_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = with_library(project, {"mcpu": "x86-64-v3", "mattr": ["+avxvnni"]})
     here = {"tvm": {"mcpu": "x86-64-v2", "mattr": []}}
     monkeypatch.setattr(host, "figures", lambda: here)
     with pytest.raises(NncError, match=r"compiled for x86-64-v3 \+avxvnni, this machine is x86-64-v2"):
-        Artifact.open(out).check_instructions()
+        Artifact.open(out).check_library()
     here["tvm"] |= {"mcpu": "x86-64-v4", "mattr": ["+avxvnni"]}
-    Artifact.open(out).check_instructions()
+    Artifact.open(out).check_library()

@@ -317,6 +317,11 @@ def test_a_closed_pipe_is_no_error() -> None:
     assert (done.stdout, done.stderr) == ("{", "")
 
 
+def test_a_closed_stdout_is_no_error() -> None:
+    done = subprocess.run(f"{sys.executable} -m nnc targets >&-", shell=True, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_interrupted_by_the_keyboard(here: Path) -> None:
     (here / "slow.py").write_text(
         "import time\nfrom nnc.rewrite import Pass\n"

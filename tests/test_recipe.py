@@ -221,6 +221,12 @@ def test_wrong_recipes(folder: Path, old: str, new: str, message: str, hint: str
     assert caught.value.hint == hint
 
 
+def test_a_model_is_no_recipe() -> None:
+    for name in ("model.onnx", "models/model.onnx"):
+        with pytest.raises(NncError, match="a model, not a recipe"):
+            recipe.load(name)
+
+
 def test_a_name_that_is_taken(folder: Path) -> None:
     (folder / "more.py").write_text(PASSES)
     (folder / "mine.toml").write_text(RECIPE.replace('["passes.py"]', '["passes.py", "more.py"]'))
