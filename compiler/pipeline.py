@@ -5,7 +5,9 @@ these differ is the pass searched for that moved them. Every step is kept as a c
 starts after the last pass that did not change.
 """
 
+import inspect
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,31 +155,53 @@ def _runs(passes: Sequence[Pass]) -> list[list[Pass]]:
 def _apply_together(passes: list[Pass], graph: gs.Graph, context: Context, index: int, total: int) -> list[_Step]:
     """Apply passes that are verified together."""
     steps: list[_Step] = []
+    copy: gs.Graph | None = None
     for offset, pass_ in enumerate(passes):
         context.progress(pass_.name, index + offset, total)
-        steps.append(_apply(pass_, graph, context))
-        graph = steps[-1].after
+        if copy is None and not pass_.only_looks:
+            copy = graphs.copy(graph)
+        step = _apply(pass_, graph, graph if copy is None else copy, context)
+        if step.changed:
+            graph, copy = step.after, None
+        steps.append(step)
     _check_standard(steps)
     return steps
 
 
-def _apply(pass_: Pass, graph: gs.Graph, context: Context) -> _Step:
-    """Run one pass on a copy; the graph before it stays as it was."""
-    after = graph if pass_.only_looks else graphs.copy(graph)
+def _apply(pass_: Pass, graph: gs.Graph, after: gs.Graph, context: Context) -> _Step:
+    """Run one pass on `after`, a copy of `graph`, which stays as it was."""
     context.skipped = {}
+    links = _links(after)
     started = time.perf_counter()
     try:
         changed = pass_.run(after, context)
         seconds = time.perf_counter() - started
         if changed:
             verify.check_structure(after)
+        elif links != _links(after):
+            raise verify.BrokenGraph("the pass changed it and returned 0")
     except NncError as error:
         raise NncError(f"pass {pass_.name}: {error.message}", error.hint) from error
     except verify.BrokenGraph as error:
         raise PassFailed(pass_, graph, f"the graph after it is not valid: {error}") from error
     except Exception as error:
-        raise PassFailed(pass_, graph, f"{type(error).__name__}: {error}") from error
+        raise PassFailed(pass_, graph, f"{type(error).__name__}: {error}{_line(pass_, error)}") from error
     return _Step(pass_, graph, after if changed else graph, changed, seconds, list(context.skipped.values()))
+
+
+def _links(graph: gs.Graph) -> list[tuple[int, ...]]:
+    """What changes when a pass edits the graph: which nodes, tensors and arrays there are, and how they hang together."""
+    return [
+        (id(node), *((id(tensor), id(vars(tensor).get("_values"))) for tensor in (*node.inputs, *node.outputs)))
+        for node in graph.nodes
+    ]
+
+
+def _line(pass_: Pass, error: Exception) -> str:
+    """The last line of the pass's own file that the error passed through, as in " (my_pass.py:12)"."""
+    file = inspect.getfile(type(pass_))
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    return f" ({Path(file).name}:{lines[-1]})" if lines else ""
 
 
 def _check_standard(steps: list[_Step]) -> None:

@@ -1,6 +1,7 @@
 """Fixtures of all tests: the shared data folder, and small models."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,25 @@ import pytest
 from onnx.parser import parse_model
 
 from nnc import graph as graphs
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-golden", action="store_true", help="write what is compared with tests/golden instead")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Compares a text with the file of that name in tests/golden; --update-golden writes the file."""
+
+    def compare(name: str, text: str) -> None:
+        file = Path(__file__).parent / "golden" / name
+        if request.config.getoption("--update-golden"):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, "utf-8")
+        assert file.is_file(), "write it with pytest --update-golden, and read it"
+        assert text == file.read_text("utf-8"), "if this is right, pytest --update-golden"
+
+    return compare
 
 
 @pytest.fixture(scope="session")
