@@ -94,7 +94,7 @@ def passes(rows: Sequence[Row], width: int, before: Row | None = None) -> Table:
     if before is not None:
         add(made, "(model)", *_cells({"changed": "", "snr_db": None, "proof": "", **before}, columns), style="dim")
     for row in rows:
-        add(made, row["name"], *_cells(row, columns))
+        add(made, row["name"], *_cells(row, columns), style=None if row["changed"] else "dim")
     return made
 
 
