@@ -51,9 +51,11 @@ def test_ranks(tmp_path: Path, labels: list[int], top1: float, top5: float) -> N
 
 
 def test_nan_scores_are_wrong(tmp_path: Path) -> None:
-    scores = np.full((2, 7), np.nan, np.float32)
-    scores[1, 0] = 1
-    assert evaluate(identity, dataset(tmp_path, [0, 0], scores)) == Accuracy(0.0, 0.0, 2)
+    def broken(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"y": np.where(inputs["x"] == 9, np.nan, inputs["x"])}
+
+    assert evaluate(identity, dataset(tmp_path, [0, 6, 0])) == Accuracy(1.0, 1.0, 3)
+    assert evaluate(broken, dataset(tmp_path, [0, 6, 0])) == Accuracy(pytest.approx(2 / 3), pytest.approx(2 / 3), 3)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4])
