@@ -368,11 +368,8 @@ def _convert_opset(model: onnx.ModelProto, place: str) -> onnx.ModelProto:
 def _hide_unknown(model: onnx.ModelProto) -> None:
     """Give nodes of the standard domain that the standard does not have a domain of their own: onnx lets those be."""
     version = opset(model)
-    unknown = {
-        node.op_type
-        for node in model.graph.node
-        if node.domain in STANDARD_DOMAINS and not onnx.defs.has(node.op_type, version, "")
-    }
+    used = {node.op_type for node in model.graph.node if node.domain in STANDARD_DOMAINS}
+    unknown = {op for op in used if not onnx.defs.has(op, version, "")}
     if unknown:
         model.opset_import.add(domain=_UNKNOWN_DOMAIN, version=1)
         for node in model.graph.node:

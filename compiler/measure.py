@@ -6,6 +6,7 @@ Only shapes and dtypes are read, so that weights which are still on disk stay th
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import onnx
@@ -25,6 +26,8 @@ _SETTINGS = {
 
 # Types of which several values share a byte, with their bits.
 _PACKED = {"float4_e2m1fn": 4, "int4": 4, "uint4": 4, "int2": 2, "uint2": 2}
+
+_INTEGERS = (int, np.integer)
 
 # Layers that own their constants, however small: a convolution into one channel has one bias.
 _LAYERS = {"BatchNormalization", "Conv", "ConvTranspose", "DequantizeLinear", "Gemm", "MatMul", "PRelu"}
@@ -95,8 +98,7 @@ def parameters(node: gs.Node) -> Iterator[gs.Constant]:
 def has_shape(*tensors: gs.Tensor) -> bool:
     """Whether the shape of every tensor is known in numbers."""
     return all(
-        tensor.shape is not None and all(isinstance(size, int | np.integer) for size in tensor.shape)
-        for tensor in tensors
+        tensor.shape is not None and all(isinstance(size, _INTEGERS) for size in tensor.shape) for tensor in tensors
     )
 
 
@@ -105,6 +107,7 @@ def tensor_bytes(tensor: gs.Tensor) -> int:
     return math.ceil(math.prod(tensor.shape) * dtype_bits(tensor.dtype) / 8)
 
 
+@cache
 def dtype_bits(dtype: object) -> int:
     """Bits of one value of a numpy dtype or of an element type of ONNX."""
     kind = numpy_dtype(dtype)
@@ -114,6 +117,12 @@ def dtype_bits(dtype: object) -> int:
 def numpy_dtype(dtype: object) -> np.dtype:
     """The numpy dtype of a tensor whose type graphsurgeon gives as numpy's or as a number of ONNX."""
     return onnx.helper.tensor_dtype_to_np_dtype(dtype) if isinstance(dtype, int) else np.dtype(dtype)  # type: ignore[call-overload]
+
+
+@cache
+def dtype_name(dtype: object) -> str:
+    """numpy's name of a dtype or of an element type of ONNX; numpy takes microseconds to spell it."""
+    return numpy_dtype(dtype).name
 
 
 def _holds_weights(tensor: gs.Constant) -> bool:

@@ -155,12 +155,11 @@ def _runs(passes: Sequence[Pass]) -> list[list[Pass]]:
 def _apply_together(passes: list[Pass], graph: gs.Graph, context: Context, index: int, total: int) -> list[_Step]:
     """Apply passes that are verified together."""
     steps: list[_Step] = []
-    copy: gs.Graph | None = None
+    copy: _Copy | None = None
     for offset, pass_ in enumerate(passes):
         context.progress(pass_.name, index + offset, total)
-        if copy is None and not pass_.only_looks:
-            copy = graphs.copy(graph)
-        step = _apply(pass_, graph, graph if copy is None else copy, context)
+        copy = copy or _Copy(graph)
+        step = _apply(pass_, copy, context)
         if step.changed:
             graph, copy = step.after, None
         steps.append(step)
@@ -168,17 +167,28 @@ def _apply_together(passes: list[Pass], graph: gs.Graph, context: Context, index
     return steps
 
 
-def _apply(pass_: Pass, graph: gs.Graph, after: gs.Graph, context: Context) -> _Step:
-    """Run one pass on `after`, a copy of `graph`, which stays as it was."""
+class _Copy:
+    """A graph, and a copy that passes may edit; one that they left as it is serves the next pass, too."""
+
+    def __init__(self, graph: gs.Graph) -> None:
+        self.graph, self.copy = graph, graphs.copy(graph)
+        self._links = _links(self.copy)
+
+    def is_edited(self) -> bool:
+        return self._links != _links(self.copy)
+
+
+def _apply(pass_: Pass, given: _Copy, context: Context) -> _Step:
+    """Run one pass on a copy of the graph, which stays as it was."""
+    graph, after = given.graph, given.graph if pass_.only_looks else given.copy
     context.skipped = {}
-    links = _links(after)
     started = time.perf_counter()
     try:
         changed = pass_.run(after, context)
         seconds = time.perf_counter() - started
         if changed:
             verify.check_structure(after)
-        elif links != _links(after):
+        elif given.is_edited():
             raise verify.BrokenGraph("the pass changed it and returned 0")
     except NncError as error:
         raise NncError(f"pass {pass_.name}: {error.message}", error.hint) from error
@@ -223,13 +233,15 @@ def _breach(graph: gs.Graph) -> str | None:
 
 def _rows(steps: list[_Step], context: Context) -> list[Row]:
     """Prove or measure what the steps did together, and describe each."""
-    first, last = steps[0], steps[-1]
+    last = steps[-1]
     proof, snr = _prove(steps, context)
     moved = last.changed > 0 and last.pass_.effect != "exact"  # such a pass is a run of its own
     accuracy = context.accuracy(last.after) if moved else None
-    rows, figures = [], _figures(first.before, context)
+    rows: list[Row] = []
+    figures: dict[str, Any] = {}
     for step in steps:
-        figures = _figures(step.after, context) if step.changed else figures
+        if step.changed or not figures:
+            figures = _figures(step.after, context)
         rows.append(
             Row(
                 name=step.pass_.name,

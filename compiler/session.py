@@ -69,6 +69,7 @@ def _options(optimized: bool, threads: int | None) -> Any:
 
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others may need the cores
     if threads is not None:
         options.intra_op_num_threads = threads
     if not optimized:

@@ -17,7 +17,6 @@ from nnc.rewrite import Pass
 
 #: Exact passes that need neither parameters nor data, in the order in which they leave the fewest nodes.
 GRAPH_PASSES: tuple[type[Pass], ...] = (
-    RemoveDeadNodes,
     SimplifyShapes,
     FuseGemm,
     FoldConstants,
@@ -29,6 +28,7 @@ GRAPH_PASSES: tuple[type[Pass], ...] = (
     FoldBatchNorm,
     FuseActivations,
     MergeDuplicates,
+    RemoveDeadNodes,
 )
 
 #: Every pass that a recipe can name.

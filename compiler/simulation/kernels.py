@@ -107,7 +107,7 @@ def elements(tensor: gs.Tensor) -> int:
 
 def dtype_name(tensor: gs.Tensor) -> str:
     """numpy's name of the type; float32 where it is open."""
-    return "float32" if tensor.dtype is None else measure.numpy_dtype(tensor.dtype).name
+    return "float32" if tensor.dtype is None else measure.dtype_name(tensor.dtype)
 
 
 def _readers(graph: gs.Graph) -> dict[int, int]:
