@@ -200,7 +200,7 @@ def _apply(pass_: Pass, given: _Copy, context: Context) -> _Step:
 
 
 def _links(graph: gs.Graph) -> list[tuple[int, ...]]:
-    """What changes when a pass edits the graph: which nodes, tensors and arrays there are, and how they hang together."""
+    """What changes when a pass edits the graph: its nodes, tensors and arrays, and how they hang together."""
     return [
         (id(node), *((id(tensor), id(vars(tensor).get("_values"))) for tensor in (*node.inputs, *node.outputs)))
         for node in graph.nodes

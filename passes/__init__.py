@@ -17,6 +17,7 @@ from nnc.rewrite import Pass
 
 #: Exact passes that need neither parameters nor data, in the order in which they leave the fewest nodes.
 GRAPH_PASSES: tuple[type[Pass], ...] = (
+    RemoveDeadNodes,
     SimplifyShapes,
     FuseGemm,
     FoldConstants,
@@ -28,7 +29,6 @@ GRAPH_PASSES: tuple[type[Pass], ...] = (
     FoldBatchNorm,
     FuseActivations,
     MergeDuplicates,
-    RemoveDeadNodes,
 )
 
 #: Every pass that a recipe can name.
