@@ -6,7 +6,7 @@ Neighbouring axes that all operands treat alike are merged first, so that the lo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import prod
+from math import ceil, prod
 from typing import Any
 
 from tvm import te
@@ -14,6 +14,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from nnc.lowering.kernels.gemm import Expr, Unit, lanes_of
+from nnc.lowering.kernels.loops import TASKS, nest, shared, unravel
 
 Shape = tuple[int, ...]
 
@@ -39,23 +40,30 @@ def merged(shape: Shape, operands: Sequence[Shape]) -> tuple[Shape, list[Shape]]
 
 
 def compute(
-    operands: Sequence[te.Tensor], shape: Shape, unit: Unit, function: Callable[[list[Expr]], Expr]
+    operands: Sequence[te.Tensor],
+    shape: Shape,
+    unit: Unit,
+    function: Callable[[list[Expr]], Expr],
+    dtype: str = "float32",
 ) -> te.Tensor:
-    """`function(operands)` as float32 of `shape`, parallel over vectors. The shapes are `merged` ones."""
+    """`function(operands)` as an array of `shape`, in vectors along its last axis. The shapes are `merged` ones."""
     return te.extern(
         [shape],
         list(operands),
-        lambda ins, outs: _body(ins, outs[0], shape, lanes_of(unit), function),
+        lambda ins, outs: _body(ins, outs[0], shape, unit, function),
         name="elementwise",
-        dtype="float32",
+        dtype=dtype,
     )
 
 
-def _body(ins: Sequence[Any], out: Any, shape: Shape, lanes: int, function: Callable[[list[Expr]], Expr]) -> Any:
-    outer, length = prod(shape[:-1]), shape[-1]
+def _body(ins: Sequence[Any], out: Any, shape: Shape, unit: Unit, function: Callable[[list[Expr]], Expr]) -> Any:
+    lanes, length, tasks = lanes_of(unit), shape[-1], TASKS * unit.threads
+    axes = next((n for n in range(len(shape)) if prod(shape[:n]) >= tasks), len(shape) - 1)  # that tasks are made of
+    rows = prod(shape[:axes])
+    chunk = _chunk(length, rows, tasks, lanes) if axes == len(shape) - 1 else length
+    parts = ceil(length / chunk)
 
-    def vector(task: Expr, start: Expr, width: int) -> None:
-        place = _unravel(task, shape[:-1])
+    def vector(place: Sequence[Expr], start: Expr, width: int) -> None:
         with T.vectorized(0, width) as k:
             index = [*place, start + k]
             values = [
@@ -63,24 +71,35 @@ def _body(ins: Sequence[Any], out: Any, shape: Shape, lanes: int, function: Call
             ]
             T.buffer_store(out, function(values), index)
 
+    def piece(place: Sequence[Expr], start: Expr, size: int) -> None:
+        if size >= lanes:
+            with T.serial(0, size // lanes) as step:
+                vector(place, T.bind(start + step * lanes), lanes)
+        if size % lanes:
+            vector(place, start + (size - size % lanes), size % lanes)
+
     with IRBuilder() as builder:
-        with T.serial(0, 1):  # the builder wants one statement at the top
-            if length >= lanes:
-                with T.parallel(0, outer * (length // lanes)) as task:
-                    vector(task // (length // lanes), task % (length // lanes) * lanes, lanes)
-            if length % lanes:
-                with T.parallel(0, outer) as task:
-                    vector(task, length - length % lanes, length % lanes)
+        with shared(rows * parts, prod(shape)) as task:
+            place = unravel(T.bind(task // parts) if parts > 1 else task, shape[:axes])
+            start = T.bind(task % parts * chunk) if parts > 1 else 0
+            with nest(shape[axes:-1]) as inner:
+                if length % chunk:
+                    with T.If(start + chunk <= length):
+                        with T.Then():
+                            piece([*place, *inner], start, chunk)
+                        with T.Else():
+                            piece([*place, *inner], start, length % chunk)
+                else:
+                    piece([*place, *inner], start, chunk)
         return builder.get()
+
+
+def _chunk(length: int, rows: int, tasks: int, lanes: int) -> int:
+    """Elements of a row per task, so that there are enough tasks: whole vectors, all parts but the last alike."""
+    vectors = ceil(length / lanes)
+    parts = min(ceil(tasks / rows), vectors)
+    return min(length, ceil(vectors / parts) * lanes)
 
 
 def _sizes(buffer: Any) -> list[int]:
     return [int(size) for size in buffer.shape]
-
-
-def _unravel(index: Expr, shape: Shape) -> list[Expr]:
-    place = []
-    for size in reversed(shape):
-        place.append(T.bind(index % size))
-        index = T.bind(index // size)
-    return place[::-1]

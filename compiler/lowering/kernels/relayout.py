@@ -1,17 +1,22 @@
-"""Between plain NCHW and blocked NCHW[x]c."""
+"""Between plain NCHW and blocked NCHW[x]c: transposes in registers of tiles of x channels by x pixels."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from math import ceil
 from typing import Any
 
-from tvm import te
+from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from nnc.lowering.kernels.gemm import Unit, lane, lanes_of, splat
+from nnc.lowering.kernels.gemm import Expr, Unit, lane, splat
+from nnc.lowering.kernels.loops import reshaped, shared
 
-Shape = tuple[int, ...]
+Shape = tuple[int, int, int, int]
+
+TILES = 16
+"""Tiles per task."""
 
 
 def blocked_shape(shape: Shape, block: int) -> tuple[int, int, int, int, int]:
@@ -25,7 +30,7 @@ def to_blocked(X: te.Tensor, shape: Shape, block: int) -> te.Tensor:
     return te.extern(
         [blocked_shape(shape, block)],
         [X],
-        lambda ins, outs: _to_blocked(ins[0], outs[0], shape, block),
+        lambda ins, outs: _body(ins[0], outs[0], shape, block, _tile_to_blocked, _pixel_to_blocked),
         name="to_blocked",
         dtype="float32",
     )
@@ -36,45 +41,86 @@ def to_plain(X: te.Tensor, shape: Shape, block: int, unit: Unit) -> te.Tensor:
     return te.extern(
         [shape],
         [X],
-        lambda ins, outs: _to_plain(T.buffer_proxy(ins[0]), outs[0], shape, block, lanes_of(unit)),
+        lambda ins, outs: _body(outs[0], ins[0], shape, block, _tile_to_plain, _pixel_to_plain),
         name="to_plain",
         dtype="float32",
     )
 
 
-def _to_blocked(X: Any, out: Any, shape: Shape, block: int) -> Any:
+Move = Callable[[Any, Any, tuple[Expr, Expr, Expr], int, int], None]
+
+
+def _body(plain: Any, blocked: Any, shape: Shape, block: int, move_tile: Move, move_pixel: Move) -> Any:
+    """Move every block of channels in tiles of `block` pixels, or one by one where an image has fewer pixels.
+
+    The last tile ends with the image: it may move pixels again that the tile before has moved.
+    """
     n, channels, height, width = shape
-    full, rest = divmod(channels, block)
-
-    def rows(blocks: int, first: int, valid: int) -> None:
-        with T.parallel(0, n * blocks * height) as task, T.serial(0, width) as x:
-            place = (task // (blocks * height), first + task // height % blocks, task % height)
-            if valid < block:
-                T.buffer_proxy(out)[*place, x, lane(block)] = splat(0.0, block)
-            with T.vectorized(0, valid) as k:
-                T.buffer_store(out, X[place[0], place[1] * block + k, place[2], x], (*place, x, k))
-
+    pixels, blocks = height * width, ceil(channels / block)
+    move, steps = (move_tile, ceil(pixels / block)) if pixels >= block else (move_pixel, pixels)
+    parts = ceil(steps / TILES)
     with IRBuilder() as builder:
-        with T.serial(0, 1):  # the builder wants one statement at the top
-            if full:
-                rows(full, 0, block)
-            if rest:
-                rows(1, full, rest)
+        with shared(n * blocks * parts, n * channels * pixels) as task:
+            rows = reshaped(plain, (n, channels, pixels))
+            columns = reshaped(blocked, (n, blocks, pixels, block))
+            image, group = T.bind(task // (blocks * parts)), T.bind(task // parts % blocks)
+            first = T.bind(task % parts * TILES)
+            with T.serial(first, tirx.min(first + TILES, steps)) as step:
+                pixel = T.bind(tirx.min(step * block, pixels - block)) if pixels >= block else step
+                place = image, group, pixel
+                if channels % block == 0:
+                    move(rows, columns, place, block, block)
+                else:
+                    with T.If(group < blocks - 1):
+                        with T.Then():
+                            move(rows, columns, place, block, block)
+                        with T.Else():
+                            move(rows, columns, place, block, channels % block)
         return builder.get()
 
 
-def _to_plain(X: Any, out: Any, shape: Shape, block: int, lanes: int) -> Any:
-    n, channels, height, width = shape
-    with IRBuilder() as builder:
-        with T.parallel(0, n * channels * height) as task:
-            image, c, y = task // (channels * height), task // height % channels, task % height
+def _tile_to_blocked(rows: Any, columns: Any, place: tuple[Expr, Expr, Expr], block: int, valid: int) -> None:
+    image, group, pixel = place
+    along = T.ramp(pixel, 1, block)
+    read = [T.bind(rows[image, group * block + c, along]) for c in range(valid)]
+    read += [splat(0.0, block)] * (block - valid)
+    for p, vector in enumerate(transposed(read)):
+        columns[image, group, pixel + p, lane(block)] = vector
 
-            def vector(start: Any, size: int) -> None:
-                with T.vectorized(0, size) as k:
-                    T.buffer_store(out, X[image, c // block, y, start + k, c % block], (image, c, y, start + k))
 
-            with T.serial(0, width // lanes) as part:
-                vector(part * lanes, lanes)
-            if width % lanes:
-                vector(width - width % lanes, width % lanes)
-        return builder.get()
+def _tile_to_plain(rows: Any, columns: Any, place: tuple[Expr, Expr, Expr], block: int, valid: int) -> None:
+    image, group, pixel = place
+    read = [T.bind(columns[image, group, pixel + p, lane(block)]) for p in range(block)]
+    for c, vector in enumerate(transposed(read)[:valid]):
+        rows[image, group * block + c, T.ramp(pixel, 1, block)] = vector
+
+
+def _pixel_to_blocked(rows: Any, columns: Any, place: tuple[Expr, Expr, Expr], block: int, valid: int) -> None:
+    image, group, pixel = place
+    if valid < block:
+        columns[image, group, pixel, lane(block)] = splat(0.0, block)
+    with T.vectorized(0, valid) as k:
+        columns[image, group, pixel, k] = rows[image, group * block + k, pixel]
+
+
+def _pixel_to_plain(rows: Any, columns: Any, place: tuple[Expr, Expr, Expr], block: int, valid: int) -> None:
+    image, group, pixel = place
+    with T.vectorized(0, valid) as k:
+        rows[image, group * block + k, pixel] = columns[image, group, pixel, k]
+
+
+def transposed(vectors: Sequence[Expr]) -> list[Expr]:
+    """The columns of a square of vectors, in log2(size) rounds.
+
+    Round k swaps, within every square of 2^(k + 1), the quarters above and below the diagonal (Eklundh, "A Fast Computer
+    Method for Matrix Transposing", 1972).
+    """
+    rows, size, step = list(vectors), len(vectors), 1
+    while step < size:
+        keep = [j if not j & step else size + j - step for j in range(size)]
+        swap = [j + step if not j & step else size + j for j in range(size)]
+        for i in (i for i in range(size) if not i & step):
+            pair = [rows[i], rows[i + step]]
+            rows[i], rows[i + step] = (T.bind(tirx.Shuffle(pair, lanes)) for lanes in (keep, swap))
+        step *= 2
+    return rows
