@@ -8,6 +8,7 @@ class NncError(Exception):
     """
 
     def __init__(self, message: str, hint: str | None = None) -> None:
+        message = message.replace("\n", " ")  # a name in a model may hold any character
         super().__init__(message)
         self.message = message
         self.hint = hint

@@ -60,19 +60,17 @@ def from_model(
     place: str = "model",
 ) -> gs.Graph:
     """The graph of a model in memory; `weights` are the arrays of initializers that the model only declares."""
-    try:
-        if weights is None:
-            weights = {tensor.name: wire.parse(tensor, place) for tensor in model.graph.initializer}
-        _refuse(model, place)
-        _refuse_disorder(model.graph, weights, place)
-        _refuse_nan(weights, place)
-        model = _inline_functions(_without_large_weights(model, weights), place)
-        _fix_input_shapes(model, shapes or {}, weights, place)
-        model = _convert_opset(model, place)
-        _hide_unknown(model)
-        return _import(_check(_infer(model, place), place), weights)
-    except UnicodeDecodeError as error:
-        raise NncError(f"{place}: holds a name that is not text", "export or copy the file again") from error
+    _refuse_bytes(model.graph, place)
+    if weights is None:
+        weights = {tensor.name: wire.parse(tensor, place) for tensor in model.graph.initializer}
+    _refuse(model, place)
+    _refuse_disorder(model.graph, weights, place)
+    _refuse_nan(weights, place)
+    model = _inline_functions(_without_large_weights(model, weights), place)
+    _fix_input_shapes(model, shapes or {}, weights, place)
+    model = _convert_opset(model, place)
+    _hide_unknown(model)
+    return _import(_check(_infer(model, place), place), weights)
 
 
 def save(graph: gs.Graph, path: Path, metadata: Mapping[str, str] | None = None) -> list[Path]:
@@ -178,8 +176,8 @@ def infer_node(node: gs.Node, opset: int) -> None:
     try:
         schema = onnx.defs.get_schema(node.op, opset, "")
         found = shape_inference.infer_node_outputs(schema, proto.node_proto(node), types, values)
-    except (onnx.defs.SchemaError, shape_inference.InferenceError):
-        return
+    except (onnx.defs.SchemaError, shape_inference.InferenceError, onnx.checker.ValidationError):
+        return  # verification says what is wrong
     for tensor in node.outputs:
         if tensor.name in found:
             _set_type(tensor, found[tensor.name])
@@ -207,6 +205,23 @@ def _set_type(tensor: gs.Tensor, kind: onnx.TypeProto) -> None:
     dtype, shape = proto.tensor_type(kind)
     tensor.dtype = dtype if dtype is not None else tensor.dtype
     tensor.shape = shape if shape is not None else tensor.shape
+
+
+def _refuse_bytes(graph: onnx.GraphProto, place: str) -> None:
+    """Raise where protobuf gives the bytes of a name because they are not text."""
+    infos = (*graph.input, *graph.output, *graph.value_info)
+    texts: Iterable[str | bytes] = (
+        graph.name,
+        graph.doc_string,
+        *(text for node in graph.node for text in (node.op_type, node.domain, node.name, *node.input, *node.output)),
+        *(attribute.name for node in graph.node for attribute in node.attribute),
+        *(tensor.name for tensor in graph.initializer),
+        *(info.name for info in infos),
+        *(dim.dim_param for info in infos for dim in info.type.tensor_type.shape.dim),
+    )
+    for text in texts:
+        if isinstance(text, bytes):
+            raise NncError(f"{place}: {text!r} is not text", "export or copy the file again")
 
 
 def _refuse(model: onnx.ModelProto, place: str) -> None:
@@ -313,6 +328,7 @@ def _inline_functions(model: onnx.ModelProto, place: str) -> onnx.ModelProto:
     if not model.functions:
         return model
     model = inliner.inline_local_functions(model)
+    _refuse_bytes(model.graph, place)
     _refuse(model, place)  # a function may hold what the graph may not
     return model
 

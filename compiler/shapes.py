@@ -113,8 +113,8 @@ class _Walk:
                 {name: self._types[name] for name in read},
                 {name: self._values[name] for name in read if name in self._values},
             )
-        except (shape_inference.InferenceError, onnx.defs.SchemaError):
-            return  # strict inference over the whole model came before: the operator is one that it doesn't know
+        except (shape_inference.InferenceError, onnx.defs.SchemaError, onnx.checker.ValidationError):
+            return  # what is wrong, and not merely unknown, is for the checker and for inference over the whole model
         found = {name: kind for name, kind in types.items() if static_shape(kind) is not None}
         self._types |= found
         self._found |= found.keys()
