@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -94,18 +95,105 @@ def _direct(
         problem = problem.flattened(lowering.unit)
         height, width = problem.window.size
         tail = tail.reshaped(*problem.window.out_size)
-    plan = conv2d.best_plan(problem, lowering.unit)
     shape = (batch, channels, height, width) if few else (batch, problem.in_blocks, height, width, in_block)
-    _emit(
+    result = Tensor((batch, problem.out_blocks, *out_size, problem.block), "float32")
+    _direct_into(lowering, group, problem, source.view(shape), W, tail, result)
+    lowering.define(group.outputs[0], result, lowering.block)
+
+
+def _direct_into(
+    lowering: Lowering, group: Group, problem: conv2d.Conv2d, x: Tensor, W: np.ndarray, tail: Tail, result: Tensor
+) -> None:
+    """Append a direct convolution that writes `result`."""
+    plan = conv2d.best_plan(problem, lowering.unit)
+    _call(
         lowering,
         group,
         _Kernel("conv2d", problem, plan),
-        [source.view(shape), conv2d.pack(W, problem, plan)],
+        [x, conv2d.pack(W, problem, plan)],
         tail,
-        (batch, problem.out_blocks, *problem.window.out_size, problem.block),
+        result.view(problem.out_shape),
         lambda X, P, extras: conv2d.compute(X, P, problem, plan, extras, tail.epilogue(extras)),
-        (batch, problem.out_blocks, *out_size, problem.block),
     )
+
+
+def conv_transpose(lowering: Lowering, group: Group) -> bool:
+    """ConvTranspose of float32 images with constant weights: a convolution for each phase of the output's pixels."""
+    node = group.root
+    x, weights, bias = _input(node, 0), _array(node, 1), _input(node, 2)
+    if x is None or weights is None or weights.ndim != 4 or weights.dtype != np.float32 or x.dtype != np.float32:
+        return False
+    if _two(node.attrs.get("dilations", (1, 1))) != (1, 1) or isinstance(x, gs.Constant):
+        return False
+    strides, out_size = _two(node.attrs.get("strides", (1, 1))), _two(shape_of(node.outputs[0])[2:])
+    pads = _transposed_pads(node, strides, _two(weights.shape[2:]), out_size)
+    if strides[0] > weights.shape[2] or strides[1] > weights.shape[3]:
+        return False  # some outputs are nothing but the bias
+    tail = lowering.tail(group, _along_channels(bias, 4), lowering.block, shape_of(node.outputs[0]))
+    (batch, channels, *size), groups = shape_of(x), node.attrs.get("group", 1)
+    W = _as_convolution(weights, groups)
+    result = Tensor((batch, -(-W.shape[0] // lowering.block), *out_size, lowering.block), "float32")
+    for phase in product(range(strides[0]), range(strides[1])):
+        rows, columns = (_phase(*each) for each in zip(phase, strides, weights.shape[2:], pads, out_size, strict=True))
+        window = Window(
+            _two(size),
+            (rows.taps, columns.taps),
+            (1, 1),
+            (1, 1),
+            (rows.origin, columns.origin),
+            (rows.outputs, columns.outputs),
+        )
+        if min(window.out_size) < 1:
+            continue
+        spread = conv2d.Phase(strides, phase, out_size)  # type: ignore[arg-type]
+        problem = conv2d.Conv2d(batch, channels, W.shape[0], window, groups, lowering.block, lowering.block, spread)
+        taps = np.ascontiguousarray(W[:, :, rows.tap :: strides[0], columns.tap :: strides[1]][:, :, ::-1, ::-1])
+        _direct_into(lowering, group, problem, lowering.blocked(x), taps, tail, result)
+    lowering.define(group.outputs[0], result, lowering.block)
+    return True
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """One axis of the outputs `phase`, `phase` + stride, ... of a transposed convolution, as a convolution."""
+
+    tap: int
+    """The first of its kernel's taps, which are a stride apart."""
+    taps: int
+    origin: int
+    """Padding in front."""
+    outputs: int
+
+
+def _phase(phase: int, stride: int, kernel: int, pad: int, out: int) -> _Phase:
+    """Output y gets input i through tap k where y + pad = i * stride + k; of a phase, all k are equal modulo stride."""
+    tap = (phase + pad) % stride
+    taps = -(-(kernel - tap) // stride)
+    return _Phase(tap, taps, taps - 1 - (phase + pad) // stride, -(-(out - phase) // stride))
+
+
+def _as_convolution(W: np.ndarray, groups: int) -> np.ndarray:
+    """Weights `[in, out / groups, kh, kw]` of ConvTranspose as `[out, in / groups, kh, kw]`."""
+    ins, outs = W.shape[0] // groups, W.shape[1]
+    split = W.reshape(groups, ins, outs, *W.shape[2:]).swapaxes(1, 2)
+    return split.reshape(groups * outs, ins, *W.shape[2:])
+
+
+def _transposed_pads(
+    node: gs.Node, strides: tuple[int, int], kernel: tuple[int, int], out: tuple[int, int]
+) -> tuple[int, int]:
+    """The padding in front of rows and columns; `output_shape` and `auto_pad` decide over `pads`, as in ONNX."""
+    auto = node.attrs.get("auto_pad", "NOTSET")
+    if auto in ("NOTSET", "VALID") and "output_shape" not in node.attrs:
+        return _two(node.attrs.get("pads", (0, 0, 0, 0))[:2]) if auto == "NOTSET" else (0, 0)
+    added = node.attrs.get("output_padding", (0, 0))
+    totals = [
+        max(0, (size - 1) * stride + extra + taps - result)
+        for size, stride, extra, taps, result in zip(
+            shape_of(node.inputs[0])[2:], strides, added, kernel, out, strict=True
+        )
+    ]
+    return _two([total // 2 if auto == "SAME_UPPER" else total - total // 2 for total in totals])
 
 
 def gemm_node(lowering: Lowering, group: Group) -> bool:
@@ -210,6 +298,7 @@ def _pool(lowering: Lowering, group: Group, x: gs.Tensor, problem: pool.Pool) ->
 TEMPLATES: dict[str, Callable[[Lowering, Group], bool]] = {
     "AveragePool": spatial_pool,
     "Conv": conv,
+    "ConvTranspose": conv_transpose,
     "Gemm": gemm_node,
     "GlobalAveragePool": global_pool,
     "GlobalMaxPool": global_pool,
@@ -240,19 +329,35 @@ def _emit(
 ) -> None:
     """Append the call of a template; it computes `shape`, which is `out_shape` under another name."""
     result = Tensor(out_shape or shape, "float32")
-    count = len(operands)
     block = lowering.block if block is None else block
+    _call(
+        lowering, group, kernel, operands, tail, result.view(shape), compute, f"NCHW{block}c" if block > 1 else "plain"
+    )
+    lowering.define(group.outputs[0], result, block)
+
+
+def _call(
+    lowering: Lowering,
+    group: Group,
+    kernel: _Kernel,
+    operands: Sequence[Operand],
+    tail: Tail,
+    result: Tensor,
+    compute: Callable[..., Any],
+    layout: str = "",
+) -> None:
+    """Append the call of a template that writes `result`."""
+    count = len(operands)
     lowering.call(
         kernel.template,
         (kernel, tail.key),
         [node.name for node in group.nodes],
         "+".join(node.op for node in group.nodes),
         [*operands, *tail.operands],
-        [result.view(shape)],
+        [result],
         lambda *ins: compute(*ins[:count], ins[count:]),
-        f"NCHW{block}c" if block > 1 else "plain",
+        layout,
     )
-    lowering.define(group.outputs[0], result, block)
 
 
 def _input(node: gs.Node, index: int) -> gs.Tensor | None:

@@ -154,6 +154,37 @@ def test_convolutions(compare: Compare, machine: target.Target) -> None:
     assert {kernel.template for kernel in built.kernels} >= {"conv2d", "depthwise"}
 
 
+def transposed_convolutions() -> Draft:
+    net = Draft()
+    x, odd = net.input(1, 32, 7, 9), net.input(2, 20, 5, 6)
+
+    def transposed(x: str, ins: int, outs: int, kernel: tuple[int, int], group: int = 1, **attrs: Any) -> str:
+        W = net.random(ins, outs // group, *kernel)
+        return net.add("ConvTranspose", x, W, net.random(outs), kernel_shape=list(kernel), group=group, **attrs)
+
+    net.output(
+        net.add("Relu", transposed(x, 32, 16, (2, 2), strides=[2, 2])),
+        transposed(x, 32, 24, (4, 4), strides=[2, 2], pads=[1, 1, 1, 1]),
+        transposed(x, 32, 24, (3, 3), strides=[2, 2], pads=[1, 1, 1, 1], output_padding=[1, 1]),
+        transposed(x, 32, 16, (3, 3)),
+        transposed(x, 32, 32, (3, 5), strides=[3, 1], pads=[0, 2, 1, 2], group=4),
+        transposed(x, 32, 32, (4, 4), strides=[2, 2], pads=[1, 1, 1, 1], group=32),
+        transposed(odd, 20, 10, (3, 3), strides=[2, 2], auto_pad="SAME_UPPER"),
+        transposed(odd, 20, 10, (5, 4), strides=[2, 3], output_shape=[11, 17]),
+        transposed(odd, 20, 10, (5, 4), strides=[2, 3], output_shape=[10, 16]),
+        transposed(odd, 20, 10, (3, 3), strides=[2, 2], auto_pad="SAME_LOWER"),
+        transposed(odd, 20, 4, (3, 3), dilations=[2, 2]),
+        transposed(odd, 20, 4, (1, 1), strides=[2, 2]),
+        net.add("Mul", transposed(odd, 20, 20, (2, 2), strides=[2, 2]), net.random(1, 20, 10, 12)),
+    )
+    return net
+
+
+@pytest.mark.parametrize("machine", WIDTHS)
+def test_transposed_convolutions(compare: Compare, machine: target.Target) -> None:
+    compare(transposed_convolutions(), machine)
+
+
 def epilogues() -> Draft:
     net = Draft()
     x, gate, bias = net.input(1, 20, 7, 9), net.input(1, 20, 1, 1), net.input(20, 1, 1)

@@ -6,6 +6,8 @@ A register tile is `columns` neighbouring outputs by `vectors` blocks of output 
 broadcasts one input per column, loads one weight vector per block, and multiplies them all. A 1x1 convolution is the
 same kernel over an image whose rows are cut to fit the tile: it is a matrix product.
 
+A transposed convolution with stride s is s * s convolutions, each for one of the phases of the output's pixels.
+
 Groups: a block of output channels reads the blocks of input channels that its groups cover. Where groups are narrower
 than a block, the weights in between are zero.
 """
@@ -40,6 +42,16 @@ from nnc.lowering.kernels.window import Tiles, Window
 
 
 @dataclass(frozen=True)
+class Phase:
+    """Where the outputs of a convolution are in a larger image: every `strides`-th pixel from `first` on."""
+
+    strides: tuple[int, int]
+    first: tuple[int, int]
+    size: tuple[int, int]
+    """Of the larger image."""
+
+
+@dataclass(frozen=True)
 class Conv2d:
     """A convolution with `in_channels` and `out_channels` in all, its output in blocks of `block` channels."""
 
@@ -51,6 +63,13 @@ class Conv2d:
     in_block: int
     """Channels per block of the input; 1 is plain NCHW."""
     block: int
+    phase: Phase | None = None
+
+    @property
+    def out_shape(self) -> tuple[int, int, int, int, int]:
+        """The shape of what is written, or written into."""
+        size = self.phase.size if self.phase else self.window.out_size
+        return self.batch, self.out_blocks, *size, self.block
 
     @property
     def in_blocks(self) -> int:
@@ -72,7 +91,7 @@ class Conv2d:
 
     def flattened(self, unit: Unit) -> Conv2d:
         """The same pointwise convolution over an image whose width suits the register tile."""
-        if not self.window.is_pointwise:
+        if not self.window.is_pointwise or self.phase:
             return self
         pixels = self.window.size[0] * self.window.size[1]
         widths = [w for w in range(1, min(pixels, 64) + 1) if pixels % w == 0] + [self.window.size[1]]
@@ -153,13 +172,13 @@ def compute(
     extras: Sequence[te.Tensor] = (),
     epilogue: Epilogue = lambda value, index: value,
 ) -> te.Tensor:
-    """`epilogue(conv(X, W))` as float32 `[batch, out block, out height, out width, lane]`.
+    """`epilogue(conv(X, W))` as float32 `[batch, out block, out height, out width, lane]`, or its pixels of a phase.
 
     `X` is float32 `[batch, in block, height, width, lane]`, or `[batch, channel, height, width]` for in_block 1.
     """
     kernel = _Kernel(conv, plan, epilogue)
     return te.extern(
-        [(conv.batch, conv.out_blocks, *conv.window.out_size, conv.block)],
+        [conv.out_shape],
         [X, W, *extras],
         lambda ins, outs: kernel.body(ins[0], ins[1], outs[0]),
         name="conv2d",
@@ -198,7 +217,15 @@ class _Kernel:
             total[lane(block)] = splat(0.0, block)
         self._reduce(X, W, tiles, place, x, sums)
         for c, v in product(range(tiles.columns), range(vectors)):
-            store(out, sums[c][v][lane(block)], (n, group * vectors + v, y, x + c, 0), block, self.epilogue)
+            place = (n, group * vectors + v, *self._pixel(y, x + c), 0)
+            store(out, sums[c][v][lane(block)], place, block, self.epilogue)
+
+    def _pixel(self, y: Expr, x: Expr) -> tuple[Expr, Expr]:
+        """Row and column of an output in the image that is written."""
+        phase = self.conv.phase
+        if phase is None:
+            return y, x
+        return y * phase.strides[0] + phase.first[0], x * phase.strides[1] + phase.first[1]
 
     def _reduce(self, X: Any, W: Any, tiles: Tiles, place: list[Expr], x: Expr, sums: list[list[Any]]) -> None:
         """Add up the products of one tile."""
