@@ -22,6 +22,7 @@ from nnc.lowering.kernels import elementwise, relayout
 from nnc.lowering.kernels.gemm import Unit, lanes_of
 from nnc.lowering.program import Call, Copy, Operand, Program, Tensor
 from nnc.lowering.shapes import dtype_of, shape_of
+from nnc.lowering.signals import as_images
 from nnc.lowering.tail import Tail, block_constant
 
 PLAIN = 1  # the block of NCHW
@@ -34,6 +35,7 @@ def lower(graph: gs.Graph, unit: Unit, machine: tvm.target.Target) -> Program:
     Raises NncError for a node that nnc can't lower.
     """
     graph = _with_float_weights(graph)
+    as_images(graph)
     lowering = Lowering(unit, machine, graph.opset)
     lowering.add_inputs(graph.inputs)
     for group in fuse.partition(graph, frozenset(layers.TEMPLATES)):

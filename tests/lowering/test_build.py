@@ -320,6 +320,41 @@ def test_views(compare: Compare, machine: target.Target) -> None:
     compare(views(), machine)
 
 
+def signals() -> Draft:
+    net = Draft()
+    x, odd = net.input(1, 16, 50), net.input(2, 5, 33)
+
+    def conv(x: str, ins: int, outs: int, taps: int, op: str = "Conv", **attrs: Any) -> str:
+        depths = (outs, ins // attrs.get("group", 1)) if op == "Conv" else (ins, outs)
+        return net.add(op, x, net.random(*depths, taps), net.random(outs), **attrs)
+
+    y = net.add("Relu", conv(x, 16, 32, 9, pads=[4, 4]))
+    statistics = [net.random(32), net.random(32), net.random(32), net.random(32, low=0.5, high=2.0)]
+    z = net.add("BatchNormalization", conv(y, 32, 32, 3, pads=[1, 1], group=32), *statistics)
+    both = net.add("Concat", y, net.add("Add", y, z), axis=1)
+    half = net.add("MaxPool", both, kernel_shape=[2], strides=[2])
+    net.output(
+        half,
+        net.add("PRelu", z, net.random(32, 1)),
+        net.add("Concat", y, z, axis=2),
+        net.add("Relu", conv(half, 64, 16, 4, "ConvTranspose", strides=[2], pads=[1, 1])),
+        conv(odd, 5, 7, 5, strides=[2], dilations=[2], auto_pad="VALID"),
+        net.add("AveragePool", odd, kernel_shape=[3], pads=[1, 1], count_include_pad=1),
+        net.add("Softmax", net.add("GlobalAveragePool", half), axis=1),
+        net.add("ReduceMean", z, axes=[2], keepdims=0),
+        net.add("Mul", z, net.add("Sigmoid", net.add("GlobalMaxPool", z))),
+        net.add("Transpose", conv(odd, 5, 4, 1), perm=[0, 2, 1]),
+    )
+    return net
+
+
+@pytest.mark.parametrize("machine", WIDTHS)
+def test_signals(compare: Compare, machine: target.Target) -> None:
+    built = compare(signals(), machine)
+    assert {"Conv+Relu", "Conv+BatchNormalization"} <= {kernel.op for kernel in built.kernels}
+    assert not {kernel.template for kernel in built.kernels if kernel.op.startswith("Conv")} - {"conv2d", "depthwise"}
+
+
 def test_a_dense_block_copies_nothing(compare: Compare) -> None:
     net = Draft()
     features = [net.conv(net.input(1, 32, 8, 8), 32, 32, (1, 1))]
