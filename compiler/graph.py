@@ -68,6 +68,7 @@ def from_model(
     _refuse_nan(weights, place)
     model = _inline_functions(_without_large_weights(model, weights), place)
     _fix_input_shapes(model, shapes or {}, weights, place)
+    _hide_unknown(model)
     model = _convert_opset(model, place)
     _hide_unknown(model)
     return _import(_check(_infer(model, place), place), weights)
@@ -76,8 +77,8 @@ def from_model(
 def save(graph: gs.Graph, path: Path, metadata: Mapping[str, str] | None = None) -> list[Path]:
     """Write the graph as ONNX, streaming its weights; returns the files written."""
     skeleton, weights = split(graph)
-    for key, value in (metadata or {}).items():
-        skeleton.metadata_props.add(key=key, value=value)
+    del skeleton.metadata_props[:]
+    onnx.helper.set_model_props(skeleton, proto.metadata(graph) | dict(metadata or {}))
     return wire.write(path, skeleton, weights)
 
 
@@ -117,7 +118,7 @@ def copy(graph: gs.Graph) -> gs.Graph:
         )
         for node in graph.nodes
     ]
-    return gs.Graph(
+    copied = gs.Graph(
         nodes,
         [twin(tensor) for tensor in graph.inputs],
         [twin(tensor) for tensor in graph.outputs],
@@ -127,6 +128,8 @@ def copy(graph: gs.Graph) -> gs.Graph:
         import_domains=graph.import_domains,
         ir_version=graph.ir_version,
     )
+    copied.metadata = proto.metadata(graph)
+    return copied
 
 
 def sort(graph: gs.Graph) -> None:
@@ -309,6 +312,7 @@ def _without_large_weights(model: onnx.ModelProto, weights: Mapping[str, np.ndar
     """Declare large initializers as inputs; drop the duplicate declaration that IR versions below 4 ask for."""
     slim = onnx.ModelProto(ir_version=max(model.ir_version, proto.IR_VERSION))
     slim.opset_import.extend(model.opset_import)
+    slim.metadata_props.extend(model.metadata_props)
     slim.functions.extend(model.functions)
     graph = slim.graph
     graph.name, graph.doc_string = model.graph.name or "graph", model.graph.doc_string
@@ -387,7 +391,8 @@ def _hide_unknown(model: onnx.ModelProto) -> None:
     used = {node.op_type for node in model.graph.node if node.domain in STANDARD_DOMAINS}
     unknown = {op for op in used if not onnx.defs.has(op, version, "")}
     if unknown:
-        model.opset_import.add(domain=_UNKNOWN_DOMAIN, version=1)
+        if all(entry.domain != _UNKNOWN_DOMAIN for entry in model.opset_import):
+            model.opset_import.add(domain=_UNKNOWN_DOMAIN, version=1)
         for node in model.graph.node:
             if node.op_type in unknown and node.domain in STANDARD_DOMAINS:
                 node.domain = _UNKNOWN_DOMAIN
@@ -402,10 +407,19 @@ def _infer(model: onnx.ModelProto, place: str) -> onnx.ModelProto:
         raise NncError(f"{place}: {first_reason(error)}", "the shapes of the graph contradict each other") from error
     shapes.complete(model)
     for info, before in zip(model.graph.output, declared, strict=True):
-        if not info.type.tensor_type.HasField("shape"):
-            info.type.MergeFrom(before.type)
+        _keep_open_dimensions(info.type.tensor_type, before.type.tensor_type)
     _refuse_shapes(model, place)
     return model
+
+
+def _keep_open_dimensions(inferred: onnx.TypeProto.Tensor, declared: onnx.TypeProto.Tensor) -> None:
+    """Take from the declaration of an output what inference does not know."""
+    if declared.HasField("shape") and not inferred.HasField("shape"):
+        inferred.shape.CopyFrom(declared.shape)
+    elif len(declared.shape.dim) == len(inferred.shape.dim):
+        for dim, before in zip(inferred.shape.dim, declared.shape.dim, strict=True):
+            if not dim.HasField("dim_value"):
+                dim.CopyFrom(before)
 
 
 def _refuse_shapes(model: onnx.ModelProto, place: str) -> None:
@@ -438,8 +452,9 @@ def _forget_shapes(model: onnx.ModelProto) -> None:
     kept = [info for info in model.graph.value_info if info.name in unknown]
     del model.graph.value_info[:]
     model.graph.value_info.extend(kept)
+    given = {info.name for info in model.graph.input} | {tensor.name for tensor in model.graph.initializer}
     for info in model.graph.output:
-        if info.name not in unknown and info.type.HasField("tensor_type"):
+        if info.name not in unknown | given and info.type.HasField("tensor_type"):
             info.type.tensor_type.ClearField("shape")
 
 

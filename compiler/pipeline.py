@@ -163,7 +163,7 @@ def _apply_together(passes: list[Pass], graph: gs.Graph, context: Context, index
         if step.changed:
             graph, copy = step.after, None
         steps.append(step)
-    _check_standard(steps)
+    _check_standard(steps, context)
     return steps
 
 
@@ -214,13 +214,17 @@ def _line(pass_: Pass, error: Exception) -> str:
     return f" ({Path(file).name}:{lines[-1]})" if lines else ""
 
 
-def _check_standard(steps: list[_Step]) -> None:
-    """Check the graph after the last step; when it is broken, blame the step that broke it."""
+def _check_standard(steps: list[_Step], context: Context) -> None:
+    """Check the graph after the last step; when it is broken and was not before, blame the step that broke it."""
     changing = [step for step in steps if step.changed]
-    if changing and _breach(changing[-1].after):
-        for step in changing:
-            if reason := _breach(step.after):
-                raise PassFailed(step.pass_, step.before, f"the graph after it is not valid: {reason}")
+    if not changing or not _breach(changing[-1].after) or _breach(changing[0].before):
+        return
+    step, reason = next((step, reason) for step in changing if (reason := _breach(step.after)))
+    try:
+        verify.outputs(step.before, verify.probe_inputs(step.before, context.seed))
+    except NncError as error:  # a pass may bring to light what was wrong all along
+        raise NncError(f"pass {step.pass_.name}: {reason}; before it, {error.message}", "check the model") from error
+    raise PassFailed(step.pass_, step.before, f"the graph after it is not valid: {reason}")
 
 
 def _breach(graph: gs.Graph) -> str | None:

@@ -57,7 +57,7 @@ def join(model: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> gs.Graph:
         for node in model.graph.node
     ]
     inputs = [tensors[info.name] for info in model.graph.input]
-    return gs.Graph(
+    graph = gs.Graph(
         nodes,
         [each for each in inputs if not isinstance(each, gs.Constant)],
         [tensor(info.name) for info in model.graph.output],
@@ -67,6 +67,8 @@ def join(model: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> gs.Graph:
         import_domains=[onnx.helper.make_opsetid(entry.domain, entry.version) for entry in model.opset_import],
         ir_version=model.ir_version,
     )
+    graph.metadata = {entry.key: entry.value for entry in model.metadata_props}
+    return graph
 
 
 def split(graph: gs.Graph) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
@@ -74,6 +76,7 @@ def split(graph: gs.Graph) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     model = onnx.ModelProto(producer_name="nnc", producer_version=__version__)
     model.opset_import.extend(opset_imports(graph))
     model.ir_version = max(graph.ir_version or 0, ir_version_for(model.opset_import))
+    onnx.helper.set_model_props(model, metadata(graph))
     model.graph.name, model.graph.doc_string = graph.name, graph.doc_string
     model.graph.node.extend(map(node_proto, graph.nodes))
     model.graph.input.extend(map(_info, graph.inputs))
@@ -90,6 +93,11 @@ def split(graph: gs.Graph) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
         else:
             model.graph.initializer.append(onnx.numpy_helper.from_array(constant.values, constant.name))
     return model, weights
+
+
+def metadata(graph: gs.Graph) -> dict[str, str]:
+    """The model's metadata, such as the names of its classes; a graph that graphsurgeon made has none."""
+    return dict(vars(graph).get("metadata", {}))
 
 
 def constants(graph: gs.Graph) -> list[gs.Constant]:

@@ -91,7 +91,7 @@ class _Walk:
 
     def _measure(self, node: onnx.NodeProto) -> None:
         """The value of a Shape or Size node."""
-        shape = self._shape(node.input[0])
+        shape = self._shape(node.input[0]) if len(node.input) == 1 else None
         if shape is None:
             return
         ends = {attribute.name: attribute.i for attribute in node.attribute}
