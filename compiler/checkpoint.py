@@ -99,6 +99,8 @@ class Checkpoints:
     def _load(self, key: str) -> gs.Graph:
         path = self._folder / f"{key}.onnx"
         skeleton = onnx.ModelProto.FromString(path.read_bytes())
+        if not skeleton.opset_import:
+            raise ValueError(f"{path} is cut off")
         weights = {
             tensor.name: self._read(tensor)
             for tensor in skeleton.graph.initializer

@@ -248,9 +248,10 @@ class Driver:
         name = graphs.unique(root.name if not created else f"{root.name}/{draft.op}", self._node_names)
         made = gs.Node(draft.op, name, draft.attrs, outputs=[output], domain=draft.domain)
         created[id(draft)] = output
+        replaced = next(iter(created.values())).name
         for index, value in enumerate(draft.drafted):
             if isinstance(value, Draft) and id(value) not in created:
-                below = gs.Variable(graphs.unique(f"{output.name}/{value.op}", self._tensor_names))
+                below = gs.Variable(graphs.unique(f"{replaced}/{value.op}", self._tensor_names))
                 self._create(value, below, root, created)
             made.inputs.append(self._tensor(value, f"{output.name}.{_role(made, index)}", created))
         self._created[id(root)].append(made)

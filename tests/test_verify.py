@@ -1,0 +1,149 @@
+"""Verification: what counts as a broken graph, as a moved output, and as rounding."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import pytest
+
+from nnc import testing, verify
+
+TEXT = "net (float[2, 3] x) => (float y) <float[3] c> { a = Relu(x) b = Add(a, c) y = Neg(b) }"
+
+
+def _rename_tensor(graph: gs.Graph) -> None:
+    graph.nodes[0].outputs[0].name = "b"
+
+
+def _rename_node(graph: gs.Graph) -> None:
+    graph.nodes[0].name = graph.nodes[1].name
+
+
+def _reverse(graph: gs.Graph) -> None:
+    graph.nodes.reverse()
+
+
+def _lose_node(graph: gs.Graph) -> None:
+    del graph.nodes[1]
+
+
+def _lose_output(graph: gs.Graph) -> None:
+    del graph.nodes[2]
+
+
+def _wrong_shape(graph: gs.Graph) -> None:
+    graph.nodes[0].outputs[0].shape = [2, 4]
+
+
+def _wrong_type(graph: gs.Graph) -> None:
+    graph.nodes[1].inputs[1] = gs.Constant("d", np.zeros(3, np.float64))
+
+
+def _wrong_operator(graph: gs.Graph) -> None:
+    graph.nodes[0].op = "Softmaxx"
+
+
+def _wrong_attribute(graph: gs.Graph) -> None:
+    graph.nodes[0].attrs["alpha"] = 1.0
+
+
+def _wrong_inputs(graph: gs.Graph) -> None:
+    graph.nodes[0].inputs.append(graph.inputs[0])
+
+
+@pytest.mark.parametrize(
+    ("break_it", "reason"),
+    [
+        (_rename_tensor, "two tensors are called 'b'"),
+        (_rename_node, "two nodes are called 'b'"),
+        (_reverse, "node 'y' reads 'b' before anything produces it"),
+        (_lose_node, "node 'y' reads 'b' before anything produces it"),
+        (_lose_output, "nothing produces the output 'y'"),
+        (_wrong_shape, r"differ in dimension 1: \(3\) vs \(4\)"),
+        (_wrong_type, "inconsistent type"),
+        (_wrong_attribute, "nrecognized attribute: alpha"),
+        (_wrong_inputs, "input size 2 not in range"),
+    ],
+)
+def test_broken_graphs(break_it: Callable[[gs.Graph], None], reason: str) -> None:
+    graph = testing.graph(TEXT)
+    verify.check_invariants(graph)
+    break_it(graph)
+    with pytest.raises(verify.BrokenGraph, match=reason) as caught:
+        verify.check_invariants(graph)
+    assert "\n" not in str(caught.value)
+
+
+def test_operator_nobody_knows_is_no_breach() -> None:
+    graph = testing.graph(TEXT)
+    _wrong_operator(graph)
+    verify.check_invariants(graph)
+
+
+NAN, INF = np.nan, np.inf
+
+
+@pytest.mark.parametrize(
+    ("reference", "result", "expected"),
+    [
+        ([1.0, -4.0], [1.0, -4.0], 0.0),
+        ([1.0, -4.0], [1.5, -4.0], 0.125),
+        ([0.0, 0.0], [0.0, 0.0], 0.0),
+        ([0.0, 0.0], [0.0, 1e-9], INF),
+        ([1.0, 2.0], [1.0], INF),
+        ([1.0, NAN], [1.0, NAN], 0.0),
+        ([1.0, INF], [1.0, 3.0], 0.0),
+        ([1.0, 2.0], [1.0, NAN], INF),
+        ([1.0, 2.0], [1.0, INF], INF),
+        ([], [], 0.0),
+    ],
+)
+def test_difference(reference: list[float], result: list[float], expected: float) -> None:
+    assert verify.difference(np.array(reference, np.float32), np.array(result, np.float32)) == expected
+
+
+def test_integers_are_equal_or_not() -> None:
+    assert verify.difference(np.array([1, 2]), np.array([1, 2])) == 0
+    assert verify.difference(np.array([1, 2]), np.array([1, 3])) == INF
+    assert verify.largest_difference({"y": np.array([1])}, {"z": np.array([1])}) == INF
+
+
+def test_snr() -> None:
+    signal = {"y": np.ones(4, np.float32), "k": np.array([3])}
+    assert verify.snr_db(signal, signal) == INF
+    assert verify.snr_db(signal, {"y": np.full(4, 0.9, np.float32), "k": np.array([4])}) == pytest.approx(20, abs=1e-3)
+    assert verify.snr_db({"y": np.zeros(4, np.float32)}, {"y": np.ones(4, np.float32)}) == -INF
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (TEXT, 1e-4),
+        (TEXT.replace("float", "float16"), 1e-2),
+        (
+            "net (float[3] x) => (float y) <float s = {0.5}> { a = QuantizeLinear(x, s) y = DequantizeLinear(a, s) }",
+            5e-2,
+        ),
+        ("net (int64[3] x) => (int64 y) { y = Neg(x) }", 1e-4),
+    ],
+)
+def test_tolerance_is_that_of_the_coarsest_rounding(text: str, expected: float) -> None:
+    assert verify.tolerance(testing.graph(text)) == expected
+
+
+def test_first_tensor_that_moved() -> None:
+    before, after = testing.graph(TEXT), testing.graph(TEXT)
+    after.nodes[1].inputs[1].values = after.nodes[1].inputs[1].values + 1
+    inputs = verify.probe_inputs(before, 0)
+    assert verify.first_moved(before, after, inputs) == "b"
+    assert verify.first_moved(before, before, inputs) is None
+
+
+def test_probes_fit_every_input() -> None:
+    text = "net (float16[2, 3] f, int64[4] i, bool[5] b, float s) => (float16 y) { y = Neg(f) }"
+    graph = testing.graph(text)
+    probes = verify.probe_inputs(graph, 3)
+    assert {name: (array.dtype.name, array.shape) for name, array in probes.items()} == {
+        "f": ("float16", (2, 3)), "i": ("int64", (4,)), "b": ("bool", (5,)), "s": ("float32", ()),
+    }  # fmt: skip
+    np.testing.assert_array_equal(probes["f"], verify.probe_inputs(graph, 3)["f"])
