@@ -44,7 +44,7 @@ types: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(PIP_INSTALL) -e ".[bench]"
-	for table in tests/bench/bench_*.py; do $(BIN)/python $$table || exit 1; done
+	for table in tests/bench/*.py; do $(BIN)/python $$table || exit 1; done
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nnc needs Python 3.11 or newer; $(PYTHON) is %s.%s: name another, as in make PYTHON=python3.12 $(or $(MAKECMDGOALS),help)" % sys.version_info[:2])'
