@@ -106,7 +106,7 @@ def check(
     before = graph(before) if isinstance(before, str) else before
     result = run(pass_, before, context)
     if ops is not None:
-        assert result.ops == list(ops)
+        assert result.ops == list(ops), f"the operators are {result.ops}, not {list(ops)}"
     if pass_.effect == "exact" if exact is None else exact:
         check_outputs(before, result.graph, seed)
     assert not run(pass_, result.graph, context).changed, f"{pass_.name} changes its own result"
@@ -118,7 +118,7 @@ def check_unchanged(
 ) -> Result:
     """Assert that a pass leaves a graph alone, and says a reason that the regular expression `reason` finds."""
     result = run(pass_, before, context)
-    assert result.changed == 0
+    assert result.changed == 0, f"{pass_.name} changed {result.changed} places"
     found = list(result.skipped.values())
     assert any(re.search(reason, each) for each in found), f"no reason fits {reason!r} among {found}"
     return result

@@ -49,7 +49,7 @@ def test_equal_outputs_pass() -> None:
     ("pass_", "ops", "message"),
     [
         (Flip(operator="Relu"), ["Relu", "Add"], "outputs moved"),
-        (Flip(operator="Sub"), ["Abs", "Add"], "'Sub'"),
+        (Flip(operator="Sub"), ["Abs", "Add"], "the operators are"),
         (Lie(), None, "lie changed the graph and says 0"),
         (Lie(count=1), None, "outputs moved"),
     ],
@@ -60,7 +60,7 @@ def test_what_is_wrong_is_said(pass_: Pass, ops: list[str] | None, message: str)
 
 
 def test_broken_graph_is_found() -> None:
-    with pytest.raises(verify.BrokenGraph, match="Clipp|Add"):
+    with pytest.raises(verify.BrokenGraph, match="Add"):
         testing.check(Flip(operator="Add"), TEXT)
 
 
