@@ -1,0 +1,17 @@
+"""What nnc computes itself: per operator, a function that appends the pieces of a node and returns its outputs.
+
+A function returns None for what it leaves to TVM, and raises Refused for what can't be lowered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from nnc.lowering.pieces import Value, Work
+
+Operator = Callable[[Work], Sequence[Value] | None]
+
+OPERATORS: dict[str, Operator] = {}
+
+MOVES = frozenset({"Cast", "CastLike", "Concat", "Expand", "Gather"})
+"""Operators that move values of any type without computing with them."""
