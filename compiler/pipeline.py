@@ -199,7 +199,7 @@ def _apply(pass_: Pass, given: _Copy, context: Context) -> _Step:
     return _Step(pass_, graph, after if changed else graph, changed, seconds, list(context.skipped.values()))
 
 
-def _links(graph: gs.Graph) -> list[tuple[int, ...]]:
+def _links(graph: gs.Graph) -> list[tuple[object, ...]]:
     """What changes when a pass edits the graph: its nodes, tensors and arrays, and how they hang together."""
     return [
         (id(node), *((id(tensor), id(vars(tensor).get("_values"))) for tensor in (*node.inputs, *node.outputs)))
