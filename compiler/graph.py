@@ -299,13 +299,22 @@ def _refuse_opset(model: onnx.ModelProto, place: str) -> None:
 
 
 def _refuse_nan(weights: Mapping[str, np.ndarray], place: str) -> None:
+    read = 0
     for name, values in weights.items():
         is_float = values.dtype.kind == "f" or values.dtype.name == "bfloat16"
         if is_float and values.size and np.isnan(np.min(values)):
             raise NncError(
                 f"{place}: initializer '{name}' holds NaN", "the training run diverged; use an earlier checkpoint"
             )
+        read += values.nbytes
+        if read > _MOST_RESIDENT:
+            wire.release_pages()
+            read = 0
     wire.release_pages()
+
+
+#: Bytes of weights that are read before their pages are given back.
+_MOST_RESIDENT = 2**26
 
 
 def _without_large_weights(model: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> onnx.ModelProto:

@@ -16,7 +16,7 @@ from typing import Any
 import onnx_graphsurgeon as gs
 
 from nnc import graph as graphs
-from nnc import verify
+from nnc import verify, wire
 from nnc.checkpoint import Checkpoints
 from nnc.errors import NncError
 from nnc.measure import measure
@@ -278,6 +278,7 @@ def _prove(steps: list[_Step], context: Context) -> tuple[str, float | None]:
     before, after = steps[0].before, steps[-1].after
     if not any(step.changed for step in steps):
         return "unchanged", None
+    wire.release_pages()  # of weights that passes looked at; onnxruntime reads the file by itself
     inputs = verify.probe_inputs(before, context.seed)
     try:
         reference = verify.outputs(before, inputs)
