@@ -44,6 +44,8 @@ def test_every_command_runs(
         Path(name).write_text(content)  # recipe.toml is another than the example's
     for command in commands():
         words = shlex.split(command)
+        if words[:3] == ["nnc", "run", "board"] and not shutil.which("qemu-aarch64"):
+            continue
         if words[0] == "nnc":
             monkeypatch.setattr(sys, "argv", words)
             with pytest.raises(SystemExit) as ended:
