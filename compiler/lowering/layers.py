@@ -217,9 +217,8 @@ def matmul(lowering: Lowering, group: Group) -> bool:
     x, weights = _input(group.root, 0), _array(group.root, 1)
     if x is None or isinstance(x, gs.Constant) or weights is None or weights.ndim != 2 or weights.dtype != np.float32:
         return False
-    shape = shape_of(group.root.outputs[0])
-    if len(shape_of(x)) < 2 or (len(shape) > 2 and len(group.nodes) > 1):
-        return False  # the epilogue's operands have the rank of the output
+    if len(shape_of(x)) < 2:
+        return False
     _product(lowering, group, lowering.plain(x), weights, None)
     return True
 
@@ -228,7 +227,12 @@ def _product(lowering: Lowering, group: Group, x: Tensor, W: np.ndarray, bias: g
     depth, columns = W.shape
     rows, out_shape = prod(x.shape) // depth, shape_of(group.root.outputs[0])
     plan = gemm.best_plan(rows, columns, depth, lowering.unit)
-    tail = lowering.tail(group, bias, 1, out_shape)
+    tail = lowering.tail(group, bias, 1, out_shape).as_rows(rows, out_shape)
+    if tail is None:
+        alone = Group([group.root], [group.root.outputs[0]])
+        _product(lowering, alone, x, W, bias)
+        lowering.elementwise(group.nodes[1:])
+        return
     _emit(
         lowering,
         group,

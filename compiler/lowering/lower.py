@@ -200,13 +200,13 @@ class Lowering:
             if lower_ is not None and node.domain in (None, "", "ai.onnx") and lower_(self, group):
                 return
         if group.is_elementwise:
-            self._elementwise(group.nodes)
+            self.elementwise(group.nodes)
             return
         self._generic(node)
         if len(group.nodes) > 1:
-            self._elementwise(group.nodes[1:])
+            self.elementwise(group.nodes[1:])
 
-    def _elementwise(self, nodes: list[gs.Node]) -> None:
+    def elementwise(self, nodes: list[gs.Node]) -> None:
         """One kernel for a chain of elementwise nodes, in the layout of its inputs."""
         builder = Builder(None)
         for node in nodes:

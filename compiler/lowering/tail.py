@@ -56,6 +56,17 @@ class Tail:
 
         return replace(self, operands=tuple(map(reshape, self.operands)))
 
+    def as_rows(self, rows: int, shape: tuple[int, ...]) -> Tail | None:
+        """The same over `[rows, columns]` instead of `shape`; None where an operand has some of its rows."""
+        if not all(each[:-1] in (shape[:-1], (1,) * (len(shape) - 1)) for each in self.shapes):
+            return None
+
+        def reshape(operand: Operand) -> Operand:
+            flat = (rows if operand.shape[:-1] == shape[:-1] else 1, operand.shape[-1])
+            return operand.reshape(flat) if isinstance(operand, np.ndarray) else operand.view(flat)
+
+        return replace(self, operands=tuple(map(reshape, self.operands)))
+
     def epilogue(self, extras: Sequence[Any]) -> Epilogue:
         """The epilogue of a kernel, given the operands as tensors of TE."""
 

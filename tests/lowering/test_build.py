@@ -234,6 +234,8 @@ def products() -> Draft:
         net.add("Add", net.add("MatMul", rows, by_columns), net.random(101)),
         net.add("MatMul", batch, by_columns),
         net.add("Relu", net.add("Add", net.add("MatMul", batch, by_columns), net.random(101))),
+        net.add("Add", net.add("MatMul", batch, by_columns), net.random(2, 5, 101)),
+        net.add("Add", net.add("MatMul", batch, by_columns), net.random(5, 1)),
         net.add("Gemm", net.add("Flatten", batch, axis=2), by_columns),
     )
     return net
