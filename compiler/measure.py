@@ -27,7 +27,7 @@ _SETTINGS = {
 # Types of which several values share a byte, with their bits.
 _PACKED = {"float4_e2m1fn": 4, "int4": 4, "uint4": 4, "int2": 2, "uint2": 2}
 
-_INTEGERS = (int, np.integer)
+_INTEGERS = frozenset({int, np.int32, np.int64})
 
 # Layers that own their constants, however small: a convolution into one channel has one bias.
 _LAYERS = {"BatchNormalization", "Conv", "ConvTranspose", "DequantizeLinear", "Gemm", "MatMul", "PRelu"}
@@ -97,9 +97,7 @@ def parameters(node: gs.Node) -> Iterator[gs.Constant]:
 
 def has_shape(*tensors: gs.Tensor) -> bool:
     """Whether the shape of every tensor is known in numbers."""
-    return all(
-        tensor.shape is not None and all(isinstance(size, _INTEGERS) for size in tensor.shape) for tensor in tensors
-    )
+    return all(tensor.shape is not None and _INTEGERS.issuperset(map(type, tensor.shape)) for tensor in tensors)
 
 
 def tensor_bytes(tensor: gs.Tensor) -> int:

@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from nnc.measure import has_shape
 from nnc.pattern import ANY, Match, NoMatch, Pattern, op
 from nnc.rewrite import Effect, PatternPass, node
 
@@ -50,7 +51,7 @@ def _bounds(activation: gs.Node) -> tuple[gs.Tensor, Bounds]:
     if len(activation.inputs) != 2:
         raise NoMatch(f"{activation.op} has {len(activation.inputs)} inputs")
     x, bound = sorted(activation.inputs, key=lambda tensor: isinstance(tensor, gs.Constant))
-    if x.shape != activation.outputs[0].shape:
+    if not has_shape(x) or list(x.shape) != list(activation.outputs[0].shape):
         raise NoMatch("a constant makes its shape grow")
     number = _number(bound, 0.0)
     return x, (number, math.inf) if activation.op == "Max" else (-math.inf, number)

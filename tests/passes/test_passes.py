@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from nnc import graph as graphs
-from nnc import networks, passes, pipeline, target, testing, verify
+from nnc import networks, passes, pipeline, target, testing, verify, wire
 from nnc.rewrite import Pass
 
 GRAPH_PASSES = [pass_() for pass_ in passes.GRAPH_PASSES]
@@ -60,6 +60,17 @@ def test_same_bytes_every_time() -> None:
     results = [pipeline.run(graphs.from_model(model), GRAPH_PASSES, context())[0] for _ in range(2)]
     one, other = (graphs.to_model(result).SerializeToString(deterministic=True) for result in results)
     assert one == other
+
+
+def test_weights_that_no_pass_needs_stay_in_the_file(tmp_path: Path) -> None:
+    text = """net (float[1, 8, 9, 9] x) => (float y) <float[8, 8, 3, 3] V, float[8, 8, 3, 3] W, float[8, 1, 1] c>
+    { a = Conv(x, V) b = Identity(a) d = Relu(b) e = Conv(d, W) y = Mul(e, c) }"""
+    graphs.save(testing.graph(text), tmp_path / "m.onnx")
+    after, _ = pipeline.run(graphs.load(tmp_path / "m.onnx"), GRAPH_PASSES, context())
+    places = {tensor.name: wire.origin(tensor.values) for tensor in graphs.constants(after)}
+    assert places["V"] is not None
+    assert places["V"][0] == tmp_path / "m.onnx"
+    assert "W" not in places
 
 
 MODELS = [
