@@ -112,7 +112,9 @@ class Work:
 
     # -- pieces
 
-    def add(self, function: tirx.PrimFunc, operands: Sequence[Value], results: Sequence[tuple[Shape, str]]) -> list[Value]:
+    def add(
+        self, function: tirx.PrimFunc, operands: Sequence[Value], results: Sequence[tuple[Shape, str]]
+    ) -> list[Value]:
         """Append a piece; returns its results."""
         first = sum(len(piece.results) for piece in self.pieces)
         made = [Value("temporary", first + place, shape, dtype) for place, (shape, dtype) in enumerate(results)]
@@ -123,6 +125,11 @@ class Work:
         """Append the piece of a template: `body` computes a tensor from placeholders of the operands."""
         function, results = _function(operands, body)
         return self.add(function, operands, results)[0]
+
+    def kernels(self, operands: Sequence[Value], body: Callable[..., Sequence[te.Tensor]]) -> list[Value]:
+        """The same of a template that computes several tensors."""
+        function, results = _function(operands, body)
+        return self.add(function, operands, results)
 
     def compute(self, operands: Sequence[Value], body: Callable[..., te.Tensor]) -> Value:
         """The same of a computation without loops, which gets the default schedule."""
@@ -181,7 +188,7 @@ def _tensor(value: Value | None) -> gs.Tensor:
     if value is None:
         return gs.Variable.empty()
     if value.values is not None:
-        return gs.Constant("", value.values)
+        return gs.Constant("c", value.values)
     return gs.Variable("x", np.dtype(value.dtype), list(value.shape))
 
 

@@ -14,7 +14,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from nnc.lowering.kernels.gemm import Expr, Unit, lanes_of
-from nnc.lowering.kernels.loops import TASKS, nest, shared, unravel
+from nnc.lowering.kernels.loops import TASKS, nest, shared, unravel, vectors
 
 Shape = tuple[int, ...]
 
@@ -71,26 +71,12 @@ def _body(ins: Sequence[Any], out: Any, shape: Shape, unit: Unit, function: Call
             ]
             T.buffer_store(out, function(values), index)
 
-    def piece(place: Sequence[Expr], start: Expr, size: int) -> None:
-        if size >= lanes:
-            with T.serial(0, size // lanes) as step:
-                vector(place, T.bind(start + step * lanes), lanes)
-        if size % lanes:
-            vector(place, start + (size - size % lanes), size % lanes)
-
     with IRBuilder() as builder:
         with shared(rows * parts, prod(shape)) as task:
             place = unravel(T.bind(task // parts) if parts > 1 else task, shape[:axes])
             start = T.bind(task % parts * chunk) if parts > 1 else 0
             with nest(shape[axes:-1]) as inner:
-                if length % chunk:
-                    with T.If(start + chunk <= length):
-                        with T.Then():
-                            piece([*place, *inner], start, chunk)
-                        with T.Else():
-                            piece([*place, *inner], start, length % chunk)
-                else:
-                    piece([*place, *inner], start, chunk)
+                vectors(start, chunk, length, lanes, lambda first, width: vector([*place, *inner], first, width))
         return builder.get()
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from math import ceil, prod
 from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-Expr = Any
+from nnc.lowering.kernels.gemm import Expr, Unit, lanes_of
 
 TASKS = 8
 """Tasks per thread that keep the threads busy until the end."""
@@ -39,6 +40,43 @@ def unravel(index: Expr, shape: Sequence[int]) -> list[Expr]:
         place.append(T.bind(index % size))
         index = T.bind(index // size)
     return [*([index] if shape else []), *place[::-1]]
+
+
+def vectors(start: Expr, size: int, end: int, lanes: int, emit: Callable[[Expr, int], None]) -> None:
+    """Emit `emit(first, lanes)` for the elements from `start` on, `size` of them or as many as there are up to `end`.
+
+    The pieces of all tasks but the last have the same size, which is a multiple of the lanes.
+    """
+
+    def piece(count: int) -> None:
+        if count >= lanes:
+            with T.serial(0, count // lanes) as step:
+                emit(T.bind(start + step * lanes), lanes)
+        if count % lanes:
+            emit(start + (count - count % lanes), count % lanes)
+
+    if end % size == 0:
+        piece(size)
+    else:
+        with T.If(start + size <= end):
+            with T.Then():
+                piece(size)
+            with T.Else():
+                piece(end % size)
+
+
+def copy(source: Any, result: Any, shape: Sequence[int], unit: Unit) -> None:
+    """Emit the copy of a whole array."""
+    length, lanes = prod(shape), lanes_of(unit)
+    chunk = min(length, lanes * ceil(length / (TASKS * unit.threads) / lanes))
+    with shared(ceil(length / chunk), length) as part:
+        flat, target = reshaped(source, (length,)), reshaped(result, (length,))
+
+        def store(start: Expr, width: int) -> None:
+            with T.vectorized(0, width) as lane:
+                target[start + lane] = flat[start + lane]
+
+        vectors(T.bind(part * chunk), chunk, length, lanes, store)
 
 
 def reshaped(buffer: Any, shape: Sequence[int]) -> Any:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import ceil
+from math import ceil, prod
 from typing import Any
 
 from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from nnc.lowering.kernels.gemm import Expr, Unit, lane, splat
-from nnc.lowering.kernels.loops import reshaped, shared
+from nnc.lowering.kernels.gemm import Expr, Unit, lane, lanes_of, splat
+from nnc.lowering.kernels.loops import reshaped, shared, unravel
 
 Shape = tuple[int, int, int, int]
 
@@ -107,6 +107,43 @@ def _pixel_to_plain(rows: Any, columns: Any, place: tuple[Expr, Expr, Expr], blo
     image, group, pixel = place
     with T.vectorized(0, valid) as k:
         rows[image, group * block + k, pixel] = columns[image, group, pixel, k]
+
+
+def transpose(X: te.Tensor, order: Sequence[int], unit: Unit) -> te.Tensor:
+    """`X` of 32-bit elements with its axes in another order, in which the last one is not the last.
+
+    Tiles lie across the last axes of the two sides, which both have at least as many elements as a register.
+    """
+    sizes = [int(size) for size in X.shape]
+    return te.extern(
+        [[sizes[axis] for axis in order]],
+        [X],
+        lambda ins, outs: _transpose(T.buffer_proxy(ins[0]), T.buffer_proxy(outs[0]), sizes, order, lanes_of(unit)),
+        name="transpose",
+        dtype=str(X.dtype),
+    )
+
+
+def _transpose(X: Any, out: Any, sizes: Sequence[int], order: Sequence[int], size: int) -> Any:
+    source, target = len(sizes) - 1, order[-1]  # the axes of X along which rows of a tile are read, and written
+    tiles = [ceil(n / size) if axis in (source, target) else n for axis, n in enumerate(sizes)]
+    outer = [axis for axis in order if axis != target]
+    with IRBuilder() as builder:
+        with shared(prod(tiles[axis] for axis in outer), prod(sizes)) as task:
+            place = dict(zip(outer, unravel(task, [tiles[axis] for axis in outer]), strict=True))
+            place[source] = T.bind(tirx.min(place[source] * size, sizes[source] - size))
+            with T.serial(0, tiles[target]) as step:
+                place[target] = T.bind(tirx.min(step * size, sizes[target] - size))
+
+                def at(axis: int, offset: int) -> dict[int, Expr]:
+                    """The place of a row of the tile that lies `offset` down an axis, along the other."""
+                    along = source if axis == target else target
+                    return place | {axis: place[axis] + offset, along: T.ramp(place[along], 1, size)}
+
+                rows = [T.bind(X[tuple(at(target, j)[axis] for axis in range(len(sizes)))]) for j in range(size)]
+                for i, row in enumerate(transposed(rows)):
+                    out[tuple(at(source, i)[axis] for axis in order)] = row
+        return builder.get()
 
 
 def transposed(vectors: Sequence[Expr]) -> list[Expr]:

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from nnc.lowering.operators import arithmetic, axes, movement
 from nnc.lowering.pieces import Value, Work
 
 Operator = Callable[[Work], Sequence[Value] | None]
 
-OPERATORS: dict[str, Operator] = {}
+OPERATORS: dict[str, Operator] = {**arithmetic.OPERATORS, **axes.OPERATORS, **movement.OPERATORS}
 
-MOVES = frozenset({"Cast", "CastLike", "Concat", "Expand", "Gather"})
+MOVES = frozenset({
+    "Cast", "CastLike", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND",
+    "Identity", "OneHot", "Pad", "Reshape", "ReverseSequence", "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile",
+    "Transpose", "Unsqueeze",
+})  # fmt: skip
 """Operators that move values of any type without computing with them."""
