@@ -89,6 +89,9 @@ def _direct(
     few = channels < lowering.block and not lowering.has_blocks(x)
     in_block = 1 if few else lowering.block
     source = lowering.plain(x) if few else lowering.blocked(x)
+    if window.kernel == (1, 1) and window.strides != (1, 1) and window.origin == (0, 0) and not few:
+        source, window = _every_nth(lowering, group.root, source, channels, window)
+        height, width = window.size
     problem = conv2d.Conv2d(batch, channels, W.shape[0], window, groups, in_block, lowering.block)
     out_size = window.out_size
     if tail.fits(*out_size):
@@ -99,6 +102,15 @@ def _direct(
     result = Tensor((batch, problem.out_blocks, *out_size, problem.block), "float32")
     _direct_into(lowering, group, problem, source.view(shape), W, tail, result)
     lowering.define(group.outputs[0], result, lowering.block)
+
+
+def _every_nth(lowering: Lowering, node: gs.Node, x: Tensor, channels: int, window: Window) -> tuple[Tensor, Window]:
+    """The pixels that a strided 1x1 convolution reads, side by side, so that its tiles can go on from row to row."""
+    problem = pool.Pool("max", x.shape[0], channels, window, lowering.block)
+    result = Tensor((*x.shape[:2], *window.out_size, lowering.block), "float32")
+    key = ("every_nth", problem)
+    lowering.call("every_nth", key, [node.name], "", [x], [result], lambda X: pool.compute(X, problem, lowering.unit))
+    return result, replace(window, size=window.out_size, strides=(1, 1))
 
 
 def _direct_into(

@@ -234,7 +234,7 @@ class _Kernel:
         index, vectors = lane(conv.block), self.plan.tile.vectors
         with T.serial(0, packed_shape(conv, self.plan)[1]) as i, T.serial(*window.rows(y)) as kh:
             block, row = T.bind(self._first_block(group) + i), T.bind(window.row(y, kh))
-            for tap in tiles.taps(unroll=conv.in_block == 1):
+            for tap in tiles.taps():
                 with tap.loop() as kw, T.serial(0, self._depth(i)) as j:
                     weights = [T.bind(T.buffer_proxy(W)[group, i, kh, kw, j, v, index]) for v in range(vectors)]
                     self._fetch_ahead(W, (group, i, kh, kw, j))

@@ -49,11 +49,14 @@ class Tiles:
     inside: tuple[Span, ...]
     """Per kernel column, the columns of the tile that read inside of the image."""
 
-    def taps(self, unroll: bool = False) -> list[Taps]:
-        """The kernel columns that read inside of the image for any column of the tile."""
-        spans = [(kw, kw if unroll else 0, span) for kw, span in enumerate(self.inside) if span[0] < span[1]]
-        runs = [list(run) for _, run in groupby(spans, key=lambda each: each[1:])]
-        return [Taps(run[0][0], len(run), run[0][2]) for run in runs]
+    def taps(self) -> list[Taps]:
+        """The kernel columns that read inside of the image for any column of the tile.
+
+        They stay loops: unrolled, LLVM loads weights early and runs out of registers.
+        """
+        spans = [(kw, span) for kw, span in enumerate(self.inside) if span[0] < span[1]]
+        runs = [list(run) for _, run in groupby(spans, key=lambda each: each[1])]
+        return [Taps(run[0][0], len(run), run[0][1]) for run in runs]
 
     def readers(self, window: Window) -> dict[int, list[tuple[int, int]]]:
         """Who reads each column of the image: offset from `x * stride` -> (column of the tile, kernel column)."""
