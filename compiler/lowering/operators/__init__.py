@@ -7,12 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from nnc.lowering.operators import arithmetic, axes, movement, resize
+from nnc.lowering.operators import arithmetic, axes, movement, products, resize
 from nnc.lowering.pieces import Value, Work
 
 Operator = Callable[[Work], Sequence[Value] | None]
 
-OPERATORS: dict[str, Operator] = {**arithmetic.OPERATORS, **axes.OPERATORS, **movement.OPERATORS, **resize.OPERATORS}
+OPERATORS: dict[str, Operator] = {
+    **arithmetic.OPERATORS,
+    **axes.OPERATORS,
+    **movement.OPERATORS,
+    **products.OPERATORS,
+    **resize.OPERATORS,
+}
 
 MOVES = frozenset({
     "Cast", "CastLike", "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherElements", "GatherND",

@@ -123,6 +123,14 @@ def reduce(work: Work) -> list[Value] | None:
     return [_slices(work, x, axes, x.dtype, REDUCTIONS[op])]
 
 
+def summed(work: Work, x: Value, along: Sequence[int]) -> Value:
+    """`x` without the axes that it is summed along."""
+    if not along:
+        return x
+    shape = [size for axis, size in enumerate(x.shape) if axis not in along]
+    return _slices(work, x, along, x.dtype, REDUCTIONS["ReduceSum"]).view(*shape)
+
+
 def _partial(work: Work, x: Value, axes: Sequence[int]) -> tuple[Value, Sequence[int]]:
     """Where one slice is all there is: reduce its parts first, so that the threads share them."""
     parts = _merged(x.shape, axes)
