@@ -22,13 +22,13 @@ GRAPH_PASSES: tuple[type[Pass], ...] = (
     FuseGemm,
     FoldConstants,
     RemoveIdentity,
+    MergeDuplicates,
     MergeViews,
     FusePadding,
     FuseGates,
     FoldAffine,
     FoldBatchNorm,
     FuseActivations,
-    MergeDuplicates,
 )
 
 #: Every pass that a recipe can name.
