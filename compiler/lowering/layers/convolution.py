@@ -1,0 +1,205 @@
+"""Conv and ConvTranspose of images: depthwise, by Winograd's algorithm, or direct."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from nnc.lowering.fuse import Group
+from nnc.lowering.kernels import conv2d, depthwise, pool, winograd
+from nnc.lowering.kernels.window import Window
+from nnc.lowering.layers.attributes import along_channels, array_of, input_of, two, window_of
+from nnc.lowering.layers.emit import Kernel, call, emit
+from nnc.lowering.program import Tensor
+from nnc.lowering.shapes import shape_of
+from nnc.lowering.tail import Tail
+
+if TYPE_CHECKING:
+    from nnc.lowering.lower import Lowering
+
+
+def conv(lowering: Lowering, group: Group) -> bool:
+    """Conv of float32 images with constant weights."""
+    node = group.root
+    x, weights, bias = input_of(node, 0), array_of(node, 1), input_of(node, 2)
+    window = window_of(node, weights.shape[2:]) if weights is not None and weights.ndim == 4 else None
+    if weights is None or window is None or weights.dtype != np.float32 or x is None or x.dtype != np.float32:
+        return False
+    out_shape = shape_of(node.outputs[0])
+    tail = lowering.tail(group, along_channels(bias, 4), lowering.block, out_shape)
+    groups, channels = node.attrs.get("group", 1), weights.shape[0]
+    if groups == channels == shape_of(x)[1]:
+        _depthwise(lowering, group, x, weights, window, tail)
+    elif not _winograd(lowering, group, x, weights, window, groups, tail):
+        _direct(lowering, group, x, weights, window, groups, tail)
+    return True
+
+
+def _depthwise(lowering: Lowering, group: Group, x: gs.Tensor, W: np.ndarray, window: Window, tail: Tail) -> None:
+    problem = depthwise.Depthwise(shape_of(x)[0], W.shape[0], window, lowering.block)
+    plan = depthwise.best_plan(problem, lowering.unit)
+    emit(
+        lowering,
+        group,
+        Kernel("depthwise", problem, plan),
+        [lowering.blocked(x), depthwise.pack(W, problem)],
+        tail,
+        (problem.batch, problem.blocks, *window.out_size, problem.block),
+        lambda X, P, extras: depthwise.compute(X, P, problem, plan, extras, tail.epilogue(extras)),
+    )
+
+
+def _winograd(
+    lowering: Lowering, group: Group, x: gs.Tensor, W: np.ndarray, window: Window, groups: int, tail: Tail
+) -> bool:
+    """3x3 with stride 1, where Winograd's algorithm is estimated to be faster."""
+    plain_steps = window.strides == window.dilations == (1, 1)
+    if window.kernel != (3, 3) or groups != 1 or not plain_steps or W.shape[1] < lowering.block:
+        return False
+    (top, left), (height, width) = window.origin, window.size
+    bottom, right = window.out_size[0] + 2 - height - top, window.out_size[1] + 2 - width - left
+    pads = (top, left, bottom, right)
+    problem = winograd.Convolution(shape_of(x)[0], W.shape[1], W.shape[0], height, width, pads, lowering.block)
+    if not winograd.wins(problem, lowering.unit):
+        return False
+    plan = winograd.best_plan(problem, lowering.unit)
+    emit(
+        lowering,
+        group,
+        Kernel("winograd", problem, plan),
+        [lowering.blocked(x), winograd.pack(W, plan)],
+        tail,
+        (problem.batch, problem.out_blocks, *problem.out_size, problem.block),
+        lambda X, U, extras: winograd.compute(X, U, problem, plan, extras, tail.epilogue(extras)),
+    )
+    return True
+
+
+def _direct(
+    lowering: Lowering, group: Group, x: gs.Tensor, W: np.ndarray, window: Window, groups: int, tail: Tail
+) -> None:
+    batch, channels, height, width = shape_of(x)
+    few = channels < lowering.block and not lowering.has_blocks(x)
+    in_block = 1 if few else lowering.block
+    source = lowering.plain(x) if few else lowering.blocked(x)
+    if window.kernel == (1, 1) and window.strides != (1, 1) and window.origin == (0, 0) and not few:
+        source, window = _every_nth(lowering, group.root, source, channels, window)
+        height, width = window.size
+    problem = conv2d.Conv2d(batch, channels, W.shape[0], window, groups, in_block, lowering.block)
+    out_size = window.out_size
+    if tail.fits(*out_size):
+        problem = problem.flattened(lowering.unit)
+        height, width = problem.window.size
+        tail = tail.reshaped(*problem.window.out_size)
+    shape = (batch, channels, height, width) if few else (batch, problem.in_blocks, height, width, in_block)
+    result = Tensor((batch, problem.out_blocks, *out_size, problem.block), "float32")
+    _direct_into(lowering, group, problem, source.view(shape), W, tail, result)
+    lowering.define(group.outputs[0], result, lowering.block)
+
+
+def _every_nth(lowering: Lowering, node: gs.Node, x: Tensor, channels: int, window: Window) -> tuple[Tensor, Window]:
+    """The pixels that a strided 1x1 convolution reads, side by side, so that its tiles can go on from row to row."""
+    problem = pool.Pool("max", x.shape[0], channels, window, lowering.block)
+    result = Tensor((*x.shape[:2], *window.out_size, lowering.block), "float32")
+    key = ("every_nth", problem)
+    lowering.call("every_nth", key, [node.name], "", [x], [result], lambda X: pool.compute(X, problem, lowering.unit))
+    return result, replace(window, size=window.out_size, strides=(1, 1))
+
+
+def _direct_into(
+    lowering: Lowering, group: Group, problem: conv2d.Conv2d, x: Tensor, W: np.ndarray, tail: Tail, result: Tensor
+) -> None:
+    """Append a direct convolution that writes `result`."""
+    plan = conv2d.best_plan(problem, lowering.unit)
+    call(
+        lowering,
+        group,
+        Kernel("conv2d", problem, plan),
+        [x, conv2d.pack(W, problem, plan)],
+        tail,
+        result.view(problem.out_shape),
+        lambda X, P, extras: conv2d.compute(X, P, problem, plan, extras, tail.epilogue(extras)),
+    )
+
+
+def conv_transpose(lowering: Lowering, group: Group) -> bool:
+    """ConvTranspose of float32 images with constant weights: a convolution for each phase of the output's pixels."""
+    node = group.root
+    x, weights, bias = input_of(node, 0), array_of(node, 1), input_of(node, 2)
+    if x is None or weights is None or weights.ndim != 4 or weights.dtype != np.float32 or x.dtype != np.float32:
+        return False
+    if two(node.attrs.get("dilations", (1, 1))) != (1, 1) or isinstance(x, gs.Constant):
+        return False
+    strides, out_size = two(node.attrs.get("strides", (1, 1))), two(shape_of(node.outputs[0])[2:])
+    pads = _transposed_pads(node, strides, two(weights.shape[2:]), out_size)
+    if strides[0] > weights.shape[2] or strides[1] > weights.shape[3]:
+        return False  # some outputs are nothing but the bias
+    tail = lowering.tail(group, along_channels(bias, 4), lowering.block, shape_of(node.outputs[0]))
+    (batch, channels, *size), groups = shape_of(x), node.attrs.get("group", 1)
+    W = _as_convolution(weights, groups)
+    result = Tensor((batch, -(-W.shape[0] // lowering.block), *out_size, lowering.block), "float32")
+    for phase in product(range(strides[0]), range(strides[1])):
+        rows, columns = (_phase(*each) for each in zip(phase, strides, weights.shape[2:], pads, out_size, strict=True))
+        window = Window(
+            two(size),
+            (rows.taps, columns.taps),
+            (1, 1),
+            (1, 1),
+            (rows.origin, columns.origin),
+            (rows.outputs, columns.outputs),
+        )
+        if min(window.out_size) < 1:
+            continue
+        spread = conv2d.Phase(strides, phase, out_size)
+        problem = conv2d.Conv2d(batch, channels, W.shape[0], window, groups, lowering.block, lowering.block, spread)
+        taps = np.ascontiguousarray(W[:, :, rows.tap :: strides[0], columns.tap :: strides[1]][:, :, ::-1, ::-1])
+        _direct_into(lowering, group, problem, lowering.blocked(x), taps, tail, result)
+    lowering.define(group.outputs[0], result, lowering.block)
+    return True
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """One axis of the outputs `phase`, `phase` + stride, ... of a transposed convolution, as a convolution."""
+
+    tap: int
+    """The first of its kernel's taps, which are a stride apart."""
+    taps: int
+    origin: int
+    """Padding in front."""
+    outputs: int
+
+
+def _phase(phase: int, stride: int, kernel: int, pad: int, out: int) -> _Phase:
+    """Output y gets input i through tap k where y + pad = i * stride + k; of a phase, all k are equal modulo stride."""
+    tap = (phase + pad) % stride
+    taps = -(-(kernel - tap) // stride)
+    return _Phase(tap, taps, taps - 1 - (phase + pad) // stride, -(-(out - phase) // stride))
+
+
+def _as_convolution(W: np.ndarray, groups: int) -> np.ndarray:
+    """Weights `[in, out / groups, kh, kw]` of ConvTranspose as `[out, in / groups, kh, kw]`."""
+    ins, outs = W.shape[0] // groups, W.shape[1]
+    split = W.reshape(groups, ins, outs, *W.shape[2:]).swapaxes(1, 2)
+    return split.reshape(groups * outs, ins, *W.shape[2:])
+
+
+def _transposed_pads(
+    node: gs.Node, strides: tuple[int, int], kernel: tuple[int, int], out: tuple[int, int]
+) -> tuple[int, int]:
+    """The padding in front of rows and columns; `output_shape` and `auto_pad` decide over `pads`, as in ONNX."""
+    auto = node.attrs.get("auto_pad", "NOTSET")
+    if auto in ("NOTSET", "VALID") and "output_shape" not in node.attrs:
+        return two(node.attrs.get("pads", (0, 0, 0, 0))[:2]) if auto == "NOTSET" else (0, 0)
+    added = node.attrs.get("output_padding", (0, 0))
+    totals = [
+        max(0, (size - 1) * stride + extra + taps - result)
+        for size, stride, extra, taps, result in zip(
+            shape_of(node.inputs[0])[2:], strides, added, kernel, out, strict=True
+        )
+    ]
+    return two([total // 2 if auto == "SAME_UPPER" else total - total // 2 for total in totals])
