@@ -214,7 +214,7 @@ class Lowering:
         output, expression = nodes[-1].outputs[0], builder.expression()
         shape, block = shape_of(output), PLAIN
         if self._in_blocks(shape, builder.operands) and (expression.is_finite or shape[1] % self.block == 0):
-            block, shape = self.block, relayout.blocked_shape(shape, self.block)  # type: ignore[arg-type]
+            block, shape = self.block, relayout.blocked_shape(shape, self.block)
         operands = [self.operand(each, len(shape_of(output)), block, shape_of(output)) for each in builder.operands]
         sizes, merged = elementwise.merged(shape, [each.shape for each in operands])
         result = Tensor(shape, "float32")

@@ -217,8 +217,8 @@ class _Kernel:
             total[lane(block)] = splat(0.0, block)
         self._reduce(X, W, tiles, place, x, sums)
         for c, v in product(range(tiles.columns), range(vectors)):
-            place = (n, group * vectors + v, *self._pixel(y, x + c), 0)
-            store(out, sums[c][v][lane(block)], place, block, self.epilogue)
+            pixel = self._pixel(y, x + c)
+            store(out, sums[c][v][lane(block)], (n, group * vectors + v, *pixel, 0), block, self.epilogue)
 
     def _pixel(self, y: Expr, x: Expr) -> tuple[Expr, Expr]:
         """Row and column of an output in the image that is written."""

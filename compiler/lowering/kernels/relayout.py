@@ -13,7 +13,7 @@ from tvm.script.ir_builder import tirx as T
 from nnc.lowering.kernels.gemm import Expr, Unit, lane, lanes_of, splat
 from nnc.lowering.kernels.loops import reshaped, shared, unravel
 
-Shape = tuple[int, int, int, int]
+Shape = tuple[int, ...]
 
 TILES = 16
 """Tiles per task."""
