@@ -46,7 +46,7 @@ def results(work: Work) -> list[Value]:
         raise Refused(f"it is an operator of the domain '{node.domain}'")
     if any(tensor.name and model.static_shape(tensor) is None for tensor in node.outputs):
         raise Refused("the shape of what it makes depends on values")
-    if node.op in ("Shape", "Size") or all(each.kind == "constant" for each in work.inputs()):
+    if node.op in ("EyeLike", "Shape", "Size") or all(each.kind == "constant" for each in work.inputs()):
         return [constant(values) for values in model.evaluate(node, work.opset)]
     if node.op not in MOVES and any(each.dtype == "float16" for each in work.inputs()):
         return _in_float32(work)

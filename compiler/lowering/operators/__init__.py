@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from nnc.lowering.operators import arithmetic, axes, movement, products, resize
+from nnc.lowering.operators import arithmetic, axes, convolution, movement, products, resize
 from nnc.lowering.pieces import Value, Work
 
 Operator = Callable[[Work], Sequence[Value] | None]
@@ -15,6 +15,7 @@ Operator = Callable[[Work], Sequence[Value] | None]
 OPERATORS: dict[str, Operator] = {
     **arithmetic.OPERATORS,
     **axes.OPERATORS,
+    **convolution.OPERATORS,
     **movement.OPERATORS,
     **products.OPERATORS,
     **resize.OPERATORS,

@@ -30,7 +30,7 @@ def apply(work: Work, function: Function, operands: Sequence[Value], dtype: str,
         return function(*(_number(each) if _is_number(each) else next(left) for each in operands))
 
     views = [each.view(*size) for each, size in zip(read, merged, strict=True)]
-    return work.kernel(views, lambda *ins: elementwise.compute(ins, sizes, work.unit, emit, dtype))
+    return work.kernel(views, lambda *ins: elementwise.compute(ins, sizes, work.unit, emit, dtype)).view(*shape)
 
 
 def _is_number(value: Value) -> bool:

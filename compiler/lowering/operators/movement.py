@@ -115,6 +115,19 @@ def concat(work: Work) -> list[Value]:
     return [work.kernel(views, lambda *ins: scatter.concatenate(list(ins), work.unit))]
 
 
+def tile(work: Work) -> list[Value]:
+    """Each axis seen as two: which repetition, and where in it."""
+    x = work.input(0)
+    repeats = [int(each) for each in work.array(1)]
+    pairs = [(count, size) for count, size in zip(repeats, x.shape, strict=True) if count * size > 1]
+    sizes = [size for _, size in pairs]
+
+    def compute(X: te.Tensor) -> te.Tensor:
+        return te.compute([n for pair in pairs for n in pair], lambda *index: X[index[1::2]], "tile")
+
+    return [work.compute([x.view(*sizes)], compute) if pairs else x]
+
+
 # -- gathering
 
 
@@ -234,5 +247,6 @@ OPERATORS = {
     "Scatter": scatter_elements,
     "ScatterElements": scatter_elements,
     "ScatterND": scatter_nd,
+    "Tile": tile,
     "Transpose": transpose,
 }
