@@ -20,6 +20,7 @@ class Library:
         if not path.is_file():
             raise NncError(f"{path}: no such file")
         os.environ["TVM_NUM_THREADS"] = str(threads)  # TVM's own choice is half of the cores
+        os.environ.setdefault("TVM_BIND_THREADS", "0")  # bound to a core, a thread waits for whoever else is there
         import tvm
         from tvm import relax
 
