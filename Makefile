@@ -27,7 +27,7 @@ demo/model.onnx: | $(INSTALLED)
 	$(BIN)/nnc example demo
 
 test: $(INSTALLED)
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n auto --maxprocesses 4
 
 check: lint types test
 

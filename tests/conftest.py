@@ -10,6 +10,7 @@ import onnx_graphsurgeon as gs
 import pytest
 from onnx.parser import parse_model
 
+from nnc import example
 from nnc import graph as graphs
 
 
@@ -38,6 +39,14 @@ def data() -> Path:
     folder = Path(os.environ.get("NNC_DATA", Path(__file__).parents[2] / "shared" / "data"))
     if not (folder / "models").is_dir():
         pytest.skip(f"no data folder {folder} (set NNC_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def written_example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that `nnc example` writes, for all tests: copy it before you change anything."""
+    folder = tmp_path_factory.mktemp("example") / "demo"
+    assert example.write(folder) == [folder / name for name in example.FILES]
     return folder
 
 

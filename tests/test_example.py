@@ -13,28 +13,21 @@ from nnc.errors import NncError
 from nnc.example import drawing, training
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("example") / "demo"
-    assert example.write(folder) == [folder / name for name in example.FILES]
-    return folder
-
-
-def test_the_network_knows_the_shapes(written: Path) -> None:
-    graph = graphs.load(written / "model.onnx")
-    recipe = toml.parse(toml.read(written / "recipe.toml"), "recipe.toml")
+def test_the_network_knows_the_shapes(written_example: Path) -> None:
+    graph = graphs.load(written_example / "model.onnx")
+    recipe = toml.parse(toml.read(written_example / "recipe.toml"), "recipe.toml")
     preprocess = data.Preprocess.model_validate(recipe["data"]["preprocess"])
-    test = data.Dataset.open(written / recipe["data"]["test"], preprocess, graph.inputs)
+    test = data.Dataset.open(written_example / recipe["data"]["test"], preprocess, graph.inputs)
     assert accuracy.evaluate(graph, test).top1 > 0.95
 
 
-def test_what_is_written(written: Path) -> None:
-    assert {file.name for file in written.iterdir()} == set(example.FILES)
+def test_what_is_written(written_example: Path) -> None:
+    assert {file.name for file in written_example.iterdir()} == set(example.FILES)
     for name, count in (("calibration.npz", 1000), ("test.npz", 1000)):
-        with np.load(written / name) as arrays:
+        with np.load(written_example / name) as arrays:
             assert (arrays["images"].shape, arrays["images"].dtype) == ((count, 32, 32, 3), np.uint8)
             assert Counter(arrays["labels"].tolist()).keys() == set(range(10))
-    model = onnx.load(written / "model.onnx")
+    model = onnx.load(written_example / "model.onnx")
     onnx.checker.check_model(model, full_check=True)
     assert Counter(node.op_type for node in model.graph.node)["BatchNormalization"] == 7
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nnc import cli, example, passes, recipe, target
+from nnc import cli, passes, recipe, target
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -35,10 +35,10 @@ def test_the_readme_has_files_and_commands() -> None:
 
 @pytest.mark.slow
 def test_every_command_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, written_example: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    example.write(tmp_path)
+    shutil.copytree(written_example, tmp_path, dirs_exist_ok=True)
     shutil.copytree(ROOT / "targets", "targets")
     for name, content in files().items():
         Path(name).write_text(content)  # recipe.toml is another than the example's

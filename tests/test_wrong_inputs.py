@@ -193,7 +193,7 @@ PREPROCESS = [
 MINE = "from nnc.rewrite import Pass\nclass Mine(Pass):\n"
 USED = [
     ("def f(:", "my.py:1: invalid syntax", None),
-    (b"\x00\x01", "my.py:1: source code string cannot contain null bytes", None),
+    (b"\xff\xfe", "my.py:1: (unicode error) 'utf-8' codec can't decode byte 0xff in position 0", None),
     ("import sys\nimport nowhere", "my.py:2: ModuleNotFoundError: No module named 'nowhere'", None),
     ("raise SystemExit('bye')", "my.py:1: SystemExit: bye", None),
     (
