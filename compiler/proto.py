@@ -95,6 +95,11 @@ def split(graph: gs.Graph) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     return model, weights
 
 
+def is_standard(node: gs.Node, *ops: str) -> bool:
+    """Whether the node is one of these operators of the ONNX standard, and not one of that name in another domain."""
+    return node.op in ops and node.domain in STANDARD_DOMAINS
+
+
 def metadata(graph: gs.Graph) -> dict[str, str]:
     """The model's metadata, such as the names of its classes; a graph that graphsurgeon made has none."""
     return dict(vars(graph).get("metadata", {}))

@@ -64,7 +64,7 @@ def model(text: str, *, opset: int = graphs.OPSET, seed: int = 0, **values: Any)
     graph = parsed.graph
     rng = np.random.default_rng(seed)
     produced = {name for node in graph.node for name in node.output}
-    variances = {node.input[4] for node in graph.node if node.op_type == "BatchNormalization"}
+    variances = {name for node in graph.node if node.op_type == "BatchNormalization" for name in node.input[4:]}
     for info in [info for info in graph.value_info if info.name not in produced]:
         drawn = values[info.name] if info.name in values else _draw(rng, info, positive=info.name in variances)
         dtype = onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)

@@ -158,4 +158,5 @@ def first_moved(before: gs.Graph, after: gs.Graph, inputs: Arrays) -> str | None
 
 
 def _float_tensors(graph: gs.Graph) -> set[str]:
-    return {tensor.name for node in graph.nodes for tensor in node.outputs if tensor.dtype == np.float32}
+    tensors = (tensor for node in graph.nodes for tensor in node.outputs)
+    return {tensor.name for tensor in tensors if tensor.dtype == np.float32 and tensor.shape is not None}

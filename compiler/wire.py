@@ -8,6 +8,7 @@ everything but the large initializers is parsed, and the weights stay where they
 import math
 import mmap
 import os
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,23 +39,34 @@ Spans = list[tuple[int, int] | None]
 
 @dataclass(frozen=True)
 class _Map:
-    """A file in memory; `stamp` tells whether it is still the one on disk."""
+    """A file in memory, from address `start` on; `stamp` tells whether it is still the one on disk."""
 
     pages: mmap.mmap
-    data: np.ndarray
+    data: weakref.ref[np.ndarray]
+    start: int
     stamp: tuple[int, ...]
 
 
+#: The files whose bytes somebody holds.
 _maps: dict[Path, _Map] = {}
 
 
 def map_file(path: Path) -> np.ndarray:
     """The bytes of `path` as a read-only uint8 array that lives on disk until it is touched."""
-    if not is_current(path):
+    data = _maps[path].data() if is_current(path) else None
+    if data is None:
         with open(path, "rb") as file:
             pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        _maps[path] = _Map(pages, np.frombuffer(pages, np.uint8), _stamp(path))
-    return _maps[path].data
+        data, stamp = np.frombuffer(pages, np.uint8), _stamp(path)
+        _maps[path] = _Map(pages, weakref.ref(data), data.ctypes.data, stamp)
+        weakref.finalize(data, _forget, path, stamp)
+    return data
+
+
+def _forget(path: Path, stamp: tuple[int, ...]) -> None:
+    """Let go of a file, and of its descriptor, when nobody holds its bytes any more."""
+    if path in _maps and _maps[path].stamp == stamp:
+        del _maps[path]
 
 
 def is_current(path: Path) -> bool:
@@ -70,7 +82,7 @@ def _stamp(path: Path) -> tuple[int, ...]:
 def release_pages() -> None:
     """Let the system drop the pages of mapped files that were read; they are read again when somebody needs them."""
     if hasattr(mmap, "MADV_DONTNEED"):
-        for mapped in _maps.values():
+        for mapped in list(_maps.values()):
             mapped.pages.madvise(mmap.MADV_DONTNEED)
 
 
@@ -79,10 +91,9 @@ def origin(array: np.ndarray) -> tuple[Path, int] | None:
     if not array.flags.c_contiguous:
         return None
     address = array.ctypes.data
-    for path, mapped in _maps.items():
-        start = mapped.data.ctypes.data
-        if start <= address and address + array.nbytes <= start + mapped.data.nbytes:
-            return path, address - start
+    for path, mapped in list(_maps.items()):
+        if mapped.start <= address and address + array.nbytes <= mapped.start + len(mapped.pages):
+            return path, address - mapped.start
     return None
 
 

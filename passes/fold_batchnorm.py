@@ -7,7 +7,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from pydantic import Field
 
-from nnc import affine
+from nnc import affine, proto
 from nnc.affine import Affine
 from nnc.measure import has_shape
 from nnc.pattern import Match, NoMatch, Pattern, op, through
@@ -88,7 +88,7 @@ def _goes_into_reader(batchnorm: gs.Node, map_: Affine) -> bool:
             (reader,) = tensor.outputs
             if reader.inputs[0] is not tensor:
                 return False
-            if reader.op in _BEHIND.split("|"):
+            if proto.is_standard(reader, *_BEHIND.split("|")):
                 _require_axis_1(reader)
                 affine.require_before(reader, map_)
                 return True
@@ -107,7 +107,7 @@ def _require_axis_1(layer: gs.Node) -> None:
 def _carried(map_: Affine, carrier: gs.Node) -> Affine:
     """The map per channel behind the node that is the same as `map_` before it."""
     read, written = carrier.inputs[0], carrier.outputs[0]
-    if carrier.op not in _CARRIERS.split("|") or not has_shape(read, written):
+    if not proto.is_standard(carrier, *_CARRIERS.split("|")) or not has_shape(read, written):
         raise NoMatch(f"{carrier.op} is behind it")
     if read.shape[:2] == written.shape[:2]:
         return map_

@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from nnc import proto
 from nnc.measure import has_shape
 from nnc.pattern import Match, NoMatch, Pattern, op
 from nnc.rewrite import Effect, PatternPass, node
@@ -57,7 +58,7 @@ def _merge_concats(outer: gs.Node) -> gs.Node:
     inputs: list[gs.Tensor] = []
     for tensor in outer.inputs:
         inner = tensor.inputs[0] if tensor.inputs and len(tensor.outputs) == 1 else outer
-        merges = inner is not outer and inner.op == "Concat" and _concat_axis(inner) == axis
+        merges = inner is not outer and proto.is_standard(inner, "Concat") and _concat_axis(inner) == axis
         inputs.extend(inner.inputs if merges else [tensor])
     if len(inputs) == len(outer.inputs):
         raise NoMatch

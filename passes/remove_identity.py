@@ -80,17 +80,23 @@ def _view(node: gs.Node) -> gs.Tensor | None:
 
 def _undone(node: gs.Node, inverses: set[str]) -> gs.Tensor | None:
     """What the node before read, when it is one of the inverses and this one brings back its shape."""
-    before = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
-    if before is None or before.op not in inverses or not has_shape(before.inputs[0], node.outputs[0]):
+    before = _before(node, *inverses)
+    if before is None or not has_shape(before.inputs[0], node.outputs[0]):
         return None
     return before.inputs[0] if list(before.inputs[0].shape) == list(node.outputs[0].shape) else None
+
+
+def _before(node: gs.Node, *ops: str) -> gs.Node | None:
+    """The node that computes what `node` reads, when it is one of these operators."""
+    producers = node.inputs[0].inputs
+    return producers[0] if producers and proto.is_standard(producers[0], *ops) else None
 
 
 def _transpose(node: gs.Node) -> gs.Tensor | None:
     if is_view(node):
         return _first_if_alike(node)
-    before = node.inputs[0].inputs[0] if node.inputs[0].inputs else None
-    if before is None or before.op != "Transpose":
+    before = _before(node, "Transpose")
+    if before is None:
         return None
     first = permutation(before)
     perm = [first[axis] for axis in permutation(node)]

@@ -37,7 +37,7 @@ class SimplifyShapes(Pass):
         foldable = folding.Foldable(graph, _MOST_BYTES)
         for node in list(graph.nodes):
             try:
-                if node.op in ("Shape", "Size"):
+                if proto.is_standard(node, "Shape", "Size"):
                     known.add(id(_measure(node, driver)))
                     changed += 1
                 elif any(id(tensor) in known for tensor in node.inputs) and foldable.add(node):
@@ -66,10 +66,10 @@ def _measure(node: gs.Node, driver: Driver) -> gs.Tensor:
 
 def _shape_output(node: gs.Node, driver: Driver) -> bool:
     """Write the shape of the node's output into it, where that is known although the model computes it."""
-    index = _SHAPED.get(node.op)
-    if index is None or node.domain not in proto.STANDARD_DOMAINS or not node.outputs:
+    if not proto.is_standard(node, *_SHAPED) or not node.outputs:
         return False
-    computed, written = node.inputs[index], node.outputs[0]
+    index, written = _SHAPED[node.op], node.outputs[0]
+    computed = node.inputs[index]
     if isinstance(computed, gs.Constant) or not has_shape(written) or 0 in written.shape:
         return False
     node.inputs[index] = driver.constant(f"{written.name}.shape", np.array(written.shape, np.int64))

@@ -1,5 +1,6 @@
 """Import and export: what a model means survives, and what nnc can't take is refused in one line."""
 
+import gc
 import random
 from pathlib import Path
 from typing import Any
@@ -393,6 +394,15 @@ def test_weights_are_released_after_the_check(tmp_path: Path) -> None:
     wire.release_pages()
     weight = next(tensor for tensor in graph.constants(loaded) if tensor.name == "W")
     assert (weight.values == 1).all(), "pages come back when they are read"
+
+
+def test_files_are_let_go_with_the_graph(tmp_path: Path) -> None:
+    path = saved(chain(W=np.ones((16, 3, 3, 3), np.float32)), tmp_path)
+    loaded = graph.load(path)
+    assert wire.is_current(path)
+    del loaded
+    gc.collect()  # nodes and tensors refer to each other
+    assert not wire.is_current(path)
 
 
 def test_file_that_was_replaced_is_not_read_as_the_old_one(tmp_path: Path) -> None:

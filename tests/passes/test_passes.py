@@ -73,6 +73,19 @@ def test_weights_that_no_pass_needs_stay_in_the_file(tmp_path: Path) -> None:
     assert "W" not in places
 
 
+@pytest.mark.parametrize(
+    "op", ["Concat", "Identity", "Relu", "Reshape", "Shape", "Transpose", "BatchNormalization", "Conv"]
+)
+def test_operators_of_other_domains_are_left_alone(op: str) -> None:
+    standard = op if op in ("Relu", "Transpose") else "Neg"
+    text = f"""<ir_version: 8, opset_import: ["" : 17, "my.ops" : 1]> net (float[2, 3] x) => (float[2, 3] y)
+    {{ a = my.ops.{op}(x) b = my.ops.{op}(a) c = {standard}(b) y = my.ops.{op}(c) }}"""
+    before = testing.graph(text)
+    after, rows = pipeline.run(before, GRAPH_PASSES, context())
+    assert after is before
+    assert {row.changed for row in rows} == {0}
+
+
 MODELS = [
     "cifar10_distiller_resnet20", "cifar10_distiller_resnet20_chpruned", "cifar10_mlperf_resnet8", "cifar10_resnet20",
     "cifar10_resnet44", "cifar10_resnet56", "imagenet_mobilenet_v1_0.25_128", "imagenet_mobilenet_v1_0.75_192",
