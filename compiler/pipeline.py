@@ -125,6 +125,7 @@ def run(
 
     Raises PassFailed when a pass raises, leaves an invalid graph, or is called exact and moves the outputs.
     """
+    _check_data(passes, context)
     context.imported = context.imported or graph
     rows: list[Row] = []
     keys = checkpoints.keys(passes) if checkpoints else []
@@ -139,6 +140,14 @@ def run(
                 checkpoints.save(keys[len(rows) - 1], step.after, rows)
         graph = steps[-1].after
     return graph, rows
+
+
+def _check_data(passes: Sequence[Pass], context: Context) -> None:
+    for pass_ in passes:
+        for key in pass_.needs:
+            if getattr(context, key) is None:
+                hint = f"give it with --data {key}=PATH or in the recipe's [data]"
+                raise NncError(f"pass {pass_.name}: needs {key} data", hint)
 
 
 def _runs(passes: Sequence[Pass]) -> list[list[Pass]]:

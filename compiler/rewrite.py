@@ -57,6 +57,8 @@ class Pass(BaseModel):
     effect: ClassVar[Effect]
     only_looks: ClassVar[bool] = False
     """Whether the pass is a check, which leaves every graph as it is."""
+    needs: ClassVar[tuple[str, ...]] = ()
+    """Keys of the recipe's [data] that the pass can't do without."""
 
     def run(self, graph: gs.Graph, context: Context) -> int:
         """Change `graph` in place and return the number of places changed."""

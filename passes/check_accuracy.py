@@ -24,6 +24,7 @@ class CheckAccuracy(Pass):
     name: ClassVar[str] = "check-accuracy"
     effect: ClassVar[Effect] = "exact"
     only_looks: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("test",)
 
     max_drop: float = Field(
         ..., ge=0, le=1, description="largest drop of the top-1 accuracy, as a share: 0.01 is one point of a hundred"
@@ -31,8 +32,8 @@ class CheckAccuracy(Pass):
 
     def run(self, graph: gs.Graph, context: Context) -> int:
         before, after = context.imported_accuracy(), context.accuracy(graph)
-        if before is None or after is None:
-            raise NncError("needs test data", "give it with --data test=PATH or in the recipe's [data]")
+        assert before is not None
+        assert after is not None
         if before - after > self.max_drop + 1e-9:  # 0.94 - 0.93 is a little more than 0.01
             raise NncError(
                 f"the accuracy dropped from {before:.4f} to {after:.4f}, by {before - after:.4f}; "

@@ -11,6 +11,8 @@ from onnx.parser import parse_model
 from nnc import graph as graphs
 from nnc import pipeline, target
 from nnc.checkpoint import Checkpoints
+from nnc.errors import NncError
+from nnc.passes.check_accuracy import CheckAccuracy
 from nnc.pattern import Match, NoMatch, const, op, var
 from nnc.rewrite import Context, Pass, PatternPass, node
 
@@ -142,6 +144,15 @@ def _counting(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(PatternPass, "run", run)
     return ran
+
+
+def test_missing_data_are_told_before_any_pass_runs(
+    net: gs.Graph, context: pipeline.Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = _counting(monkeypatch)
+    with pytest.raises(NncError, match="pass check-accuracy: needs test data"):
+        pipeline.run(net, [DropOne(), CheckAccuracy(max_drop=0.5)], context)
+    assert ran == []
 
 
 def test_unchanged_passes_are_not_run_again(
