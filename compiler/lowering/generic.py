@@ -53,7 +53,7 @@ def results(work: Work) -> list[Value]:
     made = OPERATORS[node.op](work) if node.op in OPERATORS else None
     if made is not None:
         return list(made)
-    return frontend.results(work) if frontend.knows(node.op) else _inlined(work)
+    return frontend.results(work) if node.op in frontend.OPERATORS else _inlined(work)
 
 
 def _in_float32(work: Work) -> list[Value]:
@@ -74,7 +74,7 @@ def _inlined(work: Work) -> list[Value]:
     """The operators that the standard defines an operator by, one by one."""
     graph = model.definition(work.node, work.opset)
     if graph is None:
-        raise Refused("neither nnc nor TVM has a kernel for it")
+        raise Refused("there is no kernel for it")
     values = {f"x{index}": work.input(index) for index in range(len(work.node.inputs)) if work.has(index)}
     values |= {each.name: constant(numpy_helper.to_array(each)) for each in graph.initializer}
     for node in graph.node:

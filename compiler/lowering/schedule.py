@@ -13,6 +13,7 @@ from math import ceil, prod
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.s_tir.schedule import ScheduleError
 
@@ -24,7 +25,8 @@ Loop = Any  # and of a loop
 PARALLEL_FROM = 8192
 """Steps from which on a nest is shared among the threads: starting them takes microseconds."""
 
-STRIDED = 8.0  # cost of a lane that is loaded or stored by itself, in vector accesses per register
+STRIDED = 8.0  # cost of an access whose lanes are loaded or stored one by one, in vector accesses
+BRANCH = 8.0  # cost of a lane that is computed by itself
 
 
 def schedule(function: tirx.PrimFunc, unit: Unit) -> tirx.PrimFunc:
@@ -62,6 +64,8 @@ class Nest:
     reduced: list[bool]
     moves: list[list[int | None]]
     """Per access, the store first: elements per step of each loop; None where the address is not linear in it."""
+    tested: list[bool]
+    """Per loop, whether a branch inside depends on it: such a loop is never vectorized if there is another."""
     bits: int
     """Of the widest element."""
     is_shared: bool = False
@@ -75,11 +79,14 @@ class Nest:
         """Vector accesses per element when a loop is vectorized."""
         extent = self.extents[place]
         per_register = sum(1.0 if moves[place] in (0, 1) else STRIDED for moves in self.moves)
+        per_register += lanes * BRANCH if self.tested[place] else 0.0
         return per_register * ceil(extent / lanes) / extent
 
     def can_merge(self, first: int) -> bool:
         """Whether loops `first` and `first + 1` walk through every operand as one loop would."""
         outer, inner = self.extents[first : first + 2]
+        if any(self.tested[first : first + 2]):
+            return False
         pairs = [moves[first : first + 2] for moves in self.moves]
         return 1 in (outer, inner) or all(None not in (a, b) and a == b * inner for a, b in pairs)  # type: ignore[operator]
 
@@ -88,7 +95,7 @@ class Nest:
         pair = slice(first, first + 2)
         for moves in self.moves:
             moves[pair] = [moves[first] if self.extents[first + 1] == 1 else moves[first + 1]]
-        self.loops[pair], self.reduced[pair] = [loop], [False]
+        self.loops[pair], self.reduced[pair], self.tested[pair] = [loop], [False], [False]
         self.extents[pair] = [prod(self.extents[pair])]
 
 
@@ -107,6 +114,7 @@ def _nest(state: s_tir.Schedule, block: Block) -> Nest:
         [int(each.dom.extent) for each in statement.iter_vars],
         [each.iter_type == tirx.IterVar.CommReduce for each in statement.iter_vars],
         [_moves(region, iterators) for region in regions],
+        [any(each.same_as(tested) for tested in _tested(statement)) for each in iterators],
         max(tvm.DataType(str(region.source.dtype)).bits for region in regions),
     )
 
@@ -162,7 +170,27 @@ def _is_reduction(state: s_tir.Schedule, block: Block) -> bool:
 
 def _branches(state: s_tir.Schedule, block: Block) -> bool:
     """Whether a block computes its value only under a condition."""
-    return "if_then_else" in state.get(block).script()
+    return bool(_conditions(state.get(block)))
+
+
+def _conditions(statement: Any) -> list[Any]:
+    """What the values of a block are computed under."""
+    found: list[Any] = []
+
+    def visit(call: tvm.ir.Call) -> None:
+        if getattr(call.op, "name", "") == "prim.if_then_else":
+            found.append(call.args[0])
+
+    tvm_ffi.structural_walk(statement.body, (tvm.ir.Call, visit))
+    return found
+
+
+def _tested(statement: Any) -> list[Any]:
+    """The variables in the conditions of a block."""
+    found: list[Any] = []
+    for condition in _conditions(statement):
+        tvm_ffi.structural_walk(condition, (tirx.Var, found.append))
+    return found
 
 
 def _volume(state: s_tir.Schedule, block: Block) -> int:

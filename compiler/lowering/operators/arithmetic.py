@@ -85,10 +85,6 @@ def _any_type(function: Function) -> Callable[[str], Function]:
     return lambda dtype: function
 
 
-def _wide(function: Callable[[Expr], Expr]) -> Callable[[str], Function | None]:
-    return lambda dtype: function if dtype == "float64" else None
-
-
 TYPED: dict[str, Callable[[str], Function | None]] = {
     "Abs": lambda dtype: (lambda x: x) if dtype.startswith("uint") else tirx.abs,
     "Add": _any_type(lambda x, y: x + y),
@@ -97,7 +93,6 @@ TYPED: dict[str, Callable[[str], Function | None]] = {
     "BitwiseNot": _any_type(lambda x: ~x),
     "BitwiseOr": _any_type(lambda x, y: x | y),
     "BitwiseXor": _any_type(lambda x, y: x ^ y),
-    "Cosh": _wide(lambda x: (tirx.exp(x) + tirx.exp(-x)) / tirx.const(2, "float64")),
     "Div": _divide,
     "Equal": _compare(lambda x, y: x == y),
     "Greater": _compare(lambda x, y: x > y),
@@ -111,9 +106,8 @@ TYPED: dict[str, Callable[[str], Function | None]] = {
     "Not": _any_type(tirx.Not),
     "Or": _any_type(tirx.Or),
     "Relu": _any_type(lambda x: tirx.max(x, _zero(x))),
-    "Round": _any_type(tirx.nearbyint),
+    "Round": lambda dtype: lambda x: tirx.call_llvm_pure_intrin(dtype, "llvm.nearbyint", x),
     "Sign": _sign,
-    "Sinh": _wide(lambda x: (tirx.exp(x) - tirx.exp(-x)) / tirx.const(2, "float64")),
     "Sub": _any_type(lambda x, y: x - y),
     "Sum": _any_type(lambda *xs: reduce(lambda x, y: x + y, xs)),
     "Where": _any_type(tirx.Select),

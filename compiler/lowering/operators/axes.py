@@ -123,6 +123,13 @@ def reduce(work: Work) -> list[Value] | None:
     return [_slices(work, x, axes, x.dtype, REDUCTIONS[op])]
 
 
+def global_pool(work: Work) -> list[Value] | None:
+    """GlobalAveragePool and GlobalMaxPool: reductions over all axes but the first two."""
+    x = work.input(0)
+    op = {"GlobalAveragePool": "ReduceMean", "GlobalMaxPool": "ReduceMax"}[work.node.op]
+    return [_slices(work, x, range(2, len(x.shape)), x.dtype, REDUCTIONS[op])]
+
+
 def summed(work: Work, x: Value, along: Sequence[int]) -> Value:
     """`x` without the axes that it is summed along."""
     if not along:
@@ -330,6 +337,8 @@ OPERATORS = {
     "ArgMax": arg_best,
     "ArgMin": arg_best,
     "CumSum": cumulative_sum,
+    "GlobalAveragePool": global_pool,
+    "GlobalMaxPool": global_pool,
     "GroupNormalization": group_normalization,
     "InstanceNormalization": instance_normalization,
     "LayerNormalization": layer_normalization,

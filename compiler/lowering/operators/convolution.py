@@ -163,8 +163,8 @@ def transposed_convolution(work: Work) -> list[Value] | None:
 
     Along an axis with stride s, result y = s q + r - pad gets x[q - t] * W[s t + r], summed over t.
     """
-    x, W = work.input(0), work.input(1).values
-    if x.dtype != "float32" or W is None:
+    x, W = work.input(0), work.input(1)
+    if x.dtype != "float32":
         return None
     axes = range(len(x.shape) - 2)
     slide, groups = Sliding.of(work, W.shape[2:]), work.attribute("group", 1)
@@ -174,7 +174,7 @@ def transposed_convolution(work: Work) -> list[Value] | None:
     conv = work.apply(
         "Conv",
         x,
-        constant(_by_phase(W, groups, slide, phases)),
+        _by_phase(work, W, groups, slide, phases),
         group=groups,
         pads=[*(each.start for each in phases), *(each.end for each in phases)],
     )[0]
@@ -234,19 +234,23 @@ def _transposed_starts(work: Work, slide: Sliding) -> list[int]:
     return starts
 
 
-def _by_phase(W: np.ndarray, groups: int, slide: Sliding, phases: Sequence[_Phases]) -> np.ndarray:
+def _by_phase(work: Work, W: Value, groups: int, slide: Sliding, phases: Sequence[_Phases]) -> Value:
     """Weights `[in, out / groups, k...]` as `[groups * phases * out / groups, in / groups, taps...]`."""
-    ins, outs = W.shape[0] // groups, W.shape[1]
-    spread = np.zeros((*W.shape[:2], *(p.taps * s for p, s in zip(phases, slide.strides, strict=True))), W.dtype)
-    spread[(..., *(slice(0, (k - 1) * d + 1, d) for k, d in zip(slide.kernel, slide.dilations, strict=True)))] = W
-    split = [n for p, s in zip(phases, slide.strides, strict=True) for n in (p.taps, s)]
-    parted = spread.reshape(groups, ins, outs, *split)
-    axes = range(len(phases))
-    taps, places = [3 + 2 * axis for axis in axes], [4 + 2 * axis for axis in axes]
-    ordered = parted.transpose(0, *places, 2, 1, *taps)
-    flipped = np.flip(ordered, [len(phases) + 3 + axis for axis in axes])
-    shape = (groups * prod(slide.strides) * outs, ins, *(p.taps for p in phases))
-    return np.ascontiguousarray(flipped.reshape(shape))
+    ins, outs, count = W.shape[0] // groups, W.shape[1], len(phases)
+    zero_at_the_end = np.array([0] * (count + 4) + [1] * count)
+    spread = work.apply("Pad", W, constant(zero_at_the_end))[0]
+    sizes = [groups, ins, outs]
+    for axis, (each, kernel, stride, dilation) in enumerate(
+        zip(phases, slide.kernel, slide.strides, slide.dilations, strict=True)
+    ):
+        places = np.full(each.taps * stride, kernel)  # the zero, except where a tap of the kernel is
+        places[np.arange(kernel) * dilation] = np.arange(kernel)
+        backwards = places.reshape(each.taps, stride)[::-1].ravel()
+        spread = work.apply("Gather", spread, constant(backwards), axis=axis + 2)[0]
+        sizes += [each.taps, stride]
+    order = [0, *range(4, 4 + 2 * count, 2), 2, 1, *range(3, 3 + 2 * count, 2)]
+    ordered = work.apply("Transpose", spread.view(*sizes), perm=order)[0]
+    return ordered.view(groups * prod(slide.strides) * outs, ins, *(each.taps for each in phases))
 
 
 # -- quantized convolutions and products

@@ -17,6 +17,11 @@ from nnc.lowering.pieces import Refused, Shape, Value, Work, constant
 Expr = Any
 
 
+def reshape(work: Work) -> list[Value]:
+    """Reshape, Flatten, Squeeze, Unsqueeze: the same memory."""
+    return [work.input(0).view(*work.shape())]
+
+
 # -- transposes
 
 
@@ -73,7 +78,10 @@ def pad(work: Work) -> list[Value]:
     shape = work.shape()
     if mode == "constant":
         fill = work.input(2).view(1) if work.has(2) else constant(np.zeros(1, x.dtype))
-        return [work.compute([x, fill], lambda X, V: _filled(X, V, shape, starts))]
+        if fill.values is not None:
+            number = tirx.const(fill.values.item(), x.dtype)
+            return [work.compute([x], lambda X: _filled(X, number, shape, starts))]
+        return [work.compute([x, fill], lambda X, V: _filled(X, V[0], shape, starts))]
     inside = {
         "edge": lambda i, n: tirx.max(tirx.min(i, n - 1), 0),
         "reflect": lambda i, n: n - 1 - tirx.abs(n - 1 - tirx.abs(i)),
@@ -94,14 +102,14 @@ def pad(work: Work) -> list[Value]:
     return [work.compute([x], read)]
 
 
-def _filled(X: te.Tensor, V: te.Tensor, shape: Shape, starts: Sequence[int]) -> te.Tensor:
+def _filled(X: te.Tensor, fill: Expr, shape: Shape, starts: Sequence[int]) -> te.Tensor:
     def at(*index: Expr) -> Expr:
         source = [i - start for i, start in zip(index, starts, strict=True)]
         tests = []
         for i, size, start, wanted in zip(source, X.shape, starts, shape, strict=True):
             tests += [i >= 0] if start > 0 else []
             tests += [i < size] if wanted - start > size else []
-        return tirx.if_then_else(tirx.all(*tests), X[tuple(source)], V[0]) if tests else X[tuple(source)]
+        return tirx.if_then_else(tirx.all(*tests), X[tuple(source)], fill) if tests else X[tuple(source)]
 
     return te.compute(shape, at, "pad")
 
@@ -238,15 +246,19 @@ def scatter_elements(work: Work) -> list[Value]:
 
 OPERATORS = {
     "Concat": concat,
+    "Flatten": reshape,
     "Gather": gather,
     "GatherElements": gather_elements,
     "GatherND": gather_nd,
     "OneHot": one_hot,
     "Pad": pad,
+    "Reshape": reshape,
     "ReverseSequence": reverse_sequence,
     "Scatter": scatter_elements,
     "ScatterElements": scatter_elements,
     "ScatterND": scatter_nd,
+    "Squeeze": reshape,
     "Tile": tile,
     "Transpose": transpose,
+    "Unsqueeze": reshape,
 }

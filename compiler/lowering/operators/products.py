@@ -12,7 +12,7 @@ from nnc.lowering import scalar
 from nnc.lowering.kernels import matmul, slices
 from nnc.lowering.kernels.slices import Slice, Slices
 from nnc.lowering.operators import arithmetic, axes, movement
-from nnc.lowering.pieces import Refused, Value, Work
+from nnc.lowering.pieces import Value, Work
 
 Expr = Any
 
@@ -89,8 +89,9 @@ def einsum(work: Work) -> list[Value] | None:
     if operands[0].dtype != "float32":
         return None
     labels, result = _labels(work.attribute("equation").replace(" ", ""), operands)
-    if any(len(set(each)) < len(each) for each in labels):
-        return None  # diagonals
+    sizes = {(name, size) for each, names in zip(operands, labels, strict=True) for name, size in zip(names, each.shape, strict=True)}
+    if any(len(set(each)) < len(each) for each in labels) or len(dict(sizes)) < len(sizes):
+        return None  # a diagonal, or an axis of one element that is broadcast
     value, names = operands[0], labels[0]
     for place in range(1, len(operands)):
         wanted = set(result).union(*labels[place + 1 :])
@@ -128,10 +129,7 @@ def _contracted(
     a, a_names = _summed_alone(work, a, a_names, for_b | wanted)
     b, b_names = _summed_alone(work, b, b_names, for_a | wanted)
     sizes = dict(zip(a_names, a.shape, strict=True))
-    for name, size in zip(b_names, b.shape, strict=True):
-        if sizes.get(name, size) != size:
-            raise Refused("an axis of one element is broadcast in its equation")
-        sizes[name] = size
+    sizes |= dict(zip(b_names, b.shape, strict=True))
     both = [name for name in a_names if name in b_names]
     batch, summed = [name for name in both if name in wanted], [name for name in both if name not in wanted]
     rows = [name for name in a_names if name not in both]
