@@ -54,8 +54,9 @@ def depthwise(x: gs.Tensor, affine: Affine, dtype: np.dtype) -> Draft:
     """A 1x1 convolution, one group per channel, that computes the map on x [N, C, ...]."""
     channels, spatial = x.shape[1], [1] * (len(x.shape) - 2)
     affine = affine.of(channels)
-    W = affine.scale.astype(dtype).reshape(channels, 1, *spatial)
-    return node("Conv", x, W, affine.shift.astype(dtype), group=channels, kernel_shape=spatial)
+    with np.errstate(all="ignore"):
+        scale, shift = _finite(affine.scale.astype(dtype)), _finite(affine.shift.astype(dtype))
+    return node("Conv", x, scale.reshape(channels, 1, *spatial), shift, group=channels, kernel_shape=spatial)
 
 
 def after(layer: gs.Node, affine: Affine) -> Draft:
@@ -170,7 +171,8 @@ def _batchnorm(layer: gs.Node, x: gs.Tensor | Draft, affine: Affine) -> Draft:
     """A BatchNormalization that computes the map."""
     channels = _constant(layer.inputs[1]).size
     affine = affine.of(channels)
-    scale, shift = (_finite(each.astype(layer.inputs[1].dtype)) for each in (affine.scale, affine.shift))
+    with np.errstate(all="ignore"):
+        scale, shift = (_finite(each.astype(layer.inputs[1].dtype)) for each in (affine.scale, affine.shift))
     return node("BatchNormalization", x, scale, shift, np.zeros_like(scale), np.ones_like(scale), epsilon=0.0)
 
 
