@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -312,13 +313,14 @@ def process(*words: object, **options: Any) -> "subprocess.Popen[str]":
 
 
 def test_a_closed_pipe_is_no_error() -> None:
-    command = f"{sys.executable} -m nnc schema | head -c 1"
+    command = f"{shlex.quote(sys.executable)} -m nnc schema | head -c 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("{", "")
 
 
 def test_a_closed_stdout_is_no_error() -> None:
-    done = subprocess.run(f"{sys.executable} -m nnc targets >&-", shell=True, capture_output=True, text=True)
+    command = f"{shlex.quote(sys.executable)} -m nnc targets >&-"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
