@@ -194,6 +194,8 @@ def _apply(pass_: Pass, given: _Copy, context: Context) -> _Step:
     started = time.perf_counter()
     try:
         changed = pass_.run(after, context)
+        if not isinstance(changed, int):
+            raise TypeError(f"run must return the number of places changed, not {type(changed).__name__}")
         seconds = time.perf_counter() - started
         if changed:
             verify.check_structure(after)

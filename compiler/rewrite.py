@@ -213,7 +213,9 @@ class Driver:
         elif isinstance(new, gs.Tensor):
             self.redirect(output, new)
         else:
-            raise TypeError(f"rewrite must return a tensor, or a node made with nnc.rewrite.node, not {new!r}")
+            raise TypeError(
+                f"rewrite must return a tensor, or a node made with nnc.rewrite.node, not {type(new).__name__}"
+            )
         self.detach(root)
 
     def redirect(self, old: gs.Tensor, new: gs.Tensor) -> None:

@@ -23,6 +23,11 @@ def load(path: Path) -> list[type[Pass]]:
         raise NncError(f"{path}: no such Python file", "paths in 'use' are relative to the recipe")
     module = _imported(path)
     classes = [each for each in vars(module).values() if isinstance(each, type) and issubclass(each, Pass)]
+    for each in classes:
+        for key in ("name", "effect"):
+            if key in each.model_fields:
+                hint = f'write {key} = "..." without a type'
+                raise NncError(f"{path}: {each.__name__}: {key} is no parameter", hint)
     own = [each for each in dict.fromkeys(classes) if each.__module__ == module.__name__ and "name" in vars(each)]
     if not own:
         raise NncError(f"{path}: defines no pass", _HINT)

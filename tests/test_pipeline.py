@@ -71,6 +71,16 @@ class Crash(Pass):
         raise ZeroDivisionError("oops")
 
 
+class Silent(Pass):
+    """Say nothing of what was done."""
+
+    name = "silent"
+    effect = "exact"
+
+    def run(self, graph: gs.Graph, context: Context) -> int:
+        return None  # type: ignore[return-value]
+
+
 class Tear(Pass):
     """Leave a graph that reads what nothing produces."""
 
@@ -113,6 +123,7 @@ def test_second_run_changes_nothing(net: gs.Graph, context: pipeline.Context) ->
     ("broken", "reason"),
     [
         (DoubleWeights(factor=2.1), "it is called exact, but 'd' moved"),
+        (Silent(), "TypeError: run must return the number of places changed, not NoneType"),
         (Crash(), r"ZeroDivisionError: oops \(test_pipeline.py:\d+\)$"),
         (Tear(), "before anything produces it"),
     ],

@@ -201,6 +201,11 @@ USED = [
         "my.py: defines no pass",
         "a pass is a class derived from nnc.rewrite.PatternPass or Pass, with a name and an effect",
     ),
+    (
+        f"{MINE}    name: str = 'mine'\n    effect = 'exact'",
+        "my.py: Mine: name is no parameter",
+        'write name = "..." without a type',
+    ),
     (f"{MINE}    name = 'mine'", "my.py: Mine: effect must be 'exact', 'approximate' or 'trained'", None),
     (
         f"{MINE}    name = 'My Pass'\n    effect = 'exact'",
