@@ -218,6 +218,7 @@ def show_compiled(result: Row, folder: Path) -> None:
     out.print(before_after(result["before"], result["after"]))
     out.print()
     out.print(passes(result["passes"], _width()))
+    _show_not_compared(result["passes"], out)
     left = sum(len(row["skipped"]) for row in result["passes"])
     if left:
         out.print(f"\n{units.plural(left, 'place')} left alone; the report says why.", style="dim")
@@ -244,12 +245,19 @@ def show_plan(planned: Row) -> None:
     out = console()
     rows = planned["passes"]
     out.print(passes(rows, _width(), planned["before"]))
+    _show_not_compared(rows, out)
     if any(row["skipped"] for row in rows):
         out.print()
         out.print(skipped(rows))
     if planned["remarks"]:
         out.print(f"\nWhat takes the time afterwards, as predicted for {planned['target']}:", style="bold")
         _show_remarks(planned["remarks"], out)
+
+
+def _show_not_compared(rows: Sequence[Row], out: Console) -> None:
+    reasons = [row["proof"] for row in rows if row["proof"].startswith("not compared")]
+    if reasons:
+        out.print(f"\nOutputs {reasons[0]}", style="bold")
 
 
 def _show_remarks(remarks: Iterable[str], out: Console) -> None:

@@ -225,6 +225,19 @@ def test_inspect(here: Path) -> None:
     assert {layer["bound"] for layer in inspected["layers"]} <= {"compute", "cache", "memory", "dispatch"}
 
 
+def test_a_model_that_onnxruntime_cannot_run_is_not_compared(here: Path) -> None:
+    model = onnx.load("model.onnx")
+    model.graph.node[2].domain = "com.acme"
+    model.opset_import.add(domain="com.acme", version=1)
+    shape = onnx.helper.make_tensor_value_info("positive", onnx.TensorProto.FLOAT, ["N", 16, 8, 8])
+    model.graph.value_info.append(shape)
+    onnx.save(model, "custom.onnx")
+    (here / "recipe.toml").write_text('use = ["passes.py"]\n[[pass]]\nname = "drop-one"\n')
+    text = output_of("compile", "recipe.toml", "custom.onnx", "--target", "x86", "--no-lower")
+    assert re.search(r"^drop-one +1 .* not compared ", text, re.MULTILINE)
+    assert re.search(r"^Outputs not compared: onnxruntime can't run the graph: .*com.acme", text, re.MULTILINE)
+
+
 def test_inspect_the_result_of_a_compile(here: Path) -> None:
     output_of(*COMPILE, "-o", "out")
     assert "Conv+Relu" in output_of("inspect", "out")
