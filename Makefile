@@ -37,14 +37,13 @@ lint: $(INSTALLED)
 
 # mypy can't see through the editable install's import hook: show it the packages as a tree of links.
 types: $(INSTALLED)
-	mkdir -p build/types/nnc
-	ln -sfn $(CURDIR)/compiler/* build/types/nnc/
-	ln -sfn $(CURDIR)/passes $(CURDIR)/recipes $(CURDIR)/targets build/types/nnc/
+	rm -rf build/types && mkdir -p build/types/nnc
+	for part in compiler/* passes recipes targets; do ln -s "$(CURDIR)/$$part" build/types/nnc/; done
 	$(BIN)/mypy
 
 bench: $(INSTALLED)
 	$(PIP_INSTALL) -e ".[bench]"
-	for table in tests/bench/*.py; do $(BIN)/python $$table || exit 1; done
+	failed=0; for table in tests/bench/*.py; do $(BIN)/python $$table || failed=1; done; exit $$failed
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nnc needs Python 3.11 or newer; $(PYTHON) is %s.%s: name another, as in make PYTHON=python3.12 $(or $(MAKECMDGOALS),help)" % sys.version_info[:2])'
