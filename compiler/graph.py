@@ -71,7 +71,7 @@ def from_model(
     _hide_unknown(model)
     model = _convert_opset(model, place)
     _hide_unknown(model)
-    return _import(_check(_infer(model, place), place), weights)
+    return _import(_check(_without_empty_windows(_infer(model, place), place), place), weights)
 
 
 def save(graph: gs.Graph, path: Path, metadata: Mapping[str, str] | None = None) -> list[Path]:
@@ -405,6 +405,48 @@ def _hide_unknown(model: onnx.ModelProto) -> None:
         for node in model.graph.node:
             if node.op_type in unknown and node.domain in STANDARD_DOMAINS:
                 node.domain = _UNKNOWN_DOMAIN
+
+
+def _without_empty_windows(model: onnx.ModelProto, place: str) -> onnx.ModelProto:
+    """Turn `ceil_mode` off where its last window would start behind the image and its padding.
+
+    The standard leaves such a window out, and so does onnxruntime; onnx's shape inference counts it.
+    """
+    for _ in range(len(model.graph.node)):
+        infos = (*model.graph.value_info, *model.graph.input, *model.graph.output)
+        known = {info.name: [dim.dim_value for dim in info.type.tensor_type.shape.dim] for info in infos}
+        pools = [node for node in model.graph.node if _counts_empty_windows(node, known)]
+        if not pools:
+            break
+        for attribute in pools[0].attribute:
+            if attribute.name == "ceil_mode":
+                attribute.i = 0
+        model = _infer(model, place)
+    return model
+
+
+def _counts_empty_windows(node: onnx.NodeProto, known: Mapping[str, list[int]]) -> bool:
+    """Whether every window that `ceil_mode` adds is empty, and there is one."""
+    attributes = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+    shape = known.get(node.input[0]) if node.op_type in ("AveragePool", "LpPool", "MaxPool") else None
+    if not shape or not attributes.get("ceil_mode") or attributes.get("auto_pad", b"NOTSET") != b"NOTSET":
+        return False
+    axes = len(attributes["kernel_shape"])
+    ones, pads = [1] * axes, attributes.get("pads", [0] * 2 * axes)
+    spans = [
+        (size + before + after - (taps - 1) * dilation - 1, stride, size + before)
+        for size, before, after, taps, dilation, stride in zip(
+            shape[2:],
+            pads[:axes],
+            pads[axes:],
+            attributes["kernel_shape"],
+            attributes.get("dilations", ones),
+            attributes.get("strides", ones),
+            strict=True,
+        )
+    ]
+    added = [(-(-span // stride) * stride, end) for span, stride, end in spans if span % stride]
+    return bool(added) and all(start >= end for start, end in added)
 
 
 def _infer(model: onnx.ModelProto, place: str) -> onnx.ModelProto:

@@ -463,3 +463,24 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 def test_wrong_shape_option(tmp_path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     with pytest.raises(NncError, match="--shape"):
         graph.load(saved(chain(), tmp_path), shapes)
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "stride", "pads", "left"),
+    [
+        (14, 1, 2, 0, 7),  # the window that ceil_mode adds starts behind the image
+        (13, 3, 2, 0, 6),
+        (14, 3, 2, 0, 7),  # and here inside of it
+        (6, 2, 3, 1, 3),
+    ],
+)
+def test_pools_have_the_size_that_onnxruntime_gives_them(
+    size: int, window: int, stride: int, pads: int, left: int
+) -> None:
+    text = f"""<ir_version: 8, opset_import: ["" : 17]> net (float[1, 2, {size}, {size}] x) => (float[N, C, H, W] y) {{
+        y = MaxPool<ceil_mode = 1, kernel_shape = [{window}, {window}], pads = [{pads}, {pads}, {pads}, {pads}],
+                    strides = [{stride}, {stride}]>(x)
+    }}"""
+    net = graph.from_model(parse_model(text))
+    (found,) = verify.outputs(net, verify.probe_inputs(net, 0)).values()
+    assert list(found.shape) == net.outputs[0].shape == [1, 2, left, left]

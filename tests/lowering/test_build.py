@@ -132,6 +132,7 @@ def convolutions() -> Draft:
         net.conv(image, 3, 8, (3, 3), strides=[2, 1], pads=[0, 1, 2, 0], bias=False),
         net.conv(wide, 32, 48, (1, 1)),
         net.conv(wide, 32, 40, (1, 1), strides=[2, 2]),
+        net.conv(wide, 32, 40, (1, 1), strides=[2, 3], pads=[0, 0, 1, 2]),
         net.conv(wide, 32, 32, (3, 3), pads=[1, 1, 1, 1]),
         net.conv(wide, 32, 36, (3, 3), strides=[2, 2], auto_pad="SAME_UPPER"),
         net.conv(wide, 32, 36, (3, 3), auto_pad="SAME_LOWER", strides=[1, 2]),
@@ -253,6 +254,7 @@ def pools() -> Draft:
     net.output(
         net.add("MaxPool", blocks, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]),
         net.add("MaxPool", odd, kernel_shape=[3, 2], strides=[2, 2], ceil_mode=1),
+        net.add("AveragePool", odd, kernel_shape=[1, 1], strides=[3, 2], ceil_mode=1),
         net.add("AveragePool", odd, kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
         net.add("AveragePool", odd, kernel_shape=[3, 3], pads=[1, 0, 1, 1], count_include_pad=1),
         net.add("AveragePool", blocks, kernel_shape=[2, 2], strides=[2, 2], auto_pad="SAME_UPPER"),

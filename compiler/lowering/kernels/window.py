@@ -96,6 +96,13 @@ class Window:
         """Whether every output reads the one pixel at its own place."""
         return self.kernel == (1, 1) and self.strides == (1, 1) and self.origin == (0, 0) and self.size == self.out_size
 
+    @property
+    def is_sampling(self) -> bool:
+        """Whether every output reads one pixel, all of them inside of the image."""
+        last = [(out - 1) * stride for out, stride in zip(self.out_size, self.strides, strict=True)]
+        inside = all(place < size for place, size in zip(last, self.size, strict=True))
+        return self.kernel == (1, 1) and self.origin == (0, 0) and inside
+
     def column(self, x: Expr, kw: Expr) -> Expr:
         """The column of the image that output column x reads at kernel column kw."""
         return x * self.strides[1] + kw * self.dilations[1] - self.origin[1]

@@ -86,7 +86,7 @@ def _direct(
     few = channels < lowering.block and not lowering.has_blocks(x)
     in_block = 1 if few else lowering.block
     source = lowering.plain(x) if few else lowering.blocked(x)
-    if window.kernel == (1, 1) and window.strides != (1, 1) and window.origin == (0, 0) and not few:
+    if window.strides != (1, 1) and window.is_sampling and not few:
         source, window = _every_nth(lowering, group.root, source, channels, window)
         height, width = window.size
     problem = conv2d.Conv2d(batch, channels, W.shape[0], window, groups, in_block, lowering.block)
