@@ -10,21 +10,20 @@ import io
 import warnings
 from typing import Any
 
-import onnx
 import tvm
 from tvm import relax, tirx
 from tvm.relax.frontend.onnx import from_onnx
 
 from nnc.lowering import model
-from nnc.lowering.pieces import Refused, Shape, Value, Work, constant
+from nnc.lowering.pieces import Refused, Shape, Value, Work, constant, reason
 from nnc.lowering.schedule import schedule
-
 
 OPERATORS = frozenset({
     "AffineGrid", "AveragePool", "Conv", "ConvTranspose", "DepthToSpace", "Einsum", "Expand", "GlobalLpPool",
     "GridSample", "Hardmax", "LpPool", "MatMul", "MatMulInteger", "MaxPool", "Slice", "SpaceToDepth", "Split", "Trilu",
     # Of float64 numbers.
-    "Ceil", "Cos", "Exp", "Floor", "Gemm", "Log", "LogSoftmax", "Reciprocal", "Sigmoid", "Sin", "Softmax", "Sqrt", "Tanh",
+    "Ceil", "Cos", "Exp", "Floor", "Gemm", "Log", "LogSoftmax", "Reciprocal", "Sigmoid", "Sin", "Softmax", "Sqrt",
+    "Tanh",
 })  # fmt: skip
 """Those whose results agree with onnxruntime's: some others of TVM's frontend compute something else."""
 
@@ -40,22 +39,14 @@ def results(work: Work) -> list[Value]:
         relax.transform.RewriteDataflowReshape(),
         relax.transform.DeadCodeElimination(),
     ]
-    module = _imported(model.alone(work.node, work.opset))
-    with work.machine:
-        return _Walk(tvm.transform.Sequential(passes)(module), work).results()
-
-
-def _imported(alone: onnx.ModelProto) -> tvm.IRModule:
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # it prints what it can't import
-        warnings.simplefilter("ignore")
+    alone = model.alone(work.node, work.opset)
+    # The frontend warns of harmless things, and prints what it can't import.
+    with work.machine, warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()):
         try:
-            return from_onnx(alone, keep_params_in_input=False)
-        except Exception as error:  # whatever the frontend stumbles over
-            raise Refused(_first_line(error)) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+            module = tvm.transform.Sequential(passes)(from_onnx(alone, keep_params_in_input=False))
+        except Exception as error:  # of TVM or Python, whatever the frontend stumbles over
+            raise Refused(reason(error)) from error
+    return _Walk(module, work).results()
 
 
 class _Walk:

@@ -20,7 +20,9 @@ from nnc.graph import OPSET
 from nnc.lowering import frontend, model
 from nnc.lowering.kernels.gemm import Unit
 from nnc.lowering.operators import MOVES, OPERATORS
-from nnc.lowering.pieces import Piece, Refused, Value, Work, constant
+from nnc.lowering.pieces import Piece, Refused, Value, Work, constant, reason
+
+_OF_SHAPES = ("EyeLike", "Shape", "Size")
 
 
 def lower(node: gs.Node, unit: Unit, machine: tvm.target.Target, opset: int = OPSET) -> list[Piece]:
@@ -46,14 +48,24 @@ def results(work: Work) -> list[Value]:
         raise Refused(f"it is an operator of the domain '{node.domain}'")
     if any(tensor.name and model.static_shape(tensor) is None for tensor in node.outputs):
         raise Refused("the shape of what it makes depends on values")
-    if node.op in ("EyeLike", "Shape", "Size") or all(each.kind == "constant" for each in work.inputs()):
-        return [constant(values) for values in model.evaluate(node, work.opset)]
+    if node.op.startswith("Random"):
+        raise Refused("it draws random numbers")
+    if node.op in _OF_SHAPES or all(each.kind == "constant" for each in work.inputs()):
+        return _evaluated(work)
     if node.op not in MOVES and any(each.dtype == "float16" for each in work.inputs()):
         return _in_float32(work)
     made = OPERATORS[node.op](work) if node.op in OPERATORS else None
     if made is not None:
         return list(made)
     return frontend.results(work) if node.op in frontend.OPERATORS else _inlined(work)
+
+
+def _evaluated(work: Work) -> list[Value]:
+    """What a node makes of constants, or of shapes alone."""
+    try:
+        return [constant(values) for values in model.evaluate(work.node, work.opset)]
+    except Exception as error:  # onnxruntime raises errors of its own
+        raise Refused(reason(error)) from error
 
 
 def _in_float32(work: Work) -> list[Value]:

@@ -25,6 +25,11 @@ class Refused(Exception):
     """Why a node can't be lowered."""
 
 
+def reason(error: Exception) -> str:
+    """What an error of another library says, in one line."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+
+
 @dataclass(frozen=True)
 class Value:
     """An array that a piece reads or writes, under the shape that its function has for it: the same memory.
@@ -118,13 +123,13 @@ class Work:
         """Append a piece; returns its results."""
         first = sum(len(piece.results) for piece in self.pieces)
         made = [Value("temporary", first + place, shape, dtype) for place, (shape, dtype) in enumerate(results)]
-        self.pieces.append(Piece(tvm_ffi.StructuralKey(function), function, tuple(operands), tuple(made)))
+        key: Hashable = tvm_ffi.StructuralKey(function)  # type: ignore[call-arg]
+        self.pieces.append(Piece(key, function, tuple(operands), tuple(made)))
         return made
 
     def kernel(self, operands: Sequence[Value], body: Callable[..., te.Tensor]) -> Value:
         """Append the piece of a template: `body` computes a tensor from placeholders of the operands."""
-        function, results = _function(operands, body)
-        return self.add(function, operands, results)[0]
+        return self.kernels(operands, lambda *ins: [body(*ins)])[0]
 
     def kernels(self, operands: Sequence[Value], body: Callable[..., Sequence[te.Tensor]]) -> list[Value]:
         """The same of a template that computes several tensors."""
@@ -133,7 +138,7 @@ class Work:
 
     def compute(self, operands: Sequence[Value], body: Callable[..., te.Tensor]) -> Value:
         """The same of a computation without loops, which gets the default schedule."""
-        function, results = _function(operands, body)
+        function, results = _function(operands, lambda *ins: [body(*ins)])
         return self.add(schedule(function, self.unit), operands, results)[0]
 
     def apply(self, op: str, *operands: Value | None, outputs: int = 1, **attributes: Any) -> list[Value]:
@@ -142,7 +147,10 @@ class Work:
 
         node = model.typed(op, [_tensor(each) for each in operands], outputs, attributes, self.opset)
         inner = Work(node, self.unit, self.machine, self.opset)
-        made = generic.results(inner)
+        try:
+            made = generic.results(inner)
+        except Refused as refusal:
+            raise Refused(f"its {op}: {refusal}") from refusal
         read = [each for each in operands if each is not None and each.kind != "constant"]
         first = sum(len(piece.results) for piece in self.pieces)
 
@@ -164,7 +172,7 @@ class Work:
             if not tensor.name:
                 continue
             if result.dtype != self.dtype(index) or prod(result.shape) != prod(self.shape(index)):
-                raise Refused(f"TVM computes {result.dtype} {result.shape} for output {index}")
+                raise Refused(f"its output {index} would be {result.dtype} {list(result.shape)}")
             if result.kind != "temporary" or (result.kind, result.index) in names:
                 result = self._copy(result)
             names[result.kind, result.index] = index
@@ -193,11 +201,10 @@ def _tensor(value: Value | None) -> gs.Tensor:
 
 
 def _function(
-    operands: Sequence[Value], body: Callable[..., te.Tensor]
+    operands: Sequence[Value], body: Callable[..., Sequence[te.Tensor]]
 ) -> tuple[tirx.PrimFunc, list[tuple[Shape, str]]]:
-    """The function of a tensor computed from placeholders, and shape and type of what it makes."""
+    """The function of tensors computed from placeholders, and shapes and types of what it makes."""
     placeholders = [te.placeholder(each.shape, each.dtype, f"p{place}") for place, each in enumerate(operands)]
-    made = body(*placeholders)
-    tensors = list(made) if isinstance(made, list | tuple) else [made]
+    tensors = body(*placeholders)
     results = [(tuple(int(size) for size in each.shape), str(each.dtype)) for each in tensors]
     return te.create_prim_func([*placeholders, *tensors]), results

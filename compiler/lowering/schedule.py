@@ -18,6 +18,7 @@ from tvm import s_tir, tirx
 from tvm.s_tir.schedule import ScheduleError
 
 from nnc.lowering.kernels.gemm import Unit
+from nnc.lowering.kernels.loops import TASKS
 
 Block = Any  # a schedule's handle of a block
 Loop = Any  # and of a loop
@@ -219,9 +220,11 @@ def _spatial(state: s_tir.Schedule, nest: Nest, unit: Unit) -> None:
     extents = nest.extents[:place] + nest.extents[place + 1 :]
     if place < len(outer):
         state.reorder(*outer, inner)
-    many = prod(extents) >= 2 * unit.threads
+    extent = nest.extents[place]
+    whole = _width(extent, lanes) == extent
+    many = prod(extents) >= (2 if whole else 2 * unit.threads)
     if nest.is_large and many:
-        state.parallel(_fuse_front(state, outer, extents, 8 * unit.threads))
+        state.parallel(_fuse_front(state, outer, extents, TASKS * unit.threads))
     _vectorize(state, inner, lanes, parallel=nest.is_large and not many)
 
 
@@ -309,7 +312,7 @@ def _reduction(state: s_tir.Schedule, nest: Nest, unit: Unit) -> None:
     state.reorder(*(nest.loops[place] for place in outer), nest.loops[inner], *sums)
     if nest.is_large and outer and not nest.is_shared:
         sizes = [nest.extents[place] for place in outer]
-        state.parallel(_fuse_front(state, [nest.loops[place] for place in outer], sizes, 8 * unit.threads))
+        state.parallel(_fuse_front(state, [nest.loops[place] for place in outer], sizes, TASKS * unit.threads))
     for part, width in _parts(state, nest.loops[inner], lanes):
         (block,) = state.get_child_blocks(part)
         around, lane = state.get_loops(block)[-len(sums) :], part

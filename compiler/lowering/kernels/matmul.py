@@ -45,13 +45,11 @@ def compute(A: te.Tensor, B: te.Tensor, plan: Plan) -> te.Tensor:
     """`A @ B` for A `[..., rows, depth]` and B `[..., depth, columns]`; axes before are equal, or 1 and broadcast."""
     batch = tuple(max(int(a), int(b)) for a, b in zip(A.shape[:-2], B.shape[:-2], strict=True))
     rows, columns = int(A.shape[-2]), int(B.shape[-1])
-    return te.extern(
-        [(*batch, rows, columns)],
-        [A, B],
-        lambda ins, outs: _body(*map(T.buffer_proxy, (*ins, *outs)), batch, plan),
-        name="matmul",
-        dtype="float32",
-    )
+
+    def body(ins: list[Any], outs: list[Any]) -> Any:
+        return _body(T.buffer_proxy(ins[0]), T.buffer_proxy(ins[1]), T.buffer_proxy(outs[0]), batch, plan)
+
+    return te.extern([(*batch, rows, columns)], [A, B], body, name="matmul", dtype="float32")
 
 
 def _body(A: Any, B: Any, out: Any, batch: Sequence[int], plan: Plan) -> Any:

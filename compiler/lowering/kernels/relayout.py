@@ -149,8 +149,8 @@ def _transpose(X: Any, out: Any, sizes: Sequence[int], order: Sequence[int], siz
 def transposed(vectors: Sequence[Expr]) -> list[Expr]:
     """The columns of a square of vectors, in log2(size) rounds.
 
-    Round k swaps, within every square of 2^(k + 1), the quarters above and below the diagonal (Eklundh, "A Fast Computer
-    Method for Matrix Transposing", 1972).
+    Round k swaps, within every square of 2^(k + 1), the quarters above and below the diagonal (Eklundh, "A Fast
+    Computer Method for Matrix Transposing", 1972).
     """
     rows, size, step = list(vectors), len(vectors), 1
     while step < size:

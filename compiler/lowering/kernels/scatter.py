@@ -14,13 +14,13 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from nnc.lowering.kernels.gemm import Expr, Unit, lanes_of
-from nnc.lowering.kernels.loops import TASKS, copy, reshaped, shared, unravel, vectors
+from nnc.lowering.kernels.loops import TASKS, copy, shared, unravel, vectors
 
 Combine = Callable[[Expr, Expr], Expr]
 
 
 def clamped(index: Expr, size: int) -> Expr:
-    """An index, counted from the end where it is negative; what lies outside is moved inside, so that memory is safe."""
+    """An index, counted from the end where it is negative. What lies outside is moved inside: memory stays safe."""
     index = index.astype("int32")
     limit = tirx.const(size, "int32")
     from_end = tirx.Select(index < 0, index + limit, index)

@@ -19,17 +19,13 @@ from nnc.lowering.kernels.loops import shared
 
 def compute(X: te.Tensor, count: int, largest: bool) -> list[te.Tensor]:
     """The best of `[outer, n, inner]` along n, and their places as int64: both `[outer, count, inner]`."""
-    outer, _, inner = (int(size) for size in X.shape)
-    shape = (outer, count, inner)
-    return list(
-        te.extern(
-            [shape, shape],
-            [X],
-            lambda ins, outs: _body(*map(T.buffer_proxy, (*ins, *outs)), count, largest),
-            name="topk",
-            dtype=[str(X.dtype), "int64"],
-        )
-    )
+    shape = (X.shape[0], count, X.shape[2])
+
+    def body(ins: list[Any], outs: list[Any]) -> Any:
+        values, places = map(T.buffer_proxy, outs)
+        return _body(T.buffer_proxy(ins[0]), values, places, count, largest)
+
+    return list(te.extern([shape, shape], [X], body, name="topk", dtype=[str(X.dtype), "int64"]))
 
 
 def _body(X: Any, values: Any, places: Any, count: int, largest: bool) -> Any:
@@ -37,9 +33,8 @@ def _body(X: Any, values: Any, places: Any, count: int, largest: bool) -> Any:
     with IRBuilder() as builder:
         with shared(outer * inner, outer * inner * length) as task:
             o, i = T.bind(task // inner), T.bind(task % inner)
-            heap = _Heap(
-                *(T.buffer_proxy(T.alloc_buffer((count,), dtype)) for dtype in (str(X.dtype), "int32")), largest
-            )
+            held, found = (T.buffer_proxy(T.alloc_buffer((count,), dtype)) for dtype in (str(X.dtype), "int32"))
+            heap = _Heap(held, found, largest)
             with T.serial(0, count) as k:
                 heap.put(k, X[o, k, i], k)
             with T.serial(0, count // 2) as k:

@@ -1,4 +1,4 @@
-"""Operators on every element by itself, for all types; those of float32 that are fused elsewhere are the same functions."""
+"""Operators on every element by itself, of all types. The functions of float32 are those of `scalar.py`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from math import prod
 from typing import Any
 
 import numpy as np
-
-
 from tvm import tirx
 
 from nnc.lowering import scalar

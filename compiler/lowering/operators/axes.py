@@ -7,12 +7,12 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from tvm import te, tirx
+from tvm import tirx
 
 from nnc.lowering import scalar
 from nnc.lowering.kernels import slices, topk
 from nnc.lowering.kernels.slices import Slice, Slices
-from nnc.lowering.pieces import Refused, Shape, Value, Work
+from nnc.lowering.pieces import Shape, Value, Work
 
 Expr = Any
 
@@ -275,7 +275,7 @@ def _normalized(
 
         s.each(store)
         for each, stat in zip(outs[1:], (mean, factor), strict=False):
-            s.put(each, lambda lane, stat=stat: stat[lane])
+            s.put(each, stat.__getitem__)
 
     results = [(sizes, "float32"), *[(parts.kept or (1,), "float32")] * statistics]
     return work.kernels([x.view(*sizes), *affine], lambda *ins: slices.compute(ins, parts, work.unit, results, program))

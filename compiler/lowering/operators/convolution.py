@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from math import ceil, prod
 from typing import Any
 
@@ -16,7 +15,7 @@ from nnc.lowering.kernels import conv2d, depthwise, relayout
 from nnc.lowering.kernels.gemm import lanes_of
 from nnc.lowering.kernels.window import Window
 from nnc.lowering.operators import arithmetic, movement
-from nnc.lowering.pieces import Refused, Shape, Value, Work, constant
+from nnc.lowering.pieces import Shape, Value, Work, constant
 
 Expr = Any
 
@@ -159,7 +158,7 @@ def _volume(work: Work, x: Value, W: np.ndarray, bias: np.ndarray | None, slide:
 
 
 def transposed_convolution(work: Work) -> list[Value] | None:
-    """ConvTranspose as a convolution without strides, with a channel for each phase of the results, and an interleaving.
+    """ConvTranspose as a convolution without strides, with channels for each phase of the results, and an interleaving.
 
     Along an axis with stride s, result y = s q + r - pad gets x[q - t] * W[s t + r], summed over t.
     """
@@ -296,9 +295,7 @@ def integer_convolution(work: Work) -> list[Value]:
     def conv(X: te.Tensor, W: te.Tensor) -> te.Tensor:
         pads = [*slide.starts, *slide.ends]
         axes = "DHW"[-len(slide.kernel) :]
-        return topi.nn.conv(
-            X, W, slide.strides, pads, slide.dilations, slide.groups, f"NC{axes}", f"OI{axes}", "int32"
-        )
+        return topi.nn.conv(X, W, slide.strides, pads, slide.dilations, slide.groups, f"NC{axes}", f"OI{axes}", "int32")
 
     return [work.compute(shifted, conv)]
 

@@ -12,7 +12,7 @@ from tvm import te, tirx
 from nnc.lowering.kernels import relayout, scatter
 from nnc.lowering.kernels.gemm import lanes_of
 from nnc.lowering.kernels.scatter import clamped
-from nnc.lowering.pieces import Refused, Shape, Value, Work, constant
+from nnc.lowering.pieces import Shape, Value, Work, constant
 
 Expr = Any
 
@@ -54,7 +54,7 @@ def transposed(work: Work, x: Value, order: Sequence[int]) -> Value:
 
 
 def _groups(shape: Shape, order: Sequence[int]) -> list[tuple[int, ...]]:
-    """The axes in their new order; neighbours that were neighbours before are together, those of one element left out."""
+    """The axes in their new order: those that stay neighbours together, those of one element left out."""
     groups: list[tuple[int, ...]] = []
     for axis in (axis for axis in order if shape[axis] != 1):
         between = range(groups[-1][-1] + 1, axis) if groups else range(0)
@@ -233,14 +233,14 @@ def scatter_nd(work: Work) -> list[Value]:
     depth, combine = indices.shape[-1], _COMBINE[work.attribute("reduction", "none")]
     rows, length = prod(indices.shape[:-1]), prod(x.shape[depth:])
     operands = [x.view(*x.shape[:depth], length), indices.view(rows, depth), updates.view(rows, length)]
-    return [work.kernel(operands, lambda X, I, U: scatter.scatter_rows(X, I, U, work.unit, combine))]
+    return [work.kernel(operands, lambda X, P, U: scatter.scatter_rows(X, P, U, work.unit, combine))]
 
 
 def scatter_elements(work: Work) -> list[Value]:
     x, indices, updates, axis = work.input(0), _indices(work.input(1)), work.input(2), work.axis(0)
     combine = _COMBINE[work.attribute("reduction", "none")]
     return [
-        work.kernel([x, indices, updates], lambda X, I, U: scatter.scatter_elements(X, I, U, axis, work.unit, combine))
+        work.kernel([x, indices, updates], lambda X, P, U: scatter.scatter_elements(X, P, U, axis, work.unit, combine))
     ]
 
 

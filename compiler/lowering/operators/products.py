@@ -89,7 +89,11 @@ def einsum(work: Work) -> list[Value] | None:
     if operands[0].dtype != "float32":
         return None
     labels, result = _labels(work.attribute("equation").replace(" ", ""), operands)
-    sizes = {(name, size) for each, names in zip(operands, labels, strict=True) for name, size in zip(names, each.shape, strict=True)}
+    sizes = {
+        (name, size)
+        for each, names in zip(operands, labels, strict=True)
+        for name, size in zip(names, each.shape, strict=True)
+    }
     if any(len(set(each)) < len(each) for each in labels) or len(dict(sizes)) < len(sizes):
         return None  # a diagonal, or an axis of one element that is broadcast
     value, names = operands[0], labels[0]
@@ -103,7 +107,7 @@ def einsum(work: Work) -> list[Value] | None:
 
 
 def _labels(equation: str, operands: Sequence[Value]) -> tuple[list[list[str]], list[str]]:
-    """The label of every axis of the operands and of the result; those of an ellipsis are numbers, counted from its end."""
+    """The label of every axis of the operands and the result; an ellipsis is numbers, counted from its end."""
     left, arrow, right = equation.partition("->")
     terms = left.split(",")
     spread = [len(each.shape) - len(term.replace("...", "")) for term, each in zip(terms, operands, strict=True)]

@@ -65,13 +65,14 @@ class Table:
 
 
 def nearest(axis: Axis, x: np.ndarray, rounding: str) -> Table:
-    whole = {
-        "round_prefer_floor": lambda v: np.where(v == np.floor(v) + F(0.5), np.floor(v), np.floor(v + F(0.5))),
-        "round_prefer_ceil": lambda v: np.floor(v + F(0.5)),
-        "floor": np.floor,
-        "ceil": np.ceil,
-    }[rounding](x)
-    places = np.clip(whole.astype(np.int64), 0, axis.size - 1)
+    below = np.floor(x)
+    rounded = {
+        "round_prefer_floor": np.where(x == below + F(0.5), below, np.floor(x + F(0.5))),
+        "round_prefer_ceil": np.floor(x + F(0.5)),
+        "floor": below,
+        "ceil": np.ceil(x),
+    }
+    places = np.clip(rounded[rounding].astype(np.int64), 0, axis.size - 1)
     return Table(places[:, None], np.ones((axis.result, 1), F), _inside(axis, x))
 
 
