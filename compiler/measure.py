@@ -95,6 +95,17 @@ def parameters(node: gs.Node) -> Iterator[gs.Constant]:
             yield tensor
 
 
+def scales_channels(node: gs.Node) -> bool:
+    """Whether a node is a Conv that multiplies every channel by a number: what BatchNormalization becomes."""
+    constant = all(isinstance(tensor, gs.Constant) or tensor.is_empty() for tensor in node.inputs[1:])
+    if node.op != "Conv" or not constant or not has_shape(*node.inputs[:2], *node.outputs):
+        return False
+    (channels, depth, *kernel), group = node.inputs[1].shape, node.attrs.get("group", 1)
+    moves = math.prod(kernel) != 1 or list(node.inputs[0].shape) != list(node.outputs[0].shape)
+    pads = any(node.attrs.get("pads", ())) or node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    return depth == 1 and group == channels and not moves and not pads
+
+
 def has_shape(*tensors: gs.Tensor) -> bool:
     """Whether the shape of every tensor is known in numbers."""
     return all(tensor.shape is not None and _INTEGERS.issuperset(map(type, tensor.shape)) for tensor in tensors)

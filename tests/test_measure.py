@@ -127,3 +127,16 @@ def _one_node(node: onnx.NodeProto, *shapes: tuple[int, ...]) -> gs.Graph:
         helper.make_graph([node], "g", [x], [y], weights), opset_imports=[helper.make_opsetid("", 17)]
     )
     return gs.import_onnx(onnx.shape_inference.infer_shapes(model))
+
+
+def test_conv_that_scales_channels() -> None:
+    def conv(kernel: int = 1, groups: int = 4, **attrs: object) -> gs.Node:
+        x = gs.Variable("x", np.float32, [1, 4, 6, 6])
+        y = gs.Variable("y", np.float32, [1, 4, 6, 6])
+        W = gs.Constant("W", np.ones((4, 4 // groups, kernel, kernel), np.float32))
+        return gs.Node("Conv", attrs={"group": groups, **attrs}, inputs=[x, W], outputs=[y])
+
+    assert measure.scales_channels(conv())
+    assert not measure.scales_channels(conv(groups=1))
+    assert not measure.scales_channels(conv(3, pads=[1, 1, 1, 1]))
+    assert not measure.scales_channels(conv(strides=[2, 2], pads=[3, 3, 3, 3]))

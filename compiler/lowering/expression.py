@@ -13,6 +13,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc.lowering import scalar
+from nnc.measure import scales_channels
 
 Slot = int  # an input or an earlier step
 Argument = Slot | float  # a float is a constant
@@ -54,8 +55,8 @@ class Expression:
 
 
 # Operators whose inputs are all values and whose attributes are those of the function.
-_PLAIN = set(scalar.FUNCTIONS) - {"Affine", "Clip", "Dequantize", "Quantize", "Round"} | {"Round"}
-_SPECIAL = {"BatchNormalization", "Clip", "DequantizeLinear", "Dropout", "QuantizeLinear"}
+_PLAIN = set(scalar.FUNCTIONS) - {"Affine", "Clip", "Dequantize", "Quantize"}
+_SPECIAL = {"BatchNormalization", "Clip", "Conv", "DequantizeLinear", "Dropout", "QuantizeLinear"}
 
 
 def is_elementwise(node: gs.Node) -> bool:
@@ -64,6 +65,8 @@ def is_elementwise(node: gs.Node) -> bool:
         return False
     if node.op in ("QuantizeLinear", "DequantizeLinear"):
         return _is_fake_quantization(node)
+    if node.op == "Conv" and not scales_channels(node):
+        return False
     if node.op == "BatchNormalization" and not all(isinstance(t, gs.Constant) for t in node.inputs[1:5]):
         return False
     if node.op == "Clip" and not all(_is_scalar(tensor) for tensor in node.inputs[1:] if tensor.name):
@@ -163,6 +166,10 @@ def _steps(node: gs.Node) -> list[tuple[str, list[Any], dict[str, Any]]]:
     x = node.inputs[0]
     if node.op == "BatchNormalization":
         return [("Affine", [x, *_affine(node)], {})]
+    if node.op == "Conv":
+        constants = [tensor.values for tensor in node.inputs[1:] if not tensor.is_empty()]
+        scale, *shift = (values.reshape(1, -1, *[1] * (len(x.shape) - 2)) for values in constants)
+        return [("Affine", [x, scale, shift[0]], {})] if shift else [("Mul", [x, scale], {})]
     if node.op == "Clip":
         return [("Clip", [x, *_bounds(node)], {})]
     if node.op == "Dropout":

@@ -64,7 +64,8 @@ def kernels(graph: gs.Graph) -> list[Kernel]:
             continue
         weights = [tensor for tensor in inputs if isinstance(tensor, gs.Constant)]
         last = max((producer.get(id(tensor), -1) for tensor in variables), default=-1)
-        if last >= 0 and node.op in _EPILOGUE and _takes(made[last], node, readers):
+        follows = node.op in _EPILOGUE or measure.scales_channels(node)
+        if last >= 0 and follows and _takes(made[last], node, readers):
             _join(made[last], node, variables, weights)
         else:
             last = len(made)

@@ -205,6 +205,8 @@ def epilogues() -> Draft:
         net.add("BatchNormalization", conv(), *statistics),
         net.add("Mul", sigmoid, net.add("Sigmoid", sigmoid)),
         net.add("Mul", conv(), gate),
+        net.add("Relu", net.conv(net.add("MaxPool", conv(), kernel_shape=[2, 2]), 20, 20, (1, 1), group=20)),
+        net.conv(net.add("Neg", two), 20, 20, (1, 1), bias=False, group=20),
         net.add("Add", conv(), bias),
         net.add("Mul", conv(), plane),
         net.add("PRelu", conv(), net.random(20, 1, 1)),
