@@ -45,12 +45,15 @@ bench: $(INSTALLED)
 	$(PIP_INSTALL) -e ".[bench]"
 	failed=0; for table in tests/bench/*.py; do $(BIN)/python $$table || failed=1; done; exit $$failed
 
-$(INSTALLED): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nnc needs Python 3.11 or newer; $(PYTHON) is %s.%s: name another, as in make PYTHON=python3.12 $(or $(MAKECMDGOALS),help)" % sys.version_info[:2])'
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/pip
 	@echo "Installing nnc and its packages into $(VENV), about a minute and 1 GB the first time"
-	@$(PYTHON) -m venv $(VENV)
 	@$(PIP_INSTALL) -e ".[dev]"
 	@touch $@
+
+# Once: another python3 in the same folder would be a mixture of both.
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nnc needs Python 3.11 or newer; $(PYTHON) is %s.%s: name another, as in make PYTHON=python3.12 $(or $(MAKECMDGOALS),help)" % sys.version_info[:2])'
+	@$(PYTHON) -m venv --clear $(VENV)
 
 clean:
 	rm -rf $(VENV) build dist demo *.egg-info
