@@ -42,7 +42,10 @@ def best_plan(batch: int, rows: int, columns: int, unit: Unit) -> Plan:
 
 
 def compute(A: te.Tensor, B: te.Tensor, plan: Plan) -> te.Tensor:
-    """`A @ B` for A `[..., rows, depth]` and B `[..., depth, columns]`; axes before are equal, or 1 and broadcast."""
+    """`A @ B` for A `[..., rows, depth]` and B `[..., depth, columns]`; axes before are equal, or 1 and broadcast.
+
+    There are at least two columns: a product with one is a sum along rows.
+    """
     batch = tuple(max(int(a), int(b)) for a, b in zip(A.shape[:-2], B.shape[:-2], strict=True))
     rows, columns = int(A.shape[-2]), int(B.shape[-1])
 
