@@ -79,9 +79,9 @@ class Nest:
     def cost(self, place: int, lanes: int) -> float:
         """Vector accesses per element when a loop is vectorized."""
         extent = self.extents[place]
-        per_register = sum(1.0 if moves[place] in (0, 1) else STRIDED for moves in self.moves)
-        per_register += lanes * BRANCH if self.tested[place] else 0.0
-        return per_register * ceil(extent / lanes) / extent
+        store, *loads = (1.0 if moves[place] in (0, 1) else STRIDED for moves in self.moves)
+        branch = lanes * BRANCH if self.tested[place] else 0.0
+        return (2 * store + sum(loads) + branch) * ceil(extent / lanes) / extent
 
     def can_merge(self, first: int) -> bool:
         """Whether loops `first` and `first + 1` walk through every operand as one loop would."""

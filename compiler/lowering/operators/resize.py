@@ -187,19 +187,19 @@ def _resized(work: Work, x: Value, axis: int, table: Table, fill: float | None) 
     """`x` with one axis resized; `fill` is what stands outside of the input."""
     count, taps = table.places.shape
     outer, size, inner = prod(x.shape[:axis]), x.shape[axis], prod(x.shape[axis + 1 :])
-    operands = [x.view(outer, size, inner), constant(table.places.astype(np.int32).ravel())]
+    operands = [x.view(outer, size, inner), constant(np.ascontiguousarray(table.places.T.astype(np.int32)))]
     if taps > 1:
-        operands.append(constant(table.weights.ravel()))
+        operands.append(constant(np.ascontiguousarray(table.weights.T)))
     outside = fill is not None and not table.inside.all()
     if outside:
         operands.append(constant(table.inside.astype(np.int32)))
 
     def compute(X: te.Tensor, places: te.Tensor, *rest: te.Tensor) -> te.Tensor:
         def at(o: Expr, j: Expr, i: Expr) -> Expr:
-            read = [X[o, places[j * taps + tap], i] for tap in range(taps)]
+            read = [X[o, places[tap, j], i] for tap in range(taps)]
             value = read[0]
             if taps > 1:
-                value = sum((read[t] * rest[0][j * taps + t] for t in range(1, taps)), read[0] * rest[0][j * taps])
+                value = sum((read[t] * rest[0][t, j] for t in range(1, taps)), read[0] * rest[0][0, j])
             return tirx.Select(rest[-1][j] != 0, value, tirx.const(fill, x.dtype)) if outside else value
 
         return te.compute((outer, count, inner), at, "resize")
