@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -70,7 +72,7 @@ def test_memory_is_at_most_the_sum_and_at_least_the_peak(program: Program) -> No
 
 def test_a_chain_needs_two_tensors() -> None:
     chain = [Tensor((1024,), "float32") for _ in range(8)]
-    program = Program(steps=[step(a, b) for a, b in zip(chain, chain[1:], strict=False)])
+    program = Program(steps=[step(a, b) for a, b in pairwise(chain)])
     assert plan_memory(program).bytes == 2 * 4096
 
 

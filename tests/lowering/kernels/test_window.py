@@ -1,4 +1,4 @@
-"""Sliding windows: the tiles of a row cover it once, and know exactly which columns and rows read inside of the image."""
+"""Sliding windows: tiles cover a row once, and know exactly which columns and rows read inside of the image."""
 
 from __future__ import annotations
 
