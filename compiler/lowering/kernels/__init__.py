@@ -16,4 +16,7 @@ Activations are in blocked layout NCHW[x]c: `[n, channels / x, height, width, x]
 Channels are padded to whole blocks; the values in the padding are unspecified but finite, and weights are zero there.
 Padding of images is never materialised: rows outside of the image are left out by loop bounds, columns by emitting the
 tiles at the left and the right edge separately (`window.py`).
+
+`elementwise.py`, `slices.py`, `matmul.py`, `scatter.py` and `topk.py` compute on plain arrays of any shape, and have no
+epilogue; `loops.py` has the loops that they share.
 """

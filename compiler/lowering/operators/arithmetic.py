@@ -221,10 +221,10 @@ def power(work: Work) -> list[Value] | None:
     exponent = y.values.reshape(()).item() if _is_number(y) and y.values is not None else None
     if x.dtype == "float32":
         if exponent is not None:
-            return [apply(work, lambda v: scalar.power(v, scalar.real(exponent)), [x], x.dtype, work.shape())]
+            return [apply(work, lambda v: scalar.power(v, scalar.real(exponent)), [x], x.dtype, x.shape)]
         return _on_inputs(work, lambda v, e: scalar.power(v, e.astype("float32")))
     if exponent is not None and "int" in x.dtype and exponent in range(1, 9):
-        return [apply(work, lambda v: reduce(lambda a, b: a * b, [v] * int(exponent)), [x], x.dtype, work.shape())]
+        return [apply(work, lambda v: reduce(lambda a, b: a * b, [v] * int(exponent)), [x], x.dtype, x.shape)]
     return _on_inputs(work, lambda v, e: tirx.pow(v.astype("float64"), e.astype("float64")).astype(x.dtype))
 
 
@@ -236,8 +236,7 @@ def batch_normalization(work: Work) -> list[Value] | None:
     x = work.input(0)
     if x.dtype != "float32" or work.attribute("training_mode", 0):
         return None
-    epsilon, along = float(work.attribute("epsilon", 1e-5)), (1, -1, *[1] * (len(x.shape) - 2))
-    along = (1, x.shape[1], *[1] * (len(x.shape) - 2))
+    epsilon, along = float(work.attribute("epsilon", 1e-5)), (1, x.shape[1], *[1] * (len(x.shape) - 2))
     statistics = [work.input(index) for index in range(1, 5)]
     arrays = [each.values for each in statistics if each.values is not None]
     if len(arrays) == 4:
@@ -285,13 +284,14 @@ def dequantize(work: Work) -> list[Value] | None:
 
 def _along_axis(work: Work, value: Value) -> Value:
     """A scale or zero point with the axes of what it belongs to: one number, one per channel, or one per block."""
-    x, axis, block = work.input(0), work.axis(1), work.attribute("block_size", 0)
+    x, block = work.input(0), work.attribute("block_size", 0)
+    if prod(value.shape) == 1:
+        return value.view(*[1] * len(x.shape))
+    axis = work.axis(1)
     if block:
         if value.values is None:
             raise Refused("scales of blocks have to be constant")
         return constant(np.repeat(value.values, block, axis).take(range(x.shape[axis]), axis))
-    if prod(value.shape) == 1:
-        return value.view(*[1] * len(x.shape))
     return value.view(*(size if place == axis else 1 for place, size in enumerate(x.shape)))
 
 
