@@ -275,21 +275,7 @@ def quantized_product(work: Work) -> list[Value]:
 
 def integer_convolution(work: Work) -> list[Value]:
     """ConvInteger: exact, with 32 bits."""
-    shifted = []
-    for place in (0, 1):
-        operands = [work.input(place), *([work.input(place + 2)] if work.has(place + 2) else [])]
-        if len(operands) == 2:
-            zero = operands[1]
-            operands[1] = zero.view(prod(zero.shape), *[1] * (len(operands[0].shape) - 1))
-        shifted.append(
-            arithmetic.apply(
-                work,
-                lambda value, zero=None: value.astype("int32") - (0 if zero is None else zero.astype("int32")),
-                operands,
-                "int32",
-                operands[0].shape,
-            )
-        )
+    shifted = [_without_zero_point(work, place) for place in (0, 1)]
     slide = Sliding.of(work, shifted[1].shape[2:])
 
     def conv(X: te.Tensor, W: te.Tensor) -> te.Tensor:
@@ -298,6 +284,19 @@ def integer_convolution(work: Work) -> list[Value]:
         return topi.nn.conv(X, W, slide.strides, pads, slide.dilations, slide.groups, f"NC{axes}", f"OI{axes}", "int32")
 
     return [work.compute(shifted, conv)]
+
+
+def _without_zero_point(work: Work, place: int) -> Value:
+    """An operand of ConvInteger less its zero point, of which the weights may have one per output channel."""
+    value, operands = work.input(place), [work.input(place)]
+    if work.has(place + 2):
+        zero = work.input(place + 2)
+        operands.append(zero.view(prod(zero.shape), *[1] * (len(value.shape) - 1)))
+
+    def difference(number: Expr, zero: Expr = None) -> Expr:
+        return number.astype("int32") if zero is None else number.astype("int32") - zero.astype("int32")
+
+    return arithmetic.apply(work, difference, operands, "int32", value.shape)
 
 
 # -- pools

@@ -116,10 +116,10 @@ def _filled(X: te.Tensor, fill: Expr, shape: Shape, starts: Sequence[int]) -> te
 
 def concat(work: Work) -> list[Value]:
     parts = [each for each in work.inputs() if prod(each.shape)]
-    axis, rows = work.axis(rank=len(work.shape())), prod(work.shape()[: work.axis(rank=len(work.shape()))])
     if len(parts) == 1:
         return [parts[0]]
-    views = [each.view(rows, prod(each.shape[axis:])) for each in parts]
+    axis = work.axis()
+    views = [each.view(prod(each.shape[:axis]), prod(each.shape[axis:])) for each in parts]
     return [work.kernel(views, lambda *ins: scatter.concatenate(list(ins), work.unit))]
 
 
