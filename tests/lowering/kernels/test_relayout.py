@@ -9,7 +9,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import tvm
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import te, tirx
 
@@ -103,9 +103,7 @@ def test_transposes_any_axes(order: tuple[int, ...]) -> None:
 @settings(max_examples=10, deadline=None)
 @given(st.tuples(st.integers(1, 3), st.integers(8, 30), st.integers(1, 3), st.integers(8, 30)), st.data())
 def test_transposes_any_sizes(shape: Shape, data: st.DataObject) -> None:
-    order = tuple(data.draw(st.permutations(range(4))))
-    assume(order[-1] == 1)
-    check_transpose(shape, order)
+    check_transpose(shape, (*data.draw(st.permutations([0, 2, 3])), 1))
 
 
 def check_transpose(shape: tuple[int, ...], order: tuple[int, ...]) -> None:
