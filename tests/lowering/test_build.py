@@ -430,3 +430,81 @@ def test_the_profile_has_a_time_for_every_step(compare: Compare, tmp_path: Path)
     assert times.shape == (len(built.kernels),)
     assert (times > 0).all()
     assert json.dumps(built.kernels[0].nodes)
+
+
+Image = tuple[str, tuple[int, int, int, int]]  # a tensor and its shape
+
+
+def random_conv(net: Draft, x: str, shape: tuple[int, ...]) -> Image:
+    rng, (n, channels, *size) = net.rng, shape
+    divisors = [count for count in (1, 2, 4, channels) if channels % count == 0]
+    groups = int(rng.choice(divisors))
+    outs = groups * int(rng.integers(1, 3 if groups == channels else 12))
+    kernel = [int(rng.integers(1, min(5, extent) + 1)) for extent in size]
+    strides, pads = [int(step) for step in rng.integers(1, 4, 2)], [int(pad) for pad in rng.integers(0, 3, 4)]
+    y = net.conv(x, channels, outs, kernel, bool(rng.integers(2)), group=groups, strides=strides, pads=pads)
+    rows, columns = (
+        (extent + before + after - taps) // stride + 1
+        for extent, before, after, taps, stride in zip(size, pads[:2], pads[2:], kernel, strides, strict=True)
+    )
+    return y, (n, outs, rows, columns)
+
+
+def random_pool(net: Draft, x: str, shape: tuple[int, ...]) -> Image:
+    op, side = str(net.rng.choice(["MaxPool", "AveragePool"])), min(2, *shape[2:])
+    y = net.add(op, x, kernel_shape=[side, side], strides=[1, 2])
+    return y, (*shape[:2], shape[2] - side + 1, (shape[3] - side) // 2 + 1)  # type: ignore[return-value]
+
+
+def random_activation(net: Draft, x: str, shape: tuple[int, ...]) -> Image:
+    op = str(net.rng.choice(["Relu", "Sigmoid", "HardSwish", "Tanh", "LeakyRelu", "Elu", "Softplus", "Neg"]))
+    return net.add(op, x), shape  # type: ignore[return-value]
+
+
+def random_gate(net: Draft, x: str, shape: tuple[int, ...]) -> Image:
+    squeezed = net.conv(net.add("GlobalAveragePool", x), shape[1], shape[1], (1, 1))
+    return net.add("Mul", x, net.add("Sigmoid", squeezed)), shape  # type: ignore[return-value]
+
+
+def random_part(net: Draft, x: str, shape: tuple[int, ...]) -> Image:
+    n, channels, *size = shape
+    if channels == 1:
+        return x, shape  # type: ignore[return-value]
+    first = int(net.rng.integers(1, channels))
+    parts = net.add("Split", x, net.constant(np.array([first, channels - first])), axis=1, outputs=2)
+    return parts[1], (n, channels - first, *size)  # type: ignore[return-value]
+
+
+def random_upsampling(net: Draft, x: str, shape: tuple[int, ...]) -> Image:
+    n, channels, *size = shape
+    W = net.random(channels, 6, 2, 2)
+    rows, columns = (min(2 * extent, 40) for extent in size)
+    if (rows, columns) != (2 * size[0], 2 * size[1]):
+        return x, shape  # type: ignore[return-value]
+    return net.add("ConvTranspose", x, W, kernel_shape=[2, 2], strides=[2, 2]), (n, 6, rows, columns)
+
+
+def random_network(seed: int) -> Draft:
+    """Layers on random earlier results, some of them joined, and the last two results as outputs."""
+    net = Draft(seed)
+    rng = net.rng
+    shape = (int(rng.integers(1, 3)), int(rng.choice([3, 16, 20])), int(rng.integers(5, 20)), int(rng.integers(5, 20)))
+    images: list[Image] = [(net.input(*shape), shape)]
+    layers = [random_conv, random_conv, random_pool, random_activation, random_gate, random_part, random_upsampling]
+    for _ in range(10):
+        x, shape = images[int(rng.integers(max(0, len(images) - 3), len(images)))]
+        images.append(layers[int(rng.integers(len(layers)))](net, x, shape))
+        alike = [image for image in images if image[1][:1] + image[1][2:] == images[-1][1][:1] + images[-1][1][2:]]
+        x, (n, channels, *size) = alike[int(rng.integers(len(alike)))]
+        last, (_, more, *_) = images[-1]
+        if channels == more:
+            images.append((net.add("Add", x, last), images[-1][1]))
+        elif channels + more < 200:
+            images.append((net.add("Concat", x, last, axis=1), (n, channels + more, *size)))  # type: ignore[arg-type]
+    net.output(*dict.fromkeys([images[-1][0], images[-2][0]]))
+    return net
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_networks(compare: Compare, seed: int) -> None:
+    compare(random_network(seed), WIDTHS[seed % 2].values[0])  # type: ignore[arg-type]
