@@ -121,9 +121,14 @@ def difference(reference: np.ndarray, result: np.ndarray) -> float:
     return float(moved / largest) if largest else (0.0 if moved == 0 else np.inf)
 
 
+def rounds(graph: gs.Graph) -> bool:
+    """Whether activations are quantized: then the last bit of a float can be a whole step."""
+    return any(node.op in ("QuantizeLinear", "DynamicQuantizeLinear") for node in graph.nodes)
+
+
 def tolerance(graph: gs.Graph) -> float:
     """The largest difference that counts as rounding in this graph."""
-    if any(node.op in ("QuantizeLinear", "DynamicQuantizeLinear") for node in graph.nodes):
+    if rounds(graph):
         return _QUANTIZED
     dtypes = {np.dtype(tensor.dtype).name for tensor in _tensors(graph) if tensor.dtype is not None}
     return max((_COARSE.get(name, TOLERANCE) for name in dtypes), default=TOLERANCE)
