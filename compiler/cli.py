@@ -156,7 +156,9 @@ def bisect(
     recipe: RecipeArgument,
     model: ModelArgument,
     target: TargetOption = "x86",
-    data: DataOption = [],  # noqa: B006
+    data: Annotated[
+        list[str], typer.Option("--data", metavar="[KEY=]PATH", help="The test data, or calibration=PATH.")
+    ] = [],  # noqa: B006
     set_: SetOption = [],  # noqa: B006
     shape: ShapeOption = [],  # noqa: B006
     seed: SeedOption = 0,
@@ -166,7 +168,8 @@ def bisect(
     """Find the pass that costs the accuracy: it is measured after each one."""
     from nnc import compilation, console, tables
 
-    job = _job(recipe, model, target, data, set_, shape, seed=seed)
+    keyed = [each if "=" in each else f"test={each}" for each in data]
+    job = _job(recipe, model, target, keyed, set_, shape, seed=seed)
     with console.progress(quiet) as progress:
         states = compilation.bisect(job, progress)
     if as_json:

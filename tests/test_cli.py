@@ -209,6 +209,7 @@ def test_plan_says_what_would_happen_and_why_not(here: Path) -> None:
 
 def test_bisect(here: Path) -> None:
     text = output_of("bisect", "recipe.toml", "model.onnx", "--data", "test=test.npz")
+    assert output_of("bisect", "recipe.toml", "model.onnx", "--data", "test.npz") == text
     assert re.search(r"drop-one +100.0 % +the same", text)
     assert re.search(r"round-weights +\d+.\d % +-\d+.\d points", text)
     assert json_of("bisect", "recipe.toml", "model.onnx")[0] == {"after": "(model)", "accuracy": 1.0}
