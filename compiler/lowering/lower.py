@@ -8,6 +8,7 @@ their inputs; everything else reads and writes plain tensors.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -196,6 +197,10 @@ class Lowering:
     def add(self, group: Group) -> None:
         """Append the steps of one group."""
         node = group.root
+        if all(prod(tensor.shape) == 0 for tensor in group.outputs if tensor.shape is not None):
+            for tensor in group.outputs:  # a window that is larger than its image, a slice of nothing
+                self.define(tensor, Tensor(shape_of(tensor), dtype_of(tensor)))
+            return
         for lower_ in (layers.TEMPLATES.get(node.op), views.VIEWS.get(node.op)):
             if lower_ is not None and node.domain in (None, "", "ai.onnx") and lower_(self, group):
                 return

@@ -390,6 +390,14 @@ def test_the_ends_of_a_graph(compare: Compare) -> None:
     compare(net)
 
 
+def test_empty_tensors(compare: Compare) -> None:
+    net = Draft()
+    x = net.input(1, 16, 2, 4)
+    nothing = net.add("AveragePool", x, kernel_shape=[3, 3])
+    net.output(nothing, net.add("Relu", net.add("Concat", nothing, nothing, axis=1)), net.add("Relu", x))
+    compare(net)
+
+
 def test_integer_weights_become_floats(compare: Compare) -> None:
     net = Draft()
     x = net.input(1, 16, 5, 5)
