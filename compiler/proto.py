@@ -20,6 +20,9 @@ NOT_RAW = frozenset({"float4_e2m1fn", "int2", "int4", "object", "uint2", "uint4"
 
 STANDARD_DOMAINS = (None, "", "ai.onnx")
 
+#: Models of an older opset are converted to this one, so that a pass meets one form of each operator.
+OPSET = 17
+
 #: The oldest version of the file format that every operator set nnc writes may be stored in.
 IR_VERSION = 8
 
