@@ -115,7 +115,7 @@ def compile_(
     quiet: QuietOption = False,
 ) -> None:
     """Compress a model and compile it for a target."""
-    from nnc import compilation, console, tables
+    from nnc import compilation, console, summaries
 
     job = _job(recipe, model, target, data, set_, shape, out=out, lower=not no_lower, threads=threads, seed=seed)
     with console.progress(quiet) as progress:
@@ -123,7 +123,7 @@ def compile_(
     if as_json:
         _print_json(report)
     elif not quiet:
-        tables.show_compiled(report, job.out)
+        summaries.show_compiled(report, job.out)
 
 
 @app.command()
@@ -140,7 +140,7 @@ def plan(
     quiet: QuietOption = False,
 ) -> None:
     """Show what each pass would do, and what it would leave alone and why. Writes nothing."""
-    from nnc import compilation, console, tables
+    from nnc import compilation, console, summaries
 
     job = _job(recipe, model, target, data, set_, shape, threads=threads, seed=seed)
     with console.progress(quiet) as progress:
@@ -148,7 +148,7 @@ def plan(
     if as_json:
         _print_json(planned)
     else:
-        tables.show_plan(planned)
+        summaries.show_plan(planned)
 
 
 @app.command()
@@ -166,7 +166,7 @@ def bisect(
     quiet: QuietOption = False,
 ) -> None:
     """Find the pass that costs the accuracy: it is measured after each one."""
-    from nnc import compilation, console, tables
+    from nnc import compilation, console, summaries
 
     keyed = [each if "=" in each else f"test={each}" for each in data]
     job = _job(recipe, model, target, keyed, set_, shape, seed=seed)
@@ -175,7 +175,7 @@ def bisect(
     if as_json:
         _print_json([{"after": name, "accuracy": accuracy} for name, accuracy in states])
     else:
-        tables.show_bisection(states)
+        summaries.show_bisection(states)
 
 
 @app.command()
@@ -191,7 +191,7 @@ def run(
     quiet: QuietOption = False,
 ) -> None:
     """Run a compiled model: here, or an AArch64 one in an emulator."""
-    from nnc import tables
+    from nnc import measurements
     from nnc.artifact import Artifact, load_arrays, save_arrays
 
     artifact = Artifact.open(folder)
@@ -200,9 +200,9 @@ def run(
     if out is not None:
         save_arrays(out, outputs)
     if as_json:
-        _print_json({"runtime": artifact.runtime, "outputs": tables.described(outputs)})
+        _print_json({"runtime": artifact.runtime, "outputs": measurements.described(outputs)})
     elif not quiet:
-        tables.show_outputs(outputs, artifact.runtime, out)
+        measurements.show_outputs(outputs, artifact.runtime, out)
 
 
 @app.command()
@@ -221,17 +221,17 @@ def bench(
         raise typer.BadParameter(f"{folder} is a model, not the folder of a compile: {hint}", param_hint="DIR")
     if against != "onnxruntime":
         raise typer.BadParameter(f"only onnxruntime is known, not '{against}'", param_hint="--against")
-    from nnc import benchmark, console, tables
+    from nnc import benchmark, console, measurements
     from nnc.artifact import Artifact
 
     artifact = Artifact.open(folder)
     if profile:
         kernels = benchmark.profile(artifact, threads or artifact.threads)
-        _print_json(kernels) if as_json else tables.show_profile(kernels)
+        _print_json(kernels) if as_json else measurements.show_profile(kernels)
         return
     with console.progress(quiet) as progress:
         timing = benchmark.compare(artifact, rounds, threads or artifact.threads, progress)
-    _print_json(timing.to_dict()) if as_json else tables.show_timing(timing)
+    _print_json(timing.to_dict()) if as_json else measurements.show_timing(timing)
 
 
 @app.command("eval")
@@ -260,7 +260,7 @@ def evaluate(
 
     The preprocessing is that of the recipe where the model is a compiled one; options replace parts of it.
     """
-    from nnc import console, evaluation, tables
+    from nnc import console, evaluation, measurements
 
     options = {"size": size, "crop": crop, "mean": mean, "std": std, "layout": layout}
     with console.progress(quiet) as progress:
@@ -270,7 +270,7 @@ def evaluate(
     if as_json:
         _print_json(measured.to_dict())
     else:
-        tables.show_accuracy(measured)
+        measurements.show_accuracy(measured)
 
 
 @app.command()
@@ -284,7 +284,7 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Show the layers of a model: shapes, MACs, parameters, and on a target what they cost."""
-    from nnc import inspection, tables
+    from nnc import inspection, summaries
     from nnc import target as targets
 
     path = model / "model.onnx" if model.is_dir() else model
@@ -293,7 +293,7 @@ def inspect(
     if as_json:
         _print_json(inspected)
     else:
-        tables.show_inspection(inspected)
+        summaries.show_inspection(inspected)
 
 
 @app.command()
@@ -308,7 +308,7 @@ def network(
     quiet: QuietOption = False,
 ) -> None:
     """Write a reference network of the literature, with seeded weights."""
-    from nnc import inspection, networks, tables, wire
+    from nnc import inspection, networks, summaries, wire
 
     if name == "list":
         _print_json(networks.NAMES) if as_json else print("\n".join(networks.NAMES))
@@ -321,7 +321,7 @@ def network(
     if as_json:
         _print_json(figures)
     elif not quiet:
-        tables.show_network(figures)
+        summaries.show_network(figures)
 
 
 @app.command()
@@ -343,37 +343,37 @@ def example(
 @app.command()
 def passes(name: NameArgument = None, use: UseOption = [], as_json: JsonOption = False) -> None:  # noqa: B006
     """List the passes that a recipe can name."""
-    from nnc import catalog, tables
+    from nnc import catalog, listings
 
     entries = catalog.passes(use)
     if name is None:
-        _print_json(list(entries.values())) if as_json else tables.show_list(entries, ("effect",))
+        _print_json(list(entries.values())) if as_json else listings.show_list(entries, ("effect",))
     else:
         entry = catalog.find("pass", name, entries)
-        _print_json(entry) if as_json else tables.show_pass(entry)
+        _print_json(entry) if as_json else listings.show_pass(entry)
 
 
 @app.command()
 def targets(name: NameArgument = None, as_json: JsonOption = False) -> None:
     """List the targets, or show the figures of one; x86 shows what was detected here."""
-    from nnc import catalog, tables
+    from nnc import catalog, listings
 
     if name is None:
         entries = catalog.targets()
-        _print_json(list(entries.values())) if as_json else tables.show_list(entries, ("units", "modes"))
+        _print_json(list(entries.values())) if as_json else listings.show_list(entries, ("units", "modes"))
     else:
         entry = catalog.target(name)
-        _print_json(entry) if as_json else tables.show_target(entry)
+        _print_json(entry) if as_json else listings.show_target(entry)
 
 
 @app.command()
 def recipes(name: NameArgument = None, as_json: JsonOption = False) -> None:
     """List the recipes that nnc ships, or print one: a start for your own."""
-    from nnc import catalog, tables
+    from nnc import catalog, listings
 
     entries = catalog.recipes()
     if name is None:
-        _print_json(list(entries.values())) if as_json else tables.show_list(entries, ())
+        _print_json(list(entries.values())) if as_json else listings.show_list(entries, ())
     else:
         entry = catalog.find("recipe", name, entries)
         _print_json(entry) if as_json else print(entry["toml"], end="")
@@ -392,14 +392,14 @@ def doctor(as_json: JsonOption = False) -> None:
     """Show which optional tools are there, and how to get the others."""
     from dataclasses import asdict
 
-    from nnc import tables
+    from nnc import listings
     from nnc.doctor import checks
 
     found = checks()
     if as_json:
         _print_json([asdict(check) for check in found])
     else:
-        tables.show_checks(found)
+        listings.show_checks(found)
 
 
 def _job(
