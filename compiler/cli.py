@@ -308,15 +308,18 @@ def network(
     quiet: QuietOption = False,
 ) -> None:
     """Write a reference network of the literature, with seeded weights."""
-    from nnc import inspection, networks, summaries, wire
+    from nnc import console, inspection, networks, summaries, wire
 
     if name == "list":
         _print_json(networks.NAMES) if as_json else print("\n".join(networks.NAMES))
         return
-    model = networks.build(name, input_size=input_size, classes=classes, width=width, seed=seed)
     path = out or Path(f"{name}.onnx")
-    with wire.replacing(path) as file:
-        file.write(model.SerializeToString(deterministic=True))
+    with console.progress(quiet) as progress:
+        progress("draw weights", 0, 2)
+        model = networks.build(name, input_size=input_size, classes=classes, width=width, seed=seed)
+        progress("write", 1, 2)
+        with wire.replacing(path) as file:
+            file.write(model.SerializeToString(deterministic=True))
     figures = {"file": str(path)} | inspection.inspect(path, None, {})["totals"]
     if as_json:
         _print_json(figures)

@@ -21,6 +21,7 @@ from tvm import relax
 
 from nnc.errors import NncError
 from nnc.lowering import cross
+from nnc.lowering.kernels.unit import Unit
 from nnc.lowering.lower import lower
 from nnc.lowering.machine import machine as known_machine
 from nnc.lowering.program import ALIGNMENT, Call, Copy, Operand, Plan, Program, Tensor, plan_memory
@@ -73,7 +74,7 @@ def build(
     not supported, or where a tool is missing; then nothing is written.
     """
     machine = known_machine(target)
-    program = lower(graph, _cores(target, threads or target.unit.threads), machine)
+    program = lower(graph, _unit(target, threads or target.unit.threads), machine, progress)
     names = _names(program)
     plan = plan_memory(program)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=out) as name:
@@ -82,28 +83,18 @@ def build(
         weights = _Weights(folder / "weights.bin")
         (folder / "network.h").write_text(_header(program, names, plan, weights), "utf-8")
         objects += _sources(folder)
+        progress("link the library", 0, 1)
         _link(program, objects, target, machine, folder)
         os.replace(folder / "module.so", out / "module.so")
     kernels = [_kernel(step, names) for step in program.steps]
     return Built([out / "module.so"], kernels, plan.bytes, weights.bytes)
 
 
-@dataclass(frozen=True)
-class _Cores:
-    """What schedules depend on: the figures of the cores that share each kernel."""
-
-    vector_bits: int
-    vector_registers: int
-    threads: int
-    l1d_bytes: int
-    l2_bytes: int
-    memory_bytes_per_cycle: float
-
-
-def _cores(target: Target, threads: int) -> _Cores:
+def _unit(target: Target, threads: int) -> Unit:
+    """The figures of the first `threads` cores of a target's unit."""
     unit, memory = target.unit, target.dram.gbps * target.dram.efficiency
     per_cycle = memory / threads / unit.clusters[0].clock_ghz
-    return _Cores(unit.vector_bits, unit.vector_registers, threads, unit.l1d_bytes, unit.l2_bytes, per_cycle)
+    return Unit(unit.vector_bits, unit.vector_registers, threads, unit.l1d_bytes, unit.l2_bytes, per_cycle)
 
 
 def _names(program: Program) -> dict[Hashable, str]:

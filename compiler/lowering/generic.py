@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper
 from nnc.errors import NncError
 from nnc.graph import OPSET
 from nnc.lowering import frontend, model
-from nnc.lowering.kernels.gemm import Unit
+from nnc.lowering.kernels.unit import Unit
 from nnc.lowering.operators import MOVES, OPERATORS
 from nnc.lowering.pieces import Piece, Refused, Value, Work, constant, reason
 

@@ -20,7 +20,7 @@ from nnc.lowering import fuse, generic, layers, views
 from nnc.lowering.expression import Builder
 from nnc.lowering.fuse import Group
 from nnc.lowering.kernels import elementwise, relayout
-from nnc.lowering.kernels.gemm import Unit, lanes_of
+from nnc.lowering.kernels.unit import Unit, lanes_of
 from nnc.lowering.program import Call, Copy, Operand, Program, Tensor
 from nnc.lowering.shapes import dtype_of, shape_of
 from nnc.lowering.signals import as_images
@@ -30,7 +30,12 @@ PLAIN = 1  # the block of NCHW
 Shape = tuple[int, ...]
 
 
-def lower(graph: gs.Graph, unit: Unit, machine: tvm.target.Target) -> Program:
+def lower(
+    graph: gs.Graph,
+    unit: Unit,
+    machine: tvm.target.Target,
+    progress: Callable[[str, int, int], None] = lambda step, done, total: None,
+) -> Program:
     """The program of a graph with static shapes for one unit; `machine` is what TVM knows of it.
 
     Raises NncError for a node that nnc can't lower.
@@ -39,7 +44,9 @@ def lower(graph: gs.Graph, unit: Unit, machine: tvm.target.Target) -> Program:
     as_images(graph)
     lowering = Lowering(unit, machine, graph.opset)
     lowering.add_inputs(graph.inputs)
-    for group in fuse.partition(graph, frozenset(layers.TEMPLATES)):
+    groups = fuse.partition(graph, frozenset(layers.TEMPLATES))
+    for done, group in enumerate(groups):
+        progress("lower layers", done, len(groups))
         lowering.add(group)
     lowering.add_outputs(graph.outputs)
     return lowering.program

@@ -14,7 +14,7 @@ import tvm_ffi
 from tvm import te, tirx
 
 from nnc.lowering import model
-from nnc.lowering.kernels.gemm import Unit
+from nnc.lowering.kernels.unit import Unit
 from nnc.lowering.schedule import schedule
 from nnc.lowering.shapes import dtype_of, shape_of
 

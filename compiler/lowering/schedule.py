@@ -17,8 +17,8 @@ import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.s_tir.schedule import ScheduleError
 
-from nnc.lowering.kernels.gemm import Unit
 from nnc.lowering.kernels.loops import TASKS
+from nnc.lowering.kernels.unit import Unit
 
 Block = Any  # a schedule's handle of a block
 Loop = Any  # and of a loop

@@ -84,15 +84,18 @@ class Workshop:
 
 
 def latency(shop: Workshop) -> Iterator[Row]:
-    """onnxruntime / nnc in one interleaved run, batch 1, 224x224, two threads, untuned."""
+    """onnxruntime / nnc in one interleaved run, batch 1, two threads, untuned; for CIFAR 32x32, otherwise 224x224."""
     ratios = {}
-    for name in TIMED:
+    for name in (*TIMED, *(name for name in networks.NAMES if name not in TIMED)):
         timed = json.loads(nnc("bench", shop.compiled(shop.network(name), "x86"), "--threads", THREADS, "--json"))
         ratios[name] = timed["ratio"]
         measured = f"{timed['ratio']:.2f} ({timed['onnxruntime_ms']:.1f} / {timed['nnc_ms']:.1f} ms)"
-        yield Row(f"latency: onnxruntime / nnc, {name}", ">= 0.8", measured, timed["ratio"] >= 0.8)
-    mean = math.exp(sum(map(math.log, ratios.values())) / len(ratios))
-    yield Row("latency: geometric mean of the four", ">= 1.0", f"{mean:.2f}", mean >= 1.0)
+        promised = name in TIMED
+        reached = timed["ratio"] >= 0.8 if promised else None
+        yield Row(f"latency: onnxruntime / nnc, {name}", ">= 0.8" if promised else "", measured, reached)
+    four, all_ = (math.exp(sum(math.log(ratios[name]) for name in names) / len(names)) for names in (TIMED, ratios))
+    yield Row(f"latency: geometric mean of {', '.join(TIMED)}", ">= 1.0", f"{four:.2f}", four >= 1.0)
+    yield Row("latency: geometric mean of all", "", f"{all_:.2f}", None)
 
 
 def compile_time(shop: Workshop) -> Iterator[Row]:

@@ -21,22 +21,17 @@ from tvm import s_tir, tirx
 from nnc.errors import NncError
 from nnc.lowering import generic, schedule
 from nnc.lowering.kernels import loops
+from nnc.lowering.kernels.unit import Unit
 from nnc.lowering.pieces import Piece
 
 rng = np.random.default_rng(0)
 
 
-@dataclass(frozen=True)
-class Cpu:
-    vector_bits: int
-    vector_registers: int
-    threads: int = 2
-    l1d_bytes: int = 32 << 10
-    l2_bytes: int = 512 << 10
-
-
-AVX2 = Cpu(256, 16), tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v3"})
-A75 = Cpu(128, 32), tvm.target.Target({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a75"})
+AVX2 = Unit(256, 16, 2, 32 << 10, 512 << 10, 6.0), tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v3"})
+A75 = (
+    Unit(128, 32, 2, 32 << 10, 512 << 10, 6.0),
+    tvm.target.Target({"kind": "llvm", "mtriple": "aarch64-linux-gnu", "mcpu": "cortex-a75"}),
+)
 
 
 # -- nodes
@@ -461,7 +456,7 @@ def reference(node: Case) -> list[np.ndarray]:
 
 
 @cache
-def lowered(node: Case, cpu: tuple[Cpu, tvm.target.Target] = AVX2) -> list[Piece]:
+def lowered(node: Case, cpu: tuple[Unit, tvm.target.Target] = AVX2) -> list[Piece]:
     graph = gs.import_onnx(onnx.shape_inference.infer_shapes(model(node)[0]))
     (single,) = graph.nodes
     for tensor, expected in zip(single.outputs, reference(node), strict=True):

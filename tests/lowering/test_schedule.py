@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -13,16 +12,10 @@ from hypothesis import strategies as st
 from tvm import te, tirx, topi
 
 from nnc.lowering import schedule as schedules
+from nnc.lowering.kernels.unit import Unit
 from nnc.lowering.schedule import schedule
 
-
-@dataclass(frozen=True)
-class Cpu:
-    vector_bits: int = 256
-    vector_registers: int = 16
-    threads: int = 2
-    l1d_bytes: int = 32 << 10
-    l2_bytes: int = 512 << 10
+AVX2 = Unit(256, 16, 2, 32 << 10, 512 << 10, 6.0)
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +25,7 @@ def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def check(inputs: list[te.Tensor], output: te.Tensor, expected: Callable[..., np.ndarray]) -> str:
     """Compare with numpy; returns the scheduled function's text."""
-    function = schedule(te.create_prim_func([*inputs, output]), Cpu())
+    function = schedule(te.create_prim_func([*inputs, output]), AVX2)
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal([int(n) for n in each.shape], dtype=np.float32) for each in inputs]
     out = tvm.runtime.tensor(np.full([int(n) for n in output.shape], np.nan, np.float32))
@@ -103,7 +96,7 @@ def test_values_that_are_read_often_are_computed_once() -> None:
     X, W = te.placeholder((1, 4, 9, 9), name="X"), te.placeholder((5, 4, 3, 3), name="W")
     padded = topi.nn.pad(topi.exp(X), [0, 0, 1, 1], [0, 0, 1, 1])
     out = topi.nn.conv2d_nchw(padded, W, 1, 0, 1)
-    text = schedule(te.create_prim_func([X, W, out]), Cpu()).script()
+    text = schedule(te.create_prim_func([X, W, out]), AVX2).script()
     assert "T.exp(" in text
     assert "T.exp(" not in text[text.index("conv2d_nchw_init") :]
 

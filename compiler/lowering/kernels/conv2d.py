@@ -30,7 +30,6 @@ from nnc.lowering.kernels.gemm import (
     Epilogue,
     Expr,
     RegisterTile,
-    Unit,
     lane,
     max_rows,
     prefetch,
@@ -38,6 +37,7 @@ from nnc.lowering.kernels.gemm import (
     splat,
     store,
 )
+from nnc.lowering.kernels.unit import Unit
 from nnc.lowering.kernels.window import Tiles, Window
 
 

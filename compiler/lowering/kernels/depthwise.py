@@ -17,7 +17,8 @@ from tvm import te
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from nnc.lowering.kernels.gemm import Epilogue, Expr, Unit, lane, lanes_of, scratch, splat, store
+from nnc.lowering.kernels.gemm import Epilogue, Expr, lane, scratch, splat, store
+from nnc.lowering.kernels.unit import Unit, lanes_of
 from nnc.lowering.kernels.window import Tiles, Window
 
 

@@ -16,12 +16,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from math import ceil
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
+
+from nnc.lowering.kernels.unit import Unit, lanes_of
 
 Expr = Any  # a TIR expression: scalar, or float32 vector of `lanes` lanes
 Epilogue = Callable[[Expr, Sequence[Expr]], Expr]
@@ -31,25 +33,6 @@ FEW_ROWS = 8
 STREAM_AHEAD = 8192  # bytes; weights read once come up to twice as fast when fetched this far ahead
 
 
-class Unit(Protocol):
-    """The figures of a compute unit that choose a register tile and a blocking."""
-
-    @property
-    def vector_bits(self) -> int: ...
-    @property
-    def vector_registers(self) -> int: ...
-    @property
-    def threads(self) -> int: ...
-    @property
-    def l1d_bytes(self) -> int: ...
-    @property
-    def l2_bytes(self) -> int: ...
-    @property
-    def memory_bytes_per_cycle(self) -> float:
-        """What one thread gets from memory while all of them read."""
-        ...
-
-
 @dataclass(frozen=True)
 class RegisterTile:
     """Accumulators held in registers: `rows` broadcast operands by `vectors` vectors of `lanes` lanes."""
@@ -57,11 +40,6 @@ class RegisterTile:
     rows: int
     vectors: int
     lanes: int
-
-
-def lanes_of(unit: Unit) -> int:
-    """The float32 lanes of one vector register."""
-    return unit.vector_bits // 32
 
 
 def max_rows(vectors: int, lanes: int, unit: Unit) -> int:

@@ -9,7 +9,8 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from nnc.lowering.kernels.gemm import Expr, Unit, lanes_of
+from nnc.lowering.kernels.gemm import Expr
+from nnc.lowering.kernels.unit import Unit, lanes_of
 
 TASKS = 8
 """Tasks per thread that keep the threads busy until the end."""

@@ -15,8 +15,9 @@ from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from nnc.lowering.kernels.gemm import Expr, RegisterTile, Unit, accumulate, even_share, lane, lanes_of, max_rows
+from nnc.lowering.kernels.gemm import Expr, RegisterTile, accumulate, even_share, lane, max_rows
 from nnc.lowering.kernels.loops import TASKS, shared, unravel
+from nnc.lowering.kernels.unit import Unit, lanes_of
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from nnc.lowering.kernels.gemm import Expr, Unit, lanes_of
+from nnc.lowering.kernels.gemm import Expr
 from nnc.lowering.kernels.loops import nest, shared, unravel
+from nnc.lowering.kernels.unit import Unit, lanes_of
 
 Index = list[Expr]
 Combine = Callable[[Expr, Expr], Expr]

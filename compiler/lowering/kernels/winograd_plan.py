@@ -13,7 +13,8 @@ from fractions import Fraction
 from math import ceil
 from typing import Literal
 
-from nnc.lowering.kernels.gemm import RegisterTile, Unit, lanes_of, max_rows
+from nnc.lowering.kernels.gemm import RegisterTile, max_rows
+from nnc.lowering.kernels.unit import Unit, lanes_of
 
 # The interpolation points beside infinity; pairs (a, -a) share half of their arithmetic. With 2/3 and 3/2 the error of
 # F(4x4) is 3.5 times smaller than with the usual 1 and 2, and their product 1 saves multiplications.

@@ -12,7 +12,7 @@ from tvm import te, tirx, topi
 
 from nnc.lowering import scalar
 from nnc.lowering.kernels import conv2d, depthwise, relayout
-from nnc.lowering.kernels.gemm import lanes_of
+from nnc.lowering.kernels.unit import lanes_of
 from nnc.lowering.kernels.window import Window
 from nnc.lowering.operators import arithmetic, movement
 from nnc.lowering.pieces import Shape, Value, Work, constant

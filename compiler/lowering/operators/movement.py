@@ -10,8 +10,8 @@ import numpy as np
 from tvm import te, tirx
 
 from nnc.lowering.kernels import relayout, scatter
-from nnc.lowering.kernels.gemm import lanes_of
 from nnc.lowering.kernels.scatter import clamped
+from nnc.lowering.kernels.unit import lanes_of
 from nnc.lowering.pieces import Shape, Value, Work, constant
 
 Expr = Any

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -14,19 +13,11 @@ from hypothesis import strategies as st
 from tvm import te, tirx
 
 from nnc.lowering.kernels import elementwise, loops
+from nnc.lowering.kernels.unit import Unit
+
+AVX2 = Unit(256, 16, 2, 32 << 10, 512 << 10, 6.0)
 
 Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Cpu:
-    vector_bits: int = 256
-    vector_registers: int = 16
-    threads: int = 2
-    l1d_bytes: int = 32 << 10
-    l2_bytes: int = 512 << 10
-
-
 TARGET = tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v3"})
 
 
@@ -35,7 +26,7 @@ def kernel(
 ) -> tuple[tirx.PrimFunc, Shape, list[Shape]]:
     sizes, merged = elementwise.merged(shape, operands)
     ins = [te.placeholder(each, dtype, f"x{i}") for i, each in enumerate(merged)]
-    out = elementwise.compute(ins, sizes, Cpu(), function, dtype)
+    out = elementwise.compute(ins, sizes, AVX2, function, dtype)
     return te.create_prim_func([*ins, out]), sizes, merged
 
 
@@ -110,7 +101,7 @@ def test_large_arrays_are_cut_into_enough_tasks(shape: Shape) -> None:
     function, *_ = kernel(shape, [shape, (*shape[:-1], 1)], lambda xs: xs[0] + xs[1])
     text = function.script()
     (tasks,) = (int(line.split("T.parallel(")[1].split(")")[0]) for line in text.splitlines() if "T.parallel" in line)
-    assert Cpu.threads * loops.TASKS / 2 <= tasks <= prod(shape) / 8
+    assert AVX2.threads * loops.TASKS / 2 <= tasks <= prod(shape) / 8
 
 
 def test_small_arrays_are_one_task() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import tvm
@@ -12,24 +10,14 @@ from hypothesis import strategies as st
 from tvm import te, tirx
 
 from nnc.lowering.kernels import gemm
+from nnc.lowering.kernels.unit import Unit
+
+AVX2 = Unit(256, 16, 2, 32 << 10, 512 << 10, 6.0)
+AVX512 = Unit(512, 32, 2, 32 << 10, 512 << 10, 6.0)
+MCPU = {AVX2: "haswell", AVX512: "skylake-avx512"}
 
 
-@dataclass(frozen=True)
-class Cpu:
-    mcpu: str
-    vector_bits: int
-    vector_registers: int
-    threads: int = 2
-    l1d_bytes: int = 32 << 10
-    l2_bytes: int = 512 << 10
-    memory_bytes_per_cycle: float = 6.0
-
-
-AVX2 = Cpu("haswell", 256, 16)
-AVX512 = Cpu("skylake-avx512", 512, 32)
-
-
-def build(rows: int, columns: int, depth: int, cpu: Cpu) -> tuple[tvm.runtime.Executable, gemm.GemmPlan]:
+def build(rows: int, columns: int, depth: int, cpu: Unit) -> tuple[tvm.runtime.Executable, gemm.GemmPlan]:
     """`relu(A @ W + bias) + residual` compiled for a CPU."""
     plan = gemm.best_plan(rows, columns, depth, cpu)
     A = te.placeholder((rows, depth), name="A")
@@ -42,11 +30,11 @@ def build(rows: int, columns: int, depth: int, cpu: Cpu) -> tuple[tvm.runtime.Ex
 
     out = gemm.compute(A, W, columns, plan, [bias, residual], epilogue)
     module = tvm.IRModule({"main": te.create_prim_func([A, W, bias, residual, out])})
-    target = tvm.target.Target({"kind": "llvm", "mcpu": cpu.mcpu, "num-cores": cpu.threads})
+    target = tvm.target.Target({"kind": "llvm", "mcpu": MCPU[cpu], "num-cores": cpu.threads})
     return tvm.compile(module, target=target), plan
 
 
-def check(rows: int, columns: int, depth: int, cpu: Cpu) -> None:
+def check(rows: int, columns: int, depth: int, cpu: Unit) -> None:
     rng = np.random.default_rng(0)
     A, W, bias, residual = (
         rng.standard_normal(shape, dtype=np.float32)
@@ -75,8 +63,8 @@ def check(rows: int, columns: int, depth: int, cpu: Cpu) -> None:
         (196, 64, 512),
     ],
 )
-@pytest.mark.parametrize("cpu", [AVX2, AVX512], ids=lambda cpu: cpu.mcpu)
-def test_matches_numpy(shape: tuple[int, int, int], cpu: Cpu, runnable: None) -> None:
+@pytest.mark.parametrize("cpu", [AVX2, AVX512], ids=MCPU.get)
+def test_matches_numpy(shape: tuple[int, int, int], cpu: Unit, runnable: None) -> None:
     check(*shape, cpu)
 
 
@@ -87,8 +75,8 @@ def test_any_shape(rows: int, columns: int, depth: int) -> None:
 
 
 @pytest.fixture
-def runnable(cpu: Cpu) -> None:
-    feature = {"haswell": "avx2", "skylake-avx512": "avx512f"}[cpu.mcpu]
+def runnable(cpu: Unit) -> None:
+    feature = {"haswell": "avx2", "skylake-avx512": "avx512f"}[MCPU[cpu]]
     with open("/proc/cpuinfo") as info:
         if feature not in info.read():
             pytest.skip(f"this machine has no {feature}")

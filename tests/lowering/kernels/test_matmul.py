@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import tvm
@@ -12,44 +10,27 @@ from hypothesis import strategies as st
 from tvm import te
 
 from nnc.lowering.kernels import matmul
+from nnc.lowering.kernels.unit import Unit
 
-
-@dataclass(frozen=True)
-class Cpu:
-    mcpu: str
-    vector_bits: int
-    vector_registers: int
-    threads: int = 2
-    l1d_bytes: int = 32 << 10
-    l2_bytes: int = 512 << 10
-
-
-AVX2 = Cpu("x86-64-v3", 256, 16)
-AVX512 = Cpu("x86-64-v4", 512, 32)
+AVX2 = Unit(256, 16, 2, 32 << 10, 512 << 10, 6.0)
+AVX512 = Unit(512, 32, 2, 32 << 10, 512 << 10, 6.0)
+MCPU = {AVX2: "x86-64-v3", AVX512: "x86-64-v4"}
 
 Shape = tuple[int, ...]
 
 
-def check(left: Shape, right: Shape, cpu: Cpu) -> None:
+def check(left: Shape, right: Shape, cpu: Unit) -> None:
     rng = np.random.default_rng(0)
     a, b = (rng.standard_normal(shape, dtype=np.float32) for shape in (left, right))
     A, B = te.placeholder(left, name="A"), te.placeholder(right, name="B")
     batch = int(np.prod(np.broadcast_shapes(left[:-2], right[:-2])))
     plan = matmul.best_plan(batch, left[-2], right[-1], cpu)
     function = te.create_prim_func([A, B, matmul.compute(A, B, plan)])
-    target = tvm.target.Target({"kind": "llvm", "mcpu": cpu.mcpu})
+    target = tvm.target.Target({"kind": "llvm", "mcpu": MCPU[cpu]})
     expected = a.astype(np.float64) @ b
     out = tvm.runtime.tensor(np.full(expected.shape, np.nan, np.float32))
     tvm.compile(tvm.IRModule({"main": function}), target)["main"](tvm.runtime.tensor(a), tvm.runtime.tensor(b), out)
     np.testing.assert_allclose(out.numpy(), expected, rtol=1e-5, atol=1e-5 * np.sqrt(left[-1]))
-
-
-@pytest.fixture
-def runnable(cpu: Cpu) -> None:
-    feature = {"x86-64-v3": "avx2", "x86-64-v4": "avx512f"}[cpu.mcpu]
-    with open("/proc/cpuinfo") as info:
-        if feature not in info.read():
-            pytest.skip(f"this machine has no {feature}")
 
 
 @pytest.mark.parametrize(
@@ -64,8 +45,8 @@ def runnable(cpu: Cpu) -> None:
         ((1, 300), (300, 1000)),
     ],
 )
-@pytest.mark.parametrize("cpu", [AVX2, AVX512], ids=lambda cpu: cpu.mcpu)
-def test_matches_numpy(left: Shape, right: Shape, cpu: Cpu, runnable: None) -> None:
+@pytest.mark.parametrize("cpu", [AVX2, AVX512], ids=MCPU.get)
+def test_matches_numpy(left: Shape, right: Shape, cpu: Unit, runnable: None) -> None:
     check(left, right, cpu)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -16,20 +16,12 @@ from tvm import te, tirx
 
 from nnc.lowering.kernels import pool, relayout
 from nnc.lowering.kernels.pool import Pool
+from nnc.lowering.kernels.unit import Unit
 from nnc.lowering.kernels.window import Window
 
+AVX2 = Unit(256, 16, 2, 32 << 10, 512 << 10, 6.0)
+
 Two = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Cpu:
-    vector_bits: int = 256
-    vector_registers: int = 16
-    threads: int = 2
-    l1d_bytes: int = 32 << 10
-    l2_bytes: int = 512 << 10
-
-
 BLOCK = 8
 
 
@@ -60,7 +52,7 @@ def check(problem: Pool, epilogue: Callable[[Any, Any], Any] | None = None, afte
     x = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     X = te.placeholder(relayout.blocked_shape(shape, BLOCK), name="X")
     options = {} if epilogue is None else {"epilogue": epilogue}
-    function = te.create_prim_func([X, pool.compute(X, problem, Cpu(), **options)])
+    function = te.create_prim_func([X, pool.compute(X, problem, AVX2, **options)])
     built = tvm.compile(tvm.IRModule({"main": function}), tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v3"}))
     out_shape = (problem.batch, problem.channels, *problem.window.out_size)
     result = tvm.runtime.tensor(np.full(relayout.blocked_shape(out_shape, BLOCK), np.nan, np.float32))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -14,17 +13,11 @@ from tvm import te, tirx
 
 from nnc.lowering import scalar
 from nnc.lowering.kernels import elementwise
+from nnc.lowering.kernels.unit import Unit
+
+AVX2 = Unit(256, 16, 2, 32 << 10, 512 << 10, 6.0)
 
 POINTS = 4099  # not a multiple of any vector
-
-
-@dataclass(frozen=True)
-class Cpu:
-    vector_bits: int = 256
-    vector_registers: int = 16
-    threads: int = 2
-    l1d_bytes: int = 32 << 10
-    l2_bytes: int = 512 << 10
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
@@ -72,7 +65,7 @@ POWERS = [-1.0, -0.5, 0.0, 0.3, 0.5, 1.0, 1.5, 2.0, 2.2, 3.0, 4.0, 7.0]
 
 def _kernel(function: Callable[[list[tirx.Expr]], tirx.Expr], operands: int) -> tirx.PrimFunc:
     ins = [te.placeholder((POINTS,), name=f"x{i}") for i in range(operands)]
-    return te.create_prim_func([*ins, elementwise.compute(ins, (POINTS,), Cpu(), function)])
+    return te.create_prim_func([*ins, elementwise.compute(ins, (POINTS,), AVX2, function)])
 
 
 @pytest.fixture(scope="module")

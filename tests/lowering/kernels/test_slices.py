@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,15 +14,9 @@ from tvm import te, tirx
 
 from nnc.lowering.kernels import slices
 from nnc.lowering.kernels.slices import Slice, Slices
+from nnc.lowering.kernels.unit import Unit
 
-
-@dataclass(frozen=True)
-class Cpu:
-    vector_bits: int = 256
-    vector_registers: int = 16
-    threads: int = 2
-    l1d_bytes: int = 32 << 10
-    l2_bytes: int = 512 << 10
+AVX2 = Unit(256, 16, 2, 32 << 10, 512 << 10, 6.0)
 
 
 def zero() -> tirx.Expr:
@@ -52,7 +45,7 @@ def check(sizes: Sequence[int], reduced: Sequence[bool]) -> None:
     kept = problem.kept or (1,)
     X = te.placeholder(problem.sizes, name="X")
     results = [(problem.sizes, "float32"), (kept, "float32"), (kept, "int32")]
-    function = te.create_prim_func([X, *slices.compute([X], problem, Cpu(), results, centred)])
+    function = te.create_prim_func([X, *slices.compute([X], problem, AVX2, results, centred)])
     built = tvm.compile(tvm.IRModule({"main": function}), tvm.target.Target({"kind": "llvm", "mcpu": "x86-64-v3"}))
     x = np.random.default_rng(0).integers(-9, 10, problem.sizes).astype(np.float32)  # with ties
     out, means, places = (tvm.runtime.tensor(np.full(shape, 77, dtype)) for shape, dtype in results)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -15,24 +14,14 @@ from tvm import te, tirx
 
 from nnc.lowering.kernels import winograd
 from nnc.lowering.kernels.gemm import RegisterTile
+from nnc.lowering.kernels.unit import Unit
 from nnc.lowering.kernels.winograd import Convolution, Plan
-
-
-@dataclass(frozen=True)
-class Cpu:
-    mcpu: str
-    vector_bits: int
-    vector_registers: int
-    threads: int = 2
-    l1d_bytes: int = 32 << 10
-    l2_bytes: int = 512 << 10
-    memory_bytes_per_cycle: float = 6.0
-
 
 TOLERANCE = {2: 2e-6, 4: 1e-5}
 OUTPUTS = sorted(TOLERANCE)
-AVX2 = Cpu("haswell", 256, 16)
-AVX512 = Cpu("skylake-avx512", 512, 32, l2_bytes=2 << 20)
+AVX2 = Unit(256, 16, 2, 32 << 10, 512 << 10, 6.0)
+AVX512 = Unit(512, 32, 2, 32 << 10, 2 << 20, 6.0)
+MCPU = {AVX2: "haswell", AVX512: "skylake-avx512"}
 
 
 def conv3x3(size: int, channels: tuple[int, int], block: int = 8) -> Convolution:
@@ -93,14 +82,6 @@ def check(conv: Convolution, plan: Plan, mcpu: str) -> None:
     assert error(conv, plan, mcpu) < TOLERANCE[plan.outputs]
 
 
-@pytest.fixture
-def runnable(cpu: Cpu) -> None:
-    feature = {"haswell": "avx2", "skylake-avx512": "avx512f"}[cpu.mcpu]
-    with open("/proc/cpuinfo") as info:
-        if feature not in info.read():
-            pytest.skip(f"this machine has no {feature}")
-
-
 @pytest.mark.parametrize("outputs", OUTPUTS)
 def test_the_transforms_are_exact(outputs: int) -> None:
     """In exact fractions the minimal algorithm computes the correlation of any input with any filter."""
@@ -123,30 +104,30 @@ def test_the_factors_of_a_transform_are_the_transform(outputs: int) -> None:
 @pytest.mark.parametrize("split", ["tiles", "channels"])
 @pytest.mark.parametrize("outputs", OUTPUTS)
 def test_sizes_that_are_no_multiple_of_the_tile(size: int, split: str, outputs: int) -> None:
-    check(conv3x3(size, (16, 24)), Plan(outputs, RegisterTile(3, 3, 8), 6, split), AVX2.mcpu)
+    check(conv3x3(size, (16, 24)), Plan(outputs, RegisterTile(3, 3, 8), 6, split), MCPU[AVX2])
 
 
 @pytest.mark.parametrize("pads", [(0, 0, 0, 0), (1, 0, 1, 0), (0, 2, 1, 1), (2, 2, 2, 2)])
 @pytest.mark.parametrize("outputs", OUTPUTS)
 def test_any_padding(pads: tuple[int, int, int, int], outputs: int) -> None:
     conv = Convolution(2, 8, 16, 9, 12, pads, 8)
-    check(conv, Plan(outputs, RegisterTile(5, 2, 8), 10, "tiles"), AVX2.mcpu)
+    check(conv, Plan(outputs, RegisterTile(5, 2, 8), 10, "tiles"), MCPU[AVX2])
 
 
-@pytest.mark.parametrize("cpu", [AVX2, AVX512], ids=lambda cpu: cpu.mcpu)
+@pytest.mark.parametrize("cpu", [AVX2, AVX512], ids=MCPU.get)
 @pytest.mark.parametrize(
     "layer", [(64, 64, 56), (128, 128, 28), (256, 256, 14), (512, 512, 7), (16, 16, 32), (20, 36, 11)]
 )
-def test_the_best_plan_of_real_layers(layer: tuple[int, int, int], cpu: Cpu, runnable: None) -> None:
+def test_the_best_plan_of_real_layers(layer: tuple[int, int, int], cpu: Unit, runnable: None) -> None:
     conv = conv3x3(layer[2], layer[:2], cpu.vector_bits // 32)
     plan = winograd.best_plan(conv, cpu)
-    check(conv, plan, cpu.mcpu)
+    check(conv, plan, MCPU[cpu])
 
 
 def test_blocks_of_two_registers() -> None:
     """NCHW16c on a machine with eight lanes."""
     conv = conv3x3(14, (32, 32), 16)
-    check(conv, winograd.best_plan(conv, AVX2), AVX2.mcpu)
+    check(conv, winograd.best_plan(conv, AVX2), MCPU[AVX2])
 
 
 @settings(max_examples=15, deadline=None)
@@ -166,38 +147,38 @@ def test_any_shape(
     if min(conv.out_size) < 1:
         return
     plan = winograd.best_plan(conv, AVX2)
-    check(conv, plan, AVX2.mcpu)
+    check(conv, plan, MCPU[AVX2])
 
 
 def test_the_chosen_points_are_more_accurate_than_the_usual_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     conv, plan = conv3x3(28, (256, 8)), Plan(4, RegisterTile(7, 1, 8), 49, "tiles")
-    chosen = error(conv, plan, AVX2.mcpu)
+    chosen = error(conv, plan, MCPU[AVX2])
     monkeypatch.setitem(winograd.POINTS, 4, tuple(map(Fraction, (0, 1, -1, 2, -2))))
     winograd.transforms.cache_clear()
-    usual = error(conv, plan, AVX2.mcpu)
+    usual = error(conv, plan, MCPU[AVX2])
     winograd.transforms.cache_clear()
     assert chosen < usual / 2
 
 
-@pytest.mark.parametrize("cpu", [AVX2, AVX512], ids=lambda cpu: cpu.mcpu)
-def test_wins_where_arithmetic_rules(cpu: Cpu) -> None:
+@pytest.mark.parametrize("cpu", [AVX2, AVX512], ids=MCPU.get)
+def test_wins_where_arithmetic_rules(cpu: Unit) -> None:
     block = cpu.vector_bits // 32
     for channels, size in [(64, 224), (64, 56), (128, 28), (256, 28), (512, 28)]:
         assert winograd.wins(conv3x3(size, (channels, channels), block), cpu), (channels, size)
 
 
-@pytest.mark.parametrize("cpu", [AVX2, AVX512], ids=lambda cpu: cpu.mcpu)
-def test_loses_where_weights_or_transforms_rule(cpu: Cpu) -> None:
+@pytest.mark.parametrize("cpu", [AVX2, AVX512], ids=MCPU.get)
+def test_loses_where_weights_or_transforms_rule(cpu: Unit) -> None:
     block = cpu.vector_bits // 32
     assert not winograd.wins(conv3x3(2, (512, 512), block), cpu), "36 times the weights of a 1x1 for 4 outputs"
     assert not winograd.wins(conv3x3(56, (block, block), block), cpu) or block > 8, "one block of channels"
 
 
-@pytest.mark.parametrize("cpu", [AVX2, AVX512], ids=lambda cpu: cpu.mcpu)
-def test_the_inner_loop_keeps_its_sums_in_registers(cpu: Cpu) -> None:
+@pytest.mark.parametrize("cpu", [AVX2, AVX512], ids=MCPU.get)
+def test_the_inner_loop_keeps_its_sums_in_registers(cpu: Unit) -> None:
     conv = conv3x3(56, (64, 64), cpu.vector_bits // 32)
     plan = winograd.best_plan(conv, cpu)
-    assembly = build(conv, plan, cpu.mcpu).mod.inspect_source("asm")
+    assembly = build(conv, plan, MCPU[cpu]).mod.inspect_source("asm")
     loops = inner_loops(assembly)
     product = max(loops, key=lambda loop: sum("vfmadd231ps" in line for line in loop) / len(loop))
     assert sum("vfmadd231ps" in line for line in product) >= plan.tile.rows * plan.tile.vectors
