@@ -315,8 +315,7 @@ def network(
         return
     path = out or Path(f"{name}.onnx")
     with console.progress(quiet) as progress:
-        progress("draw weights", 0, 2)
-        model = networks.build(name, input_size=input_size, classes=classes, width=width, seed=seed)
+        model = networks.build(name, input_size=input_size, classes=classes, width=width, seed=seed, progress=progress)
         progress("write", 1, 2)
         with wire.replacing(path) as file:
             file.write(model.SerializeToString(deterministic=True))

@@ -54,7 +54,13 @@ NAMES = tuple(_ARCHITECTURES)
 
 
 def build(
-    name: str, *, input_size: int | None = None, classes: int | None = None, width: float = 1.0, seed: int = 0
+    name: str,
+    *,
+    input_size: int | None = None,
+    classes: int | None = None,
+    width: float = 1.0,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] = lambda step, done, total: None,
 ) -> onnx.ModelProto:
     """The network `name` as an ONNX model: `input` float32 [1, 3, input_size, input_size] -> `logits` [1, classes].
 
@@ -74,6 +80,7 @@ def build(
         raise NncError(f"{name}: the width must be a number above 0, not {width:g}", "1.0 is as published")
     if seed < 0:
         raise NncError(f"{name}: the seed must be at least 0, not {seed}")
+    progress("draw weights", 0, 2)
     net = Network(name, input_size, classes, width, seed)
     return net.finish(architecture.layers(net))
 
