@@ -314,11 +314,10 @@ def network(
         _print_json(networks.NAMES) if as_json else print("\n".join(networks.NAMES))
         return
     path = out or Path(f"{name}.onnx")
-    with console.progress(quiet) as progress:
+    with console.progress(quiet) as progress, wire.replacing(path) as file:
         model = networks.build(name, input_size=input_size, classes=classes, width=width, seed=seed, progress=progress)
         progress("write", 1, 2)
-        with wire.replacing(path) as file:
-            file.write(model.SerializeToString(deterministic=True))
+        file.write(model.SerializeToString(deterministic=True))
     figures = {"file": str(path)} | inspection.inspect(path, None, {})["totals"]
     if as_json:
         _print_json(figures)
