@@ -72,11 +72,3 @@ def test_matches_numpy(shape: tuple[int, int, int], cpu: Unit, runnable: None) -
 @given(st.integers(1, 70), st.integers(1, 150), st.integers(1, 600))
 def test_any_shape(rows: int, columns: int, depth: int) -> None:
     check(rows, columns, depth, AVX2)
-
-
-@pytest.fixture
-def runnable(cpu: Unit) -> None:
-    feature = {"haswell": "avx2", "skylake-avx512": "avx512f"}[MCPU[cpu]]
-    with open("/proc/cpuinfo") as info:
-        if feature not in info.read():
-            pytest.skip(f"this machine has no {feature}")
