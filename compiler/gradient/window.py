@@ -1,0 +1,138 @@
+"""Rules of convolutions and pools: what slides a window over spatial axes.
+
+The gradient of a convolution is its transpose (Dumoulin and Visin 2016, arXiv:1603.07285), with the same weights.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from nnc.gradient.step import Rule, Step, first
+from nnc.gradient.value import Value, apply, apply_all, zeros
+
+
+@dataclass(frozen=True)
+class Window:
+    """A window that moves over `sizes` in steps and stops at `stops` places, per spatial axis."""
+
+    kernel: Sequence[int]
+    strides: Sequence[int]
+    dilations: Sequence[int]
+    begins: Sequence[int]
+    """Padding in front."""
+    sizes: Sequence[int]
+    stops: Sequence[int]
+
+    @property
+    def attrs(self) -> dict[str, list[int]]:
+        return {"kernel_shape": list(self.kernel), "strides": list(self.strides), "dilations": list(self.dilations)}
+
+    @property
+    def ends(self) -> list[int]:
+        """Padding behind that is just as large as the windows need; negative where the last window ends earlier."""
+        return [reach - begin - size for reach, begin, size in zip(self._reach(), self.begins, self.sizes, strict=True)]
+
+    def _reach(self) -> list[int]:
+        """The extent from the begin of the first window to the end of the last."""
+        return [
+            stride * (stops - 1) + extent
+            for stride, stops, extent in zip(self.strides, self.stops, self._extents(), strict=True)
+        ]
+
+    def _extents(self) -> list[int]:
+        return [dilation * (size - 1) + 1 for dilation, size in zip(self.dilations, self.kernel, strict=True)]
+
+    def counts(self, limits: Sequence[int], begins: Sequence[int]) -> np.ndarray:
+        """How many elements of each window lie from -begin to below the limit: an array of the shape `stops`."""
+        per_axis = []
+        for axis, stops in enumerate(self.stops):
+            first = np.arange(stops) * self.strides[axis] - self.begins[axis]
+            places = first[:, None] + np.arange(self.kernel[axis]) * self.dilations[axis]
+            per_axis.append(((places >= -begins[axis]) & (places < limits[axis])).sum(axis=1))
+        return functools.reduce(np.multiply.outer, per_axis)
+
+
+def _window(step: Step, kernel: Sequence[int], large: Sequence[int], small: Sequence[int]) -> Window:
+    """The window that takes the sizes `large` to `small`, padded as the node's attributes say."""
+    rank = len(kernel)
+    strides, dilations = step.attr("strides", [1] * rank), step.attr("dilations", [1] * rank)
+    padded = Window(kernel, strides, dilations, [0] * rank, large, small)
+    match step.attr("auto_pad", "NOTSET"):
+        case "NOTSET" if "output_shape" not in step.node.attrs:
+            begins = step.attr("pads", [0] * 2 * rank)[:rank]
+        case "VALID":
+            begins = [0] * rank
+        case "SAME_UPPER":
+            begins = [max(end, 0) // 2 for end in padded.ends]
+        case _:  # SAME_LOWER, and a ConvTranspose of a given size: an odd element more in front
+            begins = [(max(end, 0) + 1) // 2 for end in padded.ends]
+    return Window(kernel, strides, dilations, begins, large, small)
+
+
+def _conv(step: Step) -> Value:
+    x, W = step.x[:2]
+    window = _window(step, W.shape[2:], x.shape[2:], step.y[0].shape[2:])
+    return _spread(step.g, W, window, step.attr("group", 1))
+
+
+def _spread(g: Value, W: Value, window: Window, group: int) -> Value:
+    """Every element of g times W, added up over the windows: the transpose of a convolution with W."""
+    pads = [*window.begins, *(max(end, 0) for end in window.ends)]
+    more = [max(-end, 0) for end in window.ends]
+    return apply("ConvTranspose", g, W, group=group, pads=pads, output_padding=more, **window.attrs)
+
+
+def _conv_transpose(step: Step) -> Value:
+    x, W, g = step.x[0], step.x[1], step.g
+    more = step.attr("output_padding", [0] * len(x.shape[2:]))
+    window = _window(step, W.shape[2:], step.y[0].shape[2:], x.shape[2:])
+    if "output_shape" in step.node.attrs or step.attr("auto_pad", "NOTSET").startswith("SAME"):
+        window = _window(step, W.shape[2:], [s - m for s, m in zip(window.sizes, more, strict=True)], window.stops)
+    window = Window(window.kernel, window.strides, window.dilations, window.begins, g.shape[2:], window.stops)
+    cut = [max(-end, 0) for end in window.ends]  # output padding, which no window reaches
+    if any(cut):
+        g = apply("Pad", g, np.array([0] * (len(g.shape) + 2) + [-each for each in cut], np.int64))
+    pads = [*window.begins, *(max(end, 0) for end in window.ends)]
+    return apply("Conv", g, W, group=step.attr("group", 1), pads=pads, **window.attrs)
+
+
+def _average_pool(step: Step) -> Value:
+    x, y = step.x[0], step.y[0]
+    window = _window(step, step.attr("kernel_shape"), x.shape[2:], y.shape[2:])
+    channels, kernel = x.shape[1], list(window.kernel)
+    ones = step.g.writer.constant(np.ones([channels, 1, *kernel], x.dtype))
+    share = step.g.writer.constant((1 / _divisors(step, window)).astype(x.dtype))
+    return _spread(step.g * share, ones, window, channels)
+
+
+def _divisors(step: Step, window: Window) -> np.ndarray:
+    """By how much AveragePool divides the sum of each window."""
+    if not step.attr("count_include_pad", 0):
+        return window.counts(window.sizes, [0] * len(window.kernel))
+    pads = step.attr("pads", [0] * 2 * len(window.kernel))
+    if step.attr("auto_pad", "NOTSET") != "NOTSET":
+        return np.full(window.stops, math.prod(window.kernel))
+    limits = [size + end for size, end in zip(window.sizes, pads[len(window.kernel) :], strict=True)]
+    return window.counts(limits, window.begins)
+
+
+def _max_pool(step: Step) -> Value:
+    """To the first maximum of each window, whose place in the whole tensor MaxPool tells."""
+    x, g = step.x[0], step.g
+    attrs = {key: value for key, value in step.node.attrs.items() if key != "storage_order"}
+    _, places = apply_all("MaxPool", x, outputs=2, **attrs)
+    nothing = zeros(g, [math.prod(x.shape)])
+    return apply("ScatterElements", nothing, places.reshape([-1]), g.reshape([-1]), axis=0, reduction="add").reshape(
+        x.shape
+    )
+
+
+RULES: dict[str, Rule] = {
+    "AveragePool": first(_average_pool),
+    "Conv": first(_conv),
+    "ConvTranspose": first(_conv_transpose),
+    "MaxPool": first(_max_pool),
+}
