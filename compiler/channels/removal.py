@@ -1,0 +1,262 @@
+"""Taking channels out of a graph: constants are sliced, and what nodes are told of sizes is adapted."""
+
+from collections import defaultdict
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from nnc import graph as graphs
+from nnc import proto
+from nnc.channels.groups import Channels
+from nnc.channels.movement import pads, slices
+
+Kept = dict[int, np.ndarray]
+"""The indices that are kept along some axes, as booleans."""
+
+
+def remove(graph: gs.Graph, channels: Channels, ids: Collection[int], *, hollow: bool = False) -> None:
+    """Remove channels from the graph that `channels` was traced in, or from a copy of it, in place.
+
+    Other layers compute what they did if these channels were 0 everywhere. Sliced constants are new ones; those that
+    were shared and are sliced alike stay shared. `hollow` makes them dummies that take no memory, for figures of the
+    graph without the work of copying. Raises ValueError for ids that are no channel or would leave a tensor none.
+    """
+    removal = _Removal(graph, channels, np.unique(np.fromiter(ids, np.int64, len(ids))), hollow)
+    removal.check()
+    removal.slice_constants()
+    for node in list(graph.nodes):
+        if node.op in _ADAPTED and proto.is_standard(node, node.op) and removal.touches(node):
+            _ADAPTED[node.op](removal, node)
+    removal.finish()
+
+
+@dataclass
+class _Removal:
+    graph: gs.Graph
+    channels: Channels
+    ids: np.ndarray
+    hollow: bool
+    added: dict[int, list[gs.Node]] = field(default_factory=lambda: defaultdict(list))
+
+    def __post_init__(self) -> None:
+        self.names = {tensor.name for node in self.graph.nodes for tensor in (*node.inputs, *node.outputs)}
+        self.names |= {tensor.name for tensor in self.graph.inputs}
+        self.node_names = {node.name for node in self.graph.nodes}
+        self.kept = {
+            name: (axis, kept)
+            for name, (axis, ids) in self.channels.axes.items()
+            if not (kept := self.stays(ids)).all()
+        }
+
+    def stays(self, ids: np.ndarray) -> np.ndarray:
+        """Which indices along an axis with these channels are kept, bool."""
+        return ~np.isin(ids, self.ids)
+
+    def check(self) -> None:
+        known = np.concatenate([np.zeros(0, np.int64), *(group.ids for group in self.channels.groups)])
+        unknown = np.setdiff1d(self.ids, known)
+        if unknown.size:
+            raise ValueError(f"{unknown[0]} is no channel that can be removed")
+        for name, (_, kept) in self.kept.items():
+            if not kept.any():
+                raise ValueError(f"no channel of '{name}' would be left")
+
+    def touches(self, node: gs.Node) -> bool:
+        """Whether something is removed from a tensor that the node reads or writes."""
+        return any(tensor.name in self.kept for tensor in (*node.inputs, *node.outputs))
+
+    def along(self, tensor: gs.Tensor) -> tuple[int, np.ndarray]:
+        """The channel axis and what is kept of it; axis -1 where nothing is removed."""
+        return self.kept.get(tensor.name, (-1, np.ones(0, bool)))
+
+    def shape(self, tensor: gs.Tensor) -> list[int]:
+        """The shape that a tensor is about to get."""
+        axis, kept = self.along(tensor)
+        return [int(kept.sum()) if each == axis else size for each, size in enumerate(tensor.shape)]
+
+    def tell(self, node: gs.Node, index: int, values: object) -> None:
+        """Give a node integers as its input `index`."""
+        while len(node.inputs) <= index:
+            node.inputs.append(gs.Variable.empty())
+        name = graphs.unique(f"{node.outputs[0].name}.{index}", self.names)
+        node.inputs[index] = gs.Constant(name, np.array(values, np.int64))
+
+    def gather(self, node: gs.Node, axis: int, indices: np.ndarray) -> None:
+        """Let a node read these indices of its first input."""
+        x = node.inputs[0]
+        name = graphs.unique(f"{node.outputs[0].name}/Gather", self.names)
+        shape = [len(indices) if each == axis else size for each, size in enumerate(self.shape(x))]
+        picked = gs.Variable(name, x.dtype, shape)
+        made = gs.Node("Gather", graphs.unique(f"{node.name}/Gather", self.node_names), {"axis": axis}, [x], [picked])
+        self.tell(made, 1, indices)
+        node.inputs[0] = picked
+        self.added[id(node)].append(made)
+
+    def slice_constants(self) -> None:
+        """Give every reader of a constant the part of it that is kept."""
+        nodes = {node.name: node for node in self.graph.nodes}
+        wanted: dict[tuple[str, int], Kept] = defaultdict(dict)
+        for use in self.channels.uses:
+            kept = self.stays(use.ids)
+            if not kept.all():
+                wanted[use.node.name, use.input][use.axis] = kept
+        made: dict[tuple, gs.Tensor] = {}
+        for (name, index), kept_axes in wanted.items():
+            node = nodes[name]
+            node.inputs[index] = self._sliced(node, node.inputs[index], kept_axes, made)
+
+    def _sliced(self, reader: gs.Node, tensor: gs.Tensor, kept: Kept, made: dict[tuple, gs.Tensor]) -> gs.Tensor:
+        """The part of a constant, or of what is computed from constants; asked twice, the same tensor."""
+        key = (id(tensor), *((axis, kept[axis].tobytes()) for axis in sorted(kept)))
+        if not kept:
+            return tensor
+        if key not in made:
+            name = graphs.unique(tensor.name, self.names)
+            if isinstance(tensor, gs.Constant):
+                made[key] = gs.Constant(name, self._part(tensor, kept))
+            else:
+                shape = [int(kept[axis].sum()) if axis in kept else size for axis, size in enumerate(tensor.shape)]
+                made[key] = gs.Variable(name, tensor.dtype, shape)
+                self.added[id(reader)].append(self._twin(reader, tensor.inputs[0], made[key], kept, made))
+        return made[key]
+
+    def _part(self, constant: gs.Constant, kept: Kept) -> np.ndarray:
+        if self.hollow:
+            shape = [int(kept[axis].sum()) if axis in kept else size for axis, size in enumerate(constant.shape)]
+            return np.broadcast_to(np.zeros((), constant.dtype), shape)
+        values = constant.values
+        for axis, mask in kept.items():
+            values = values.compress(mask, axis)
+        return values
+
+    def _twin(
+        self, reader: gs.Node, maker: gs.Node, output: gs.Tensor, kept: Kept, made: dict[tuple, gs.Tensor]
+    ) -> gs.Node:
+        """A node that computes a part of what `maker`, an Identity, Cast or DequantizeLinear, computes."""
+        x, *scales = maker.inputs
+        axis = maker.attrs.get("axis", 1) % max(len(x.shape), 1)
+        inputs = [self._sliced(reader, x, kept, made)]
+        for scale in scales:
+            per_channel = not scale.is_empty() and scale.shape not in ((), (1,), [], [1]) and axis in kept
+            inputs.append(self._sliced(reader, scale, {0: kept[axis]} if per_channel else {}, made))
+        name = graphs.unique(maker.name, self.node_names)
+        return gs.Node(maker.op, name, dict(maker.attrs), inputs, [output], maker.domain)
+
+    def finish(self) -> None:
+        """Note the new shapes, put new nodes in their places, and drop those that nobody reads any more."""
+        for node in self.graph.nodes:
+            for tensor in node.outputs:
+                if tensor.name in self.kept:
+                    tensor.shape = self.shape(tensor)
+        self.graph.nodes = [each for node in self.graph.nodes for each in (*self.added[id(node)], node)]
+        outputs = {id(tensor) for tensor in self.graph.outputs}
+        for node in reversed(self.graph.nodes):
+            if not any(tensor.outputs or id(tensor) in outputs for tensor in node.outputs):
+                node.inputs.clear()
+                node.outputs.clear()
+        self.graph.nodes = [node for node in self.graph.nodes if node.outputs]
+
+
+def _convolution(removal: _Removal, node: gs.Node) -> None:
+    if node.attrs.get("group", 1) > 1:
+        whole = removal.shape(node.outputs[0] if node.op == "ConvTranspose" else node.inputs[0])[1]
+        node.attrs["group"] = whole // node.inputs[1].shape[1]
+
+
+def _resized(removal: _Removal, node: gs.Node) -> None:
+    """Reshape and Expand: the target."""
+    removal.tell(node, 1, removal.shape(node.outputs[0]))
+
+
+def _squeeze(removal: _Removal, node: gs.Node) -> None:
+    """A single channel that is left is not squeezed."""
+    if len(node.inputs) < 2:
+        removal.tell(node, 1, [axis for axis, size in enumerate(node.inputs[0].shape) if size == 1])
+
+
+def _split(removal: _Removal, node: gs.Node) -> None:
+    axis = node.attrs.get("axis", 0) % len(node.inputs[0].shape)
+    node.attrs.pop("num_outputs", None)
+    removal.tell(node, 1, [removal.shape(tensor)[axis] for tensor in node.outputs])
+
+
+def _slice(removal: _Removal, node: gs.Node) -> None:
+    kept, (axis, before) = slices(node), removal.along(node.inputs[0])
+    if axis not in kept:
+        return
+    indices = _renumbered(before, np.array(kept.pop(axis)), removal.along(node.outputs[0])[1])
+    steps = np.unique(np.diff(indices))
+    if len(steps) > 1:
+        removal.gather(node, axis, indices)
+    else:
+        kept[axis] = range(int(indices[0]), int(indices[-1]) + int(np.sign(_step(steps))), _step(steps))
+    _tell_bounds(removal, node, kept)
+
+
+def _step(steps: np.ndarray) -> int:
+    return int(steps[0]) if steps.size else 1
+
+
+def _tell_bounds(removal: _Removal, node: gs.Node, kept: dict[int, range]) -> None:
+    axes = sorted(kept)
+    removal.tell(node, 1, [kept[axis].start for axis in axes])
+    removal.tell(node, 2, [stop if (stop := kept[axis].stop) >= 0 else np.iinfo(np.int64).min for axis in axes])
+    removal.tell(node, 3, axes)
+    removal.tell(node, 4, [kept[axis].step for axis in axes])
+
+
+def _renumbered(before: np.ndarray, indices: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Where the kept ones of some indices are among those that are kept of what they index."""
+    return (np.cumsum(before) - 1)[indices[after] if after.size else indices]
+
+
+def _gather(removal: _Removal, node: gs.Node) -> None:
+    axis = node.attrs.get("axis", 0) % len(node.inputs[0].shape)
+    channel, before = removal.along(node.inputs[0])
+    if channel != axis:
+        return
+    indices = node.inputs[1].values % node.inputs[0].shape[axis]
+    place, after = removal.along(node.outputs[0])
+    if after.size:
+        indices = indices.compress(after, place - axis)
+    removal.tell(node, 1, (np.cumsum(before) - 1)[indices])
+
+
+def _pad(removal: _Removal, node: gs.Node) -> None:
+    x, amounts = node.inputs[0], pads(node)
+    axis, after = removal.along(node.outputs[0])
+    if axis not in amounts:
+        return
+    front, back = amounts[axis]
+    size = x.shape[axis]
+    if node.attrs.get("mode", "constant") == "constant":
+        amounts[axis] = (int(after[:front].sum()), int(after[front + size :].sum()))
+    else:
+        indices = np.pad(np.arange(size), (front, back), node.attrs["mode"])
+        before = removal.along(x)[1]
+        removal.gather(node, axis, _renumbered(before, indices, after))
+        del amounts[axis]
+    axes = range(len(x.shape))
+    removal.tell(node, 1, [amounts.get(axis, (0, 0))[side] for side in (0, 1) for axis in axes])
+    if len(node.inputs) > 3:
+        node.inputs[3] = gs.Variable.empty()
+
+
+def _resize(removal: _Removal, node: gs.Node) -> None:
+    if len(node.inputs) > 3 and not node.inputs[3].is_empty():
+        sizes = removal.shape(node.outputs[0])
+        removal.tell(node, 3, [sizes[axis] for axis in node.attrs.get("axes", range(len(sizes)))])
+
+
+def _group_norm(removal: _Removal, node: gs.Node) -> None:
+    whole = node.inputs[0].shape[1] // node.attrs["num_groups"]
+    node.attrs["num_groups"] = removal.shape(node.inputs[0])[1] // whole
+
+
+_ADAPTED: dict[str, Callable[[_Removal, gs.Node], None]] = {
+    "Conv": _convolution, "ConvTranspose": _convolution, "Reshape": _resized, "Expand": _resized, "Squeeze": _squeeze,
+    "Split": _split, "Slice": _slice, "Gather": _gather, "Pad": _pad, "Resize": _resize,
+    "GroupNormalization": _group_norm,
+}  # fmt: skip

@@ -1,0 +1,187 @@
+"""The walk over a graph that labels every element of every tensor with its channel.
+
+A label array has the rank of its tensor, and every dimension is the tensor's or 1, where the labels don't depend on that
+axis. So most of them are [1, C, 1, 1], and moving data is moving labels.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from nnc import proto
+from nnc.channels.labels import Labels, distinct_pairs, varied
+from nnc.measure import has_shape
+
+Role = Literal["producers", "consumers", "others"]
+
+
+class Stays(Exception):
+    """The channels that a node reads can't be traced through it; the message says why."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """An axis of a node's constant, and the label of every index along it."""
+
+    role: Role
+    node: gs.Node
+    input: int
+    axis: int
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A constant that follows a tensor: its axis `a` is the tensor's axis `a + offset`."""
+
+    node: gs.Node
+    input: int
+    tensor: gs.Tensor
+    offset: int
+
+
+@dataclass
+class Layer:
+    """What a Conv, ConvTranspose, Gemm or MatMul reads and writes: a label for every channel or feature."""
+
+    read: np.ndarray
+    written: np.ndarray
+
+
+@dataclass
+class Walk:
+    """Label arrays by tensor, and what the rules of the operators noted on the way."""
+
+    graph: gs.Graph
+    labels: Labels = field(default_factory=Labels)
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    tensors: dict[str, gs.Tensor] = field(default_factory=dict)
+    slices: list[Slice] = field(default_factory=list)
+    operands: list[Operand] = field(default_factory=list)
+    layers: dict[str, Layer] = field(default_factory=dict)
+    births: list[tuple[int, str]] = field(default_factory=list)
+
+    def __getitem__(self, tensor: gs.Tensor) -> np.ndarray:
+        """The label array of a tensor with a known shape; all 0 where nothing was traced."""
+        return self.arrays.get(tensor.name, np.zeros((1,) * len(tensor.shape), np.int64))
+
+    def put(self, tensor: gs.Tensor, array: np.ndarray) -> None:
+        """Label a tensor."""
+        kept = varied(array)
+        array = array[tuple(slice(None) if axis in kept else slice(1) for axis in range(array.ndim))]
+        if array.any() and not tensor.is_empty():
+            self.arrays[tensor.name], self.tensors[tensor.name] = array, tensor
+
+    def fresh(self, node: gs.Node, count: int) -> np.ndarray:
+        """New labels that are born at `node`, int64 [count]."""
+        made = self.labels.fresh(count)
+        self.births.append((int(made[0]) if count else 0, node.name))
+        return made
+
+    def fix(self, tensor: gs.Tensor, reason: str) -> None:
+        """Let all channels of a tensor stay."""
+        if tensor.name in self.arrays:
+            self.labels.fix(self.arrays[tensor.name], reason)
+
+    def along(self, tensor: gs.Tensor, axis: int) -> np.ndarray:
+        """The labels along one axis, int64 [size]; what differs along the others goes together."""
+        array = np.moveaxis(self[tensor], axis, 0).reshape(self[tensor].shape[axis], -1)
+        self.labels.unite(array, array[:, :1], f"a part of '{tensor.name}' stays")
+        return np.broadcast_to(array[:, 0], tensor.shape[axis])
+
+    def follow(self, node: gs.Node, index: int, tensor: gs.Tensor, offset: int) -> None:
+        """Note that a constant input, where the node has it, follows `tensor`; Stays where it is no constant."""
+        if len(node.inputs) <= index or node.inputs[index].is_empty():
+            return
+        if is_constant(node.inputs[index]):
+            self.operands.append(Operand(node, index, tensor, offset))
+        elif np.prod(node.inputs[index].shape) != 1:
+            raise Stays(f"'{node.inputs[index].name}', which {title(node)} reads, is computed at run time")
+
+
+Rule = Callable[[Walk, gs.Node], None]
+
+
+def run(graph: gs.Graph, rules: dict[str, Rule]) -> Walk:
+    """Label all tensors by the rules of the operators, and let go together what must."""
+    walk = Walk(graph)
+    for node in graph.nodes:
+        try:
+            _rule(node, rules)(walk, node)
+        except Stays as reason:
+            for tensor in node.inputs:
+                walk.fix(tensor, str(reason))
+    for tensor in graph.outputs:
+        walk.fix(tensor, f"'{tensor.name}' is an output of the graph")
+    _make_boxes(walk)
+    return walk
+
+
+def _rule(node: gs.Node, rules: dict[str, Rule]) -> Rule:
+    if node.op not in rules or node.domain not in proto.STANDARD_DOMAINS:
+        raise Stays(f"nothing is known of {title(node)}")
+    for tensor in (*node.inputs, *node.outputs):
+        if not tensor.is_empty() and (not has_shape(tensor) or 0 in tensor.shape):
+            raise Stays(f"the shape of '{tensor.name}' is not known")
+    return rules[node.op]
+
+
+def _make_boxes(walk: Walk) -> None:
+    """Let labels go together until every tensor, whatever is removed, is left with a box of which something is left.
+
+    Channels that differ along two axes at once, as in the middle of a channel shuffle, go together along one of them.
+    """
+    settled = False
+    while not settled:
+        settled = True
+        for name, array in walk.arrays.items():
+            roots = walk.labels.roots()[array]
+            axes = varied(roots)
+            if len(axes) > 1:
+                axis = max(axes, key=lambda axis: _separate(walk.labels, roots, axis))
+                walk.along(walk.tensors[name], axis)
+                settled = False
+            elif not axes and roots.any():
+                walk.labels.fix(array, f"all channels of '{name}' go together")
+                settled = False
+
+
+def _separate(labels: Labels, roots: np.ndarray, axis: int) -> int:
+    """How many channels are left when those that differ along the other axes go together."""
+    rows = np.moveaxis(roots, axis, 0).reshape(roots.shape[axis], -1)
+    return np.count_nonzero(np.unique(labels.merged(distinct_pairs(rows, rows[:, :1]))[rows]))
+
+
+def is_constant(tensor: gs.Tensor) -> bool:
+    """Whether a tensor is a constant, or one behind Identity, Cast or DequantizeLinear."""
+    if isinstance(tensor, gs.Constant):
+        return True
+    maker = tensor.inputs[0] if tensor.inputs else None
+    return (
+        maker is not None
+        and proto.is_standard(maker, "Identity", "Cast", "DequantizeLinear")
+        and not maker.attrs.get("block_size", 0)
+        and all(is_constant(each) for each in maker.inputs if not each.is_empty())
+    )
+
+
+def numbers(node: gs.Node, index: int) -> list[int] | None:
+    """The integers of an optional constant input, None where it is left out; Stays where they are computed."""
+    if len(node.inputs) <= index or node.inputs[index].is_empty():
+        return None
+    if not isinstance(node.inputs[index], gs.Constant):
+        raise Stays(f"what '{node.inputs[index].name}' tells {title(node)} is computed: simplify-shapes may know it")
+    return [int(value) for value in node.inputs[index].values.reshape(-1)]
+
+
+def title(node: gs.Node) -> str:
+    return f"{node.op} '{node.name}'"
+
+
+def require_unvaried(walk: Walk, tensor: gs.Tensor, axes: Iterable[int], reason: str) -> None:
+    """Stays, unless the channels of the tensor don't differ along these axes."""
+    if any(walk[tensor].shape[axis] > 1 for axis in axes):
+        raise Stays(reason)
