@@ -12,8 +12,8 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from nnc import host, wire
-from nnc.checkpoint import file_digest
 from nnc.data import Preprocess
+from nnc.digests import file_digest
 from nnc.errors import NncError
 from nnc.output import LOCK
 from nnc.target import Target

@@ -5,7 +5,6 @@ named after its content. Weights that no pass touched are therefore never copied
 share are stored once.
 """
 
-import hashlib
 import inspect
 import json
 import weakref
@@ -21,26 +20,11 @@ from google.protobuf.message import DecodeError
 
 from nnc import graph as graphs
 from nnc import wire
+from nnc.digests import array_bytes, code_digest, digest, file_digest
 from nnc.errors import NncError
 from nnc.rewrite import Pass
 
 _SOURCE = "source"
-
-
-def digest(*parts: str | bytes | memoryview) -> str:
-    """A hash over several parts, as hexadecimal digits."""
-    state = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        data = part.encode() if isinstance(part, str) else part
-        state.update(len(data).to_bytes(8, "little"))
-        state.update(data)
-    return state.hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, as hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Checkpoints:
@@ -53,8 +37,7 @@ class Checkpoints:
 
     def keys(self, passes: Sequence[Pass]) -> list[str]:
         """A key for the state after each pass: it depends on every pass before, its parameters and its source."""
-        code = [file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))]
-        key, keys = digest(self._inputs, *code), []
+        key, keys = digest(self._inputs, code_digest()), []
         for pass_ in passes:
             key = digest(key, pass_.name, pass_.model_dump_json(), file_digest(Path(inspect.getfile(type(pass_)))))
             keys.append(key)
@@ -129,7 +112,7 @@ class Checkpoints:
             name = _weights_name(values)
             self._stored[id(values)] = weakref.ref(values), name
             if self._folder / name not in self._whole:
-                self._write(name, _bytes(values))
+                self._write(name, array_bytes(values))
         return name, 0
 
     def _write(self, name: str, content: bytes | memoryview) -> None:
@@ -138,10 +121,6 @@ class Checkpoints:
         self._whole.add(self._folder / name)
 
 
-def _bytes(values: np.ndarray) -> memoryview:
-    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
-
-
 def _weights_name(values: np.ndarray) -> str:
     """The file of an array, named after its content."""
-    return f"{digest(_bytes(values))}.weights"
+    return f"{digest(array_bytes(values))}.weights"

@@ -9,16 +9,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
 from nnc import __version__, output, pipeline, report, wire
 from nnc import graph as graphs
-from nnc.checkpoint import Checkpoints, digest, file_digest
+from nnc.checkpoint import Checkpoints
+from nnc.digests import digest, file_digest, graph_digest
 from nnc.errors import NncError
 from nnc.measure import measure, numpy_dtype
-from nnc.output import OutputFolder
+from nnc.output import Memory, OutputFolder
 from nnc.pipeline import Context, Row
 from nnc.recipe import Recipe
 from nnc.target import Target
@@ -52,6 +52,7 @@ def compile_model(job: Job, progress: pipeline.Progress = pipeline.silent) -> di
     context = open_context(job, graph, progress)
     try:
         with output.opened(job.out) as folder:
+            context.store = folder
             return _compile(job, graph, context, folder)
     except pipeline.PassFailed as failure:
         raise _reproduced(failure, job) from failure
@@ -132,13 +133,18 @@ def bisect(job: Job, progress: pipeline.Progress = pipeline.silent) -> list[tupl
 
 
 def open_context(job: Job, graph: gs.Graph, progress: pipeline.Progress) -> Context:
-    """The context of a job, its data opened for the inputs of `graph`."""
+    """The context of a job, its data opened for the inputs of `graph`.
+
+    It re-uses what a compile into the job's folder measured, and writes nothing.
+    """
     data = job.recipe.open_data(graph)
     return Context(
         target=job.target,
         seed=job.seed,
         calibration=data.get("calibration"),
         test=data.get("test"),
+        data_key=_data_key(job.recipe),
+        store=Memory(OutputFolder(job.out)),
         threads=job.threads,
         progress=progress,
     )
@@ -201,15 +207,10 @@ def _holds(path: Path, sha256: str) -> bool:
 
 def _library_key(job: Job, graph: gs.Graph) -> str:
     """A digest of all that the library depends on."""
-    skeleton, weights = graphs.split(graph)
-    state = hashlib.sha256(skeleton.SerializeToString(deterministic=True))
-    for name, values in weights.items():
-        state.update(f"{name} {values.dtype} {values.shape}\n".encode())
-        state.update(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
     sources = sorted(Path(__file__).with_name("lowering").rglob("*"))
     code = [file_digest(source) for source in sources if source.suffix in (".py", ".c")]
     packages = [f"{name} {version(name)}" for name in _PACKAGES]
-    return digest(state.hexdigest(), job.target.model_dump_json(), str(job.threads), __version__, *packages, *code)
+    return digest(graph_digest(graph), job.target.model_dump_json(), str(job.threads), __version__, *packages, *code)
 
 
 def _report(
@@ -304,6 +305,12 @@ def model_files(path: Path) -> list[Path]:
     external = (tensor for tensor in tensors if tensor.data_location == onnx.TensorProto.EXTERNAL)
     names = {entry.value for tensor in external for entry in tensor.external_data if entry.key == "location"}
     return [path, *(path.parent / name for name in sorted(names))]
+
+
+def _data_key(recipe: Recipe) -> str:
+    """A digest of the calibration data and of how they are prepared; empty without them."""
+    path = recipe.data_paths().get("calibration")
+    return digest(_data_digest(path), recipe.data.preprocess.model_dump_json()) if path else ""
 
 
 def _data_digest(path: Path) -> str:

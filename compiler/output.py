@@ -7,15 +7,20 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from nnc import wire
+from nnc.digests import digest
 from nnc.errors import NncError
 
 #: The file that is written last: a folder without it holds no finished compile.
 LOCK = "nnc.lock"
+
+#: Values that a folder remembers at most.
+_REMEMBERED = 500
 
 Value = TypeVar("Value")
 
@@ -53,22 +58,53 @@ class OutputFolder:
 
     def recalled(self, name: str, key: str) -> Any:
         """What `remember` kept under this name and key, or None."""
-        with suppress(OSError, ValueError, KeyError):
-            saved = json.loads((self.hidden / f"{name}.json").read_text("utf-8"))
-            return saved["value"] if saved["key"] == key else None
+        with suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged
+            saved = json.loads(self._measured(name, key).read_text("utf-8"))
+            return saved["value"] if (saved["name"], saved["key"]) == (name, key) else None
         return None
 
     def remember(self, name: str, key: str, value: Any) -> None:
-        """Keep a JSON value for the next compile; the one before under this name is forgotten."""
-        with wire.replacing(self.hidden / f"{name}.json") as file:
-            file.write(json.dumps({"key": key, "value": value}).encode())
+        """Keep a JSON value for later compiles; what none of them used for the longest time is forgotten."""
+        file = self._measured(name, key)
+        file.parent.mkdir(exist_ok=True)
+        with wire.replacing(file) as written:
+            written.write(json.dumps({"name": name, "key": key, "value": value}).encode())
+        newest_first = sorted(file.parent.glob("*.json"), key=lambda path: -path.stat().st_mtime_ns)
+        for path in newest_first[_REMEMBERED:]:
+            path.unlink()
 
     def once(self, name: str, key: str, compute: Callable[[], Value]) -> Value:
-        """The value of `compute`, or what it was when an earlier compile computed it under the same key."""
-        if (value := self.recalled(name, key)) is None:
-            value = compute()
+        """The value of `compute`, or what it was when an earlier compile computed it under the same name and key."""
+        value = self.recalled(name, key)
+        if value is None:
+            value = as_json(compute())
             self.remember(name, key, value)
+        else:
+            os.utime(self._measured(name, key))  # it was used
         return value
+
+    def _measured(self, name: str, key: str) -> Path:
+        return self.hidden / "measured" / f"{digest(name, key)}.json"
+
+
+class Memory:
+    """The same in this process alone, for what writes nothing; it can read what compiles into `folder` kept."""
+
+    def __init__(self, folder: OutputFolder | None = None) -> None:
+        self._folder = folder
+        self._values: dict[tuple[str, str], Any] = {}
+
+    def once(self, name: str, key: str, compute: Callable[[], Value]) -> Value:
+        """The value of `compute`, or what it was before."""
+        if (name, key) not in self._values:
+            value = self._folder.recalled(name, key) if self._folder else None
+            self._values[name, key] = as_json(compute()) if value is None else value
+        return deepcopy(self._values[name, key])
+
+
+def as_json(value: Value) -> Value:
+    """The value as it comes back from a file: tuples as lists, the keys of dicts as strings."""
+    return json.loads(json.dumps(value))
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The output folder: all files of a compile appear together, or none."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -103,18 +104,75 @@ def test_system_errors_name_the_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_values_are_remembered_by_key(tmp_path: Path) -> None:
-    computed = []
+class Counted:
+    """A measurement that counts how often it is made."""
 
-    def compute() -> float:
-        computed.append(1)
-        return 0.5
+    def __init__(self, value: Any = 0.5) -> None:
+        self.value, self.times = value, 0
 
+    def __call__(self) -> Any:
+        self.times += 1
+        return self.value
+
+
+STORES = {"folder": lambda path: output.OutputFolder(path), "memory": lambda path: output.Memory()}
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_values_are_measured_once_per_name_and_key(tmp_path: Path, kind: str) -> None:
+    with output.opened(tmp_path):
+        store, first, second = STORES[kind](tmp_path), Counted(), Counted(0.75)
+        assert [store.once("accuracy", key, first) for key in ("a", "a", "b", "b", "a")] == [0.5] * 5
+        assert [store.once("error/s", "a", second) for _ in range(2)] == [0.75] * 2
+        assert (first.times, second.times) == (2, 1)
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_what_is_measured_now_equals_what_comes_back(tmp_path: Path, kind: str) -> None:
+    with output.opened(tmp_path):
+        store, measured = STORES[kind](tmp_path), Counted({"layers": ((1, 0.5), (2, 0.25)), 3: True})
+        first = store.once("widths", "key", measured)
+        assert first == {"layers": [[1, 0.5], [2, 0.25]], "3": True}
+        first["layers"].clear()  # whoever gets a value may edit it
+        assert store.once("widths", "key", measured) == {"layers": [[1, 0.5], [2, 0.25]], "3": True}
+        assert measured.times == 1
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b"3", b"[]", b"\xff\x00", b'{"name": "accuracy", "key": "b", "value": 9}']
+)
+def test_damaged_values_are_measured_again(tmp_path: Path, damage: bytes) -> None:
+    measured = Counted()
     with output.opened(tmp_path) as folder:
-        assert [folder.once("accuracy", key, compute) for key in ("a", "a", "b", "b", "a")] == [0.5] * 5
-        assert len(computed) == 3
-        (folder.hidden / "accuracy.json").write_text("{")  # cut off
-        assert folder.once("accuracy", "a", compute) == 0.5
+        folder.once("accuracy", "a", measured)
+        (file,) = (folder.hidden / "measured").iterdir()
+        for content in (damage, file.read_bytes()[:-3]):
+            file.write_bytes(content)
+            assert [folder.once("accuracy", "a", measured) for _ in range(2)] == [0.5, 0.5]
+    assert measured.times == 3
+
+
+def test_values_that_were_not_used_for_long_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "_REMEMBERED", 3)
+    measured = Counted()
+    with output.opened(tmp_path) as folder:
+        for key in ("a", "b", "c", "a", "d"):
+            folder.once("accuracy", key, measured)
+        assert measured.times == 4
+        assert [key for key in "abcd" if folder.recalled("accuracy", key) is not None] == ["a", "c", "d"]
+        assert len(list((folder.hidden / "measured").iterdir())) == 3
+
+
+def test_memory_reads_what_a_compile_kept_and_writes_nothing(tmp_path: Path) -> None:
+    with output.opened(tmp_path) as folder:
+        folder.once("accuracy", "a", Counted(0.25))
+    (file,) = (folder.hidden / "measured").iterdir()
+    before, measured = file.stat().st_mtime_ns, Counted()
+    memory = output.Memory(folder)
+    assert [memory.once("accuracy", key, measured) for key in ("a", "b")] == [0.25, 0.5]
+    assert measured.times == 1
+    assert [each.stat().st_mtime_ns for each in file.parent.iterdir()] == [before]
+    assert output.Memory(output.OutputFolder(tmp_path / "missing")).once("accuracy", "a", measured) == 0.5
 
 
 def test_a_foreign_report_names_no_files_elsewhere(tmp_path: Path) -> None:
