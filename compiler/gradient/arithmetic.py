@@ -123,20 +123,32 @@ def _cast(step: Step) -> Value | None:
     return step.g.cast(x.dtype) if x.dtype.kind == "f" else step.g
 
 
-def _reduction(derivative: Callable[[Value, Value, int], Value]) -> Rule:
-    """The rule of a reduction of `count` elements to one, given x and y; y keeps the reduced axes."""
-
-    def rule(step: Step) -> Value:
-        x = step.x[0]
-        axes = reduced_axes(step)
-        kept = [1 if axis in axes else size for axis, size in enumerate(x.shape)]
-        count = math.prod(x.shape[axis] for axis in axes)
-        return step.g.reshape(kept) * derivative(x, step.y[0].reshape(kept), count)
-
-    return first(rule)
+def _reduced(step: Step, value: Value) -> Value:
+    """A value in the shape of the result of a reduction, with an axis of one element for every axis that is reduced."""
+    axes = _axes(step)
+    return value.reshape([1 if axis in axes else size for axis, size in enumerate(step.x[0].shape)])
 
 
-def reduced_axes(step: Step) -> list[int]:
+def _sum(step: Step) -> Value:
+    return _reduced(step, step.g).broadcast(step.x[0].shape)
+
+
+def _average(step: Step) -> Value:
+    count = math.prod(step.x[0].shape[axis] for axis in _axes(step))
+    return (_reduced(step, step.g) / float(count)).broadcast(step.x[0].shape)
+
+
+def _sum_of(derivative: Callable[[Value], Value]) -> Rule:
+    """The rule of a sum of f(x), given f'(x)."""
+    return first(lambda step: _reduced(step, step.g) * derivative(step.x[0]))
+
+
+def _reduction(derivative: Callable[[Value, Value], Value]) -> Rule:
+    """The rule of a reduction y of x, given its derivative with respect to an element."""
+    return first(lambda step: _reduced(step, step.g) * derivative(step.x[0], _reduced(step, step.y[0])))
+
+
+def _axes(step: Step) -> list[int]:
     """The axes that a reduction reduces, none negative."""
     rank = len(step.x[0].shape)
     axes = step.constant(1, "axes").tolist() if step.has(1) else step.attr("axes", [])
@@ -145,20 +157,14 @@ def reduced_axes(step: Step) -> list[int]:
     return sorted(axis % rank for axis in axes)
 
 
-def _ones(x: Value, y: Value, count: int) -> Value:
-    """Ones in the shape of x."""
-    return apply("Expand", x.writer.constant(np.ones((), x.dtype)), np.array(x.shape, np.int64))
-
-
-def _shared(x: Value, y: Value, count: int) -> Value:
+def _shared(x: Value, y: Value) -> Value:
     """To the elements that are the maximum or minimum, in equal parts."""
     chosen = x.equals(y)
-    axes = [axis for axis, size in enumerate(y.shape) if size == 1]
-    return chosen / chosen.sum(axes)
+    return chosen / chosen.sum([axis for axis, size in enumerate(y.shape) if size == 1])
 
 
 def _global_max(step: Step) -> Value:
-    return step.g * _shared(step.x[0], step.y[0], 0)
+    return step.g * _shared(step.x[0], step.y[0])
 
 
 def _softmax(step: Step) -> Value:
@@ -216,15 +222,15 @@ RULES: dict[str, Rule] = {
     "PRelu": _prelu,
     "Pow": first(_pow),
     "QuantizeLinear": first(_quantize),
-    "ReduceL1": _reduction(lambda x, y, count: apply("Sign", x)),
-    "ReduceL2": _reduction(lambda x, y, count: x / y),
-    "ReduceLogSum": _reduction(lambda x, y, count: _ones(x, y, count) / exp(y)),
-    "ReduceLogSumExp": _reduction(lambda x, y, count: exp(x - y)),
+    "ReduceL1": _sum_of(lambda x: apply("Sign", x)),
+    "ReduceL2": _reduction(lambda x, y: x / y),
+    "ReduceLogSum": _reduction(lambda x, y: exp(-y).broadcast(x.shape)),
+    "ReduceLogSumExp": _reduction(lambda x, y: exp(x - y)),
     "ReduceMax": _reduction(_shared),
-    "ReduceMean": _reduction(lambda x, y, count: _ones(x, y, count) / float(count)),
+    "ReduceMean": first(_average),
     "ReduceMin": _reduction(_shared),
-    "ReduceSum": _reduction(_ones),
-    "ReduceSumSquare": _reduction(lambda x, y, count: 2.0 * x),
+    "ReduceSum": first(_sum),
+    "ReduceSumSquare": _sum_of(lambda x: 2.0 * x),
     "Softmax": first(_softmax),
     "Sub": _sub,
     "Sum": lambda step, index: step.g,

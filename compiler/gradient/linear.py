@@ -82,11 +82,9 @@ def _layer_norm(step: Step) -> Value:
 
 
 def _group_norm(step: Step) -> Value:
-    """The scale is per group in opset 18, per channel since opset 21."""
     x, groups = step.x[0], step.attr("num_groups")
     grouped = [x.shape[0], groups, x.shape[1] // groups, *x.shape[2:]]
-    scale = step.x[1].reshape([1, groups, -1, *[1] * (len(x.shape) - 2)])
-    g = step.g.reshape(grouped) * scale
+    g = (step.g * _per_channel(step.x[1], len(x.shape))).reshape(grouped)
     return _normalized(g, x.reshape(grouped), range(2, len(grouped)), step.attr("epsilon", 1e-5)).reshape(x.shape)
 
 

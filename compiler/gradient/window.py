@@ -86,17 +86,12 @@ def _spread(g: Value, W: Value, window: Window, group: int) -> Value:
 
 
 def _conv_transpose(step: Step) -> Value:
-    x, W, g = step.x[0], step.x[1], step.g
+    x, W, y = step.x[0], step.x[1], step.y[0]
     more = step.attr("output_padding", [0] * len(x.shape[2:]))
-    window = _window(step, W.shape[2:], step.y[0].shape[2:], x.shape[2:])
-    if "output_shape" in step.node.attrs or step.attr("auto_pad", "NOTSET").startswith("SAME"):
-        window = _window(step, W.shape[2:], [s - m for s, m in zip(window.sizes, more, strict=True)], window.stops)
-    window = Window(window.kernel, window.strides, window.dilations, window.begins, g.shape[2:], window.stops)
-    cut = [max(-end, 0) for end in window.ends]  # output padding, which no window reaches
-    if any(cut):
-        g = apply("Pad", g, np.array([0] * (len(g.shape) + 2) + [-each for each in cut], np.int64))
+    reached = [size - extra for size, extra in zip(y.shape[2:], more, strict=True)]
+    window = _window(step, W.shape[2:], reached, x.shape[2:])
     pads = [*window.begins, *(max(end, 0) for end in window.ends)]
-    return apply("Conv", g, W, group=step.attr("group", 1), pads=pads, **window.attrs)
+    return apply("Conv", step.g, W, group=step.attr("group", 1), pads=pads, **window.attrs)
 
 
 def _average_pool(step: Step) -> Value:
