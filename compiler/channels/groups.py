@@ -3,14 +3,15 @@
 from bisect import bisect
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc.channels import elementwise, layers, movement
 from nnc.channels.labels import varied
-from nnc.channels.walk import Operand, Role, Walk, run
+from nnc.channels.shuffles import shuffles
+from nnc.channels.walk import Operand, Role, Shuffle, Walk, run
 
 _RULES = {**movement.RULES, **elementwise.RULES, **layers.RULES}
 
@@ -60,8 +61,10 @@ class Channels:
     """All places where channels meet constants."""
     axes: dict[str, tuple[int, np.ndarray]]
     """Where channels lie, by the tensor's name: see `of`."""
-    layers: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    layers: dict[str, tuple[np.ndarray, np.ndarray]]
     """What a layer reads and writes, by the node's name: see `read` and `written`."""
+    shuffles: tuple[Shuffle, ...]
+    """Nodes that together only change the order of channels."""
 
     def of(self, tensor: gs.Tensor) -> tuple[int, np.ndarray] | None:
         """The channel axis and the channel of every index along it, int64; None where no channel can be removed."""
@@ -84,9 +87,11 @@ class Channels:
 
 def trace(graph: gs.Graph) -> Channels:
     """Find the channels of a graph whose shapes are static."""
-    walk = run(graph, _RULES)
+    found = tuple(shuffles(graph))
+    walk = run(graph, _RULES, found)
     roots = walk.labels.roots()
-    axes = {name: found for name, array in walk.arrays.items() if (found := _axis(walk.tensors[name], roots[array]))}
+    located = {name: _axis(walk.tensors[name], roots[array]) for name, array in walk.arrays.items()}
+    axes = {name: place for name, place in located.items() if place is not None}
     uses = [*_sliced(walk, roots), *_operands(walk.operands, axes)]
     return Channels(
         groups=_groups(walk, axes, uses),
@@ -94,6 +99,7 @@ def trace(graph: gs.Graph) -> Channels:
         uses=tuple(use for _, use in uses),
         axes=axes,
         layers={name: (roots[layer.read], roots[layer.written]) for name, layer in walk.layers.items()},
+        shuffles=found,
     )
 
 

@@ -1,7 +1,5 @@
 """Channels as numbers, and which of them go together."""
 
-from collections.abc import Iterable
-
 import numpy as np
 
 
@@ -69,6 +67,6 @@ def distinct_pairs(first: np.ndarray, second: np.ndarray | int) -> np.ndarray:
     return np.stack([codes >> 32, codes & 0xFFFFFFFF], axis=1)
 
 
-def varied(array: np.ndarray) -> Iterable[int]:
+def varied(array: np.ndarray) -> list[int]:
     """The axes along which an array is not constant."""
     return [axis for axis, size in enumerate(array.shape) if size > 1 and (array != array.take([0], axis)).any()]

@@ -16,10 +16,10 @@ def _convolution(walk: Walk, node: gs.Node) -> None:
         _stop(walk, node, read, made)
         return
     ins, outs = (0, 1) if transposed else (1, 0)
-    if channels == groups:
+    if 1 < groups == channels:
         written = np.repeat(read, made // groups)
         _note(walk, node, "others", 0, read if transposed else written)
-    elif groups >= max(channels, made) // groups and read.any():
+    elif 1 < groups >= max(channels, made) // groups and read.any():
         units = walk.fresh(node, groups)
         walk.labels.unite(np.repeat(units, channels // groups), read, _mixed(node, x))
         written = np.repeat(units, made // groups)
@@ -59,7 +59,7 @@ def _matmul(walk: Walk, node: gs.Node) -> None:
 
 
 def _product(walk: Walk, node: gs.Node, read: tuple[int, int], weight: tuple[int, int, int], axis: int) -> None:
-    """A sum over an axis of x: `read` (input, axis), by a `weight` (input, its axis in, out), which makes `axis` of y."""
+    """Sums over an axis of x, `read` (input, axis), by a `weight` (input, axis in, axis out), which are `axis` of y."""
     x, y = node.inputs[read[0]], node.outputs[0]
     made = y.shape[axis]
     if not is_constant(node.inputs[weight[0]]):

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from nnc.channels.walk import Rule, Stays, Walk, is_constant, numbers, require_unvaried, title
+from nnc.channels.walk import Rule, Stays, Walk, computed, is_constant, numbers, title
 
 
 def _same(walk: Walk, node: gs.Node) -> None:
@@ -13,10 +13,19 @@ def _same(walk: Walk, node: gs.Node) -> None:
 
 
 def _view(walk: Walk, node: gs.Node) -> None:
-    x, y = node.inputs[0], node.outputs[0]
     if node.op == "Reshape":
         numbers(node, 1)
-    walk.put(y, reshaped(walk[x], x.shape, y.shape))
+    walk.put(node.outputs[0], moved(node, walk[node.inputs[0]]))
+
+
+VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
+
+
+def moved(node: gs.Node, labels: np.ndarray) -> np.ndarray:
+    """The labels behind a node of `VIEWS`."""
+    if node.op == "Transpose":
+        return labels.transpose(node.attrs.get("perm"))
+    return reshaped(labels, node.inputs[0].shape, node.outputs[0].shape)
 
 
 def reshaped(labels: np.ndarray, old: Sequence[int], new: Sequence[int]) -> np.ndarray:
@@ -44,22 +53,22 @@ def _blocks(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[range, ran
         yield range(start[0], i), range(start[1], j)
 
 
-def _transpose(walk: Walk, node: gs.Node) -> None:
-    walk.put(node.outputs[0], walk[node.inputs[0]].transpose(node.attrs.get("perm")))
-
-
 def _concat(walk: Walk, node: gs.Node) -> None:
     y = node.outputs[0]
     axis = node.attrs["axis"] % len(y.shape)
     parts = [np.repeat(walk[x], x.shape[axis] // walk[x].shape[axis], axis) for x in node.inputs]
-    dims = np.broadcast_shapes(*(part.shape[:axis] + (1,) + part.shape[axis + 1 :] for part in parts))
-    like = next((part for part in parts if part.any()), parts[0]).take([0], axis)
-    for index, x in enumerate(node.inputs):
-        if max(dims) > 1 and is_constant(x):  # joined along another axis than that of the channels
-            walk.follow(node, index, y, 0)
-            parts[index] = np.repeat(like, x.shape[axis], axis)
-    full = [np.broadcast_to(part, (*dims[:axis], part.shape[axis], *dims[axis + 1 :])) for part in parts]
-    walk.put(y, np.concatenate(full, axis))
+    dims = np.broadcast_shapes(*(part.take([0], axis).shape for part in parts))
+    constant = [index for index, x in enumerate(node.inputs) if is_constant(x)] if max(dims) > 1 else []
+    for index in constant:  # joined along another axis than that of the channels
+        like = next(part for part in parts if part.any()).take([0], axis)
+        parts[index] = np.repeat(like, parts[index].shape[axis], axis)
+        walk.follow(node, index, y, 0)
+    joined = np.concatenate(
+        [np.broadcast_to(part, (*dims[:axis], part.shape[axis], *dims[axis + 1 :])) for part in parts], axis
+    )
+    if constant:
+        walk.labels.unite(joined, joined.take([0], axis), f"{title(node)} joins it with a part that stays")
+    walk.put(y, joined)
 
 
 def _split(walk: Walk, node: gs.Node) -> None:
@@ -88,7 +97,8 @@ def slices(node: gs.Node) -> dict[int, range]:
     """What a Slice keeps of every axis that it names; Stays where that is computed."""
     shape = node.inputs[0].shape
     starts, ends, axes, steps = (numbers(node, index) for index in range(1, 5))
-    assert starts is not None and ends is not None
+    assert starts is not None
+    assert ends is not None
     axes = list(range(len(starts))) if axes is None else axes
     steps = [1] * len(starts) if steps is None else steps
     bounds = zip(axes, starts, ends, steps, strict=True)
@@ -105,6 +115,8 @@ def _indices(size: int, start: int, end: int, step: int) -> range:
 def _gather(walk: Walk, node: gs.Node) -> None:
     x, y = node.inputs[0], node.outputs[0]
     axis = node.attrs.get("axis", 0) % len(x.shape)
+    if walk[node.inputs[1]].any():
+        raise Stays(f"{title(node)} takes them for indices")
     if walk[x].shape[axis] > 1:
         indices = np.array(numbers(node, 1)).reshape(node.inputs[1].shape) % x.shape[axis]
         walk.put(y, walk[x].take(indices, axis))
@@ -123,7 +135,8 @@ def _tile(walk: Walk, node: gs.Node) -> None:
     repeats = numbers(node, 1)
     labels = walk[node.inputs[0]]
     assert repeats is not None
-    walk.put(node.outputs[0], np.tile(labels, [count if size > 1 else 1 for count, size in zip(repeats, labels.shape)]))
+    counts = [count if size > 1 else 1 for count, size in zip(repeats, labels.shape, strict=True)]
+    walk.put(node.outputs[0], np.tile(labels, counts))
 
 
 def _pad(walk: Walk, node: gs.Node) -> None:
@@ -177,9 +190,11 @@ def _space_to_depth(walk: Walk, node: gs.Node) -> None:
 
 def _resize(walk: Walk, node: gs.Node) -> None:
     x, y = node.inputs[0], node.outputs[0]
-    numbers(node, 3)
-    resized = [axis for axis, size in enumerate(x.shape) if size != y.shape[axis]]
-    require_unvaried(walk, x, resized, f"{title(node)} resizes along the channels")
+    for index in range(1, len(node.inputs)):
+        if not (node.inputs[index].is_empty() or isinstance(node.inputs[index], gs.Constant)):
+            raise Stays(computed(node, index))
+    if any(size != y.shape[axis] and walk[x].shape[axis] > 1 for axis, size in enumerate(x.shape)):
+        raise Stays(f"{title(node)} resizes along the channels")
     walk.put(y, walk[x])
 
 
@@ -189,7 +204,7 @@ def _shape(walk: Walk, node: gs.Node) -> None:
 
 RULES: dict[str, Rule] = {
     "Identity": _same, "Cast": _same, "CastLike": _same,
-    "Reshape": _view, "Flatten": _view, "Squeeze": _view, "Unsqueeze": _view, "Transpose": _transpose,
+    **dict.fromkeys(VIEWS, _view),
     "Concat": _concat, "Split": _split, "Slice": _slice, "Gather": _gather, "Expand": _expand, "Tile": _tile,
     "Pad": _pad, "DepthToSpace": _depth_to_space, "SpaceToDepth": _space_to_depth, "Resize": _resize,
     "Shape": _shape, "Size": _shape,

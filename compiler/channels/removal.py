@@ -12,8 +12,10 @@ from nnc import proto
 from nnc.channels.groups import Channels
 from nnc.channels.movement import pads, slices
 
+#: The indices that are kept along some axes, as booleans.
 Kept = dict[int, np.ndarray]
-"""The indices that are kept along some axes, as booleans."""
+
+PartKey = tuple[int, tuple[tuple[int, bytes], ...]]
 
 
 def remove(graph: gs.Graph, channels: Channels, ids: Collection[int], *, hollow: bool = False) -> None:
@@ -29,6 +31,7 @@ def remove(graph: gs.Graph, channels: Channels, ids: Collection[int], *, hollow:
     for node in list(graph.nodes):
         if node.op in _ADAPTED and proto.is_standard(node, node.op) and removal.touches(node):
             _ADAPTED[node.op](removal, node)
+    removal.replace_shuffles()
     removal.finish()
 
 
@@ -39,6 +42,8 @@ class _Removal:
     ids: np.ndarray
     hollow: bool
     added: dict[int, list[gs.Node]] = field(default_factory=lambda: defaultdict(list))
+    parts: dict[PartKey, tuple[gs.Tensor, gs.Tensor]] = field(default_factory=dict)
+    """Constants, and what is computed from them, with the part of them that is kept."""
 
     def __post_init__(self) -> None:
         self.names = {tensor.name for node in self.graph.nodes for tensor in (*node.inputs, *node.outputs)}
@@ -73,8 +78,7 @@ class _Removal:
 
     def shape(self, tensor: gs.Tensor) -> list[int]:
         """The shape that a tensor is about to get."""
-        axis, kept = self.along(tensor)
-        return [int(kept.sum()) if each == axis else size for each, size in enumerate(tensor.shape)]
+        return _shape(tensor, dict([self.along(tensor)]))
 
     def tell(self, node: gs.Node, index: int, values: object) -> None:
         """Give a node integers as its input `index`."""
@@ -87,7 +91,8 @@ class _Removal:
         """Let a node read these indices of its first input."""
         x = node.inputs[0]
         name = graphs.unique(f"{node.outputs[0].name}/Gather", self.names)
-        shape = [len(indices) if each == axis else size for each, size in enumerate(self.shape(x))]
+        shape = self.shape(x)
+        shape[axis] = len(indices)
         picked = gs.Variable(name, x.dtype, shape)
         made = gs.Node("Gather", graphs.unique(f"{node.name}/Gather", self.node_names), {"axis": axis}, [x], [picked])
         self.tell(made, 1, indices)
@@ -102,47 +107,55 @@ class _Removal:
             kept = self.stays(use.ids)
             if not kept.all():
                 wanted[use.node.name, use.input][use.axis] = kept
-        made: dict[tuple, gs.Tensor] = {}
-        for (name, index), kept_axes in wanted.items():
-            node = nodes[name]
-            node.inputs[index] = self._sliced(node, node.inputs[index], kept_axes, made)
+        for (name, index), axes in wanted.items():
+            nodes[name].inputs[index] = self._part(nodes[name], nodes[name].inputs[index], axes)
 
-    def _sliced(self, reader: gs.Node, tensor: gs.Tensor, kept: Kept, made: dict[tuple, gs.Tensor]) -> gs.Tensor:
-        """The part of a constant, or of what is computed from constants; asked twice, the same tensor."""
-        key = (id(tensor), *((axis, kept[axis].tobytes()) for axis in sorted(kept)))
+    def _part(self, reader: gs.Node, tensor: gs.Tensor, kept: Kept) -> gs.Tensor:
+        """What is kept of a constant, or of what is computed from constants; asked twice, the same tensor."""
         if not kept:
             return tensor
-        if key not in made:
+        key = (id(tensor), tuple((axis, kept[axis].tobytes()) for axis in sorted(kept)))
+        if key not in self.parts:
             name = graphs.unique(tensor.name, self.names)
             if isinstance(tensor, gs.Constant):
-                made[key] = gs.Constant(name, self._part(tensor, kept))
+                part: gs.Tensor = gs.Constant(name, self._values(tensor, kept))
             else:
-                shape = [int(kept[axis].sum()) if axis in kept else size for axis, size in enumerate(tensor.shape)]
-                made[key] = gs.Variable(name, tensor.dtype, shape)
-                self.added[id(reader)].append(self._twin(reader, tensor.inputs[0], made[key], kept, made))
-        return made[key]
+                part = gs.Variable(name, tensor.dtype, _shape(tensor, kept))
+                self.added[id(reader)].append(self._twin(reader, tensor.inputs[0], part, kept))
+            self.parts[key] = tensor, part
+        return self.parts[key][1]
 
-    def _part(self, constant: gs.Constant, kept: Kept) -> np.ndarray:
+    def _values(self, constant: gs.Constant, kept: Kept) -> np.ndarray:
         if self.hollow:
-            shape = [int(kept[axis].sum()) if axis in kept else size for axis, size in enumerate(constant.shape)]
-            return np.broadcast_to(np.zeros((), constant.dtype), shape)
+            return np.broadcast_to(np.zeros((), constant.dtype), _shape(constant, kept))
         values = constant.values
         for axis, mask in kept.items():
             values = values.compress(mask, axis)
         return values
 
-    def _twin(
-        self, reader: gs.Node, maker: gs.Node, output: gs.Tensor, kept: Kept, made: dict[tuple, gs.Tensor]
-    ) -> gs.Node:
-        """A node that computes a part of what `maker`, an Identity, Cast or DequantizeLinear, computes."""
+    def _twin(self, reader: gs.Node, maker: gs.Node, output: gs.Tensor, kept: Kept) -> gs.Node:
+        """A node that computes a part of what `maker` computes from constants."""
         x, *scales = maker.inputs
+        if maker.op == "Transpose":
+            perm = maker.attrs.get("perm", range(len(x.shape))[::-1])
+            kept = {perm[axis]: mask for axis, mask in kept.items()}
+        inputs = [self._part(reader, x, kept)]
         axis = maker.attrs.get("axis", 1) % max(len(x.shape), 1)
-        inputs = [self._sliced(reader, x, kept, made)]
         for scale in scales:
-            per_channel = not scale.is_empty() and scale.shape not in ((), (1,), [], [1]) and axis in kept
-            inputs.append(self._sliced(reader, scale, {0: kept[axis]} if per_channel else {}, made))
+            follows = axis in kept and not scale.is_empty() and list(scale.shape) == [x.shape[axis]]
+            inputs.append(self._part(reader, scale, {0: kept[axis]} if follows else {}))
         name = graphs.unique(maker.name, self.node_names)
         return gs.Node(maker.op, name, dict(maker.attrs), inputs, [output], maker.domain)
+
+    def replace_shuffles(self) -> None:
+        """Write channel shuffles of which something is removed as one Gather."""
+        nodes = {node.name: node for node in self.graph.nodes}
+        for shuffle in self.channels.shuffles:
+            x, last = nodes[shuffle.nodes[0].name].inputs[0], nodes[shuffle.nodes[-1].name]
+            axis, before = self.along(x)
+            if axis == shuffle.axis:
+                last.op, last.attrs, last.inputs = "Gather", {"axis": axis}, [x]
+                self.tell(last, 1, _renumbered(before, shuffle.order, self.along(last.outputs[0])[1]))
 
     def finish(self) -> None:
         """Note the new shapes, put new nodes in their places, and drop those that nobody reads any more."""
@@ -157,6 +170,14 @@ class _Removal:
                 node.inputs.clear()
                 node.outputs.clear()
         self.graph.nodes = [node for node in self.graph.nodes if node.outputs]
+        for whole, part in self.parts.values():
+            if not whole.outputs and whole.name in self.names:  # the first part of what nobody reads takes its name
+                self.names.remove(whole.name)
+                part.name = whole.name
+
+
+def _shape(tensor: gs.Tensor, kept: Kept) -> list[int]:
+    return [int(kept[axis].sum()) if axis in kept else size for axis, size in enumerate(tensor.shape)]
 
 
 def _convolution(removal: _Removal, node: gs.Node) -> None:

@@ -1,10 +1,10 @@
 """The walk over a graph that labels every element of every tensor with its channel.
 
-A label array has the rank of its tensor, and every dimension is the tensor's or 1, where the labels don't depend on that
-axis. So most of them are [1, C, 1, 1], and moving data is moving labels.
+A label array has the rank of its tensor, and every dimension is the tensor's or 1, where the labels don't depend on
+that axis. So most of them are [1, C, 1, 1], and moving data is moving labels.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -41,6 +41,24 @@ class Operand:
     input: int
     tensor: gs.Tensor
     offset: int
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """Nodes, one behind the other, whose result is the first one's input in another order along an axis."""
+
+    nodes: tuple[gs.Node, ...]
+    axis: int
+    order: np.ndarray
+    """int64: which channel of the input is at each place of the output."""
+
+    @property
+    def input(self) -> gs.Tensor:
+        return self.nodes[0].inputs[0]
+
+    @property
+    def output(self) -> gs.Tensor:
+        return self.nodes[-1].outputs[0]
 
 
 @dataclass
@@ -105,19 +123,35 @@ class Walk:
 Rule = Callable[[Walk, gs.Node], None]
 
 
-def run(graph: gs.Graph, rules: dict[str, Rule]) -> Walk:
+def run(graph: gs.Graph, rules: dict[str, Rule], shuffles: Sequence[Shuffle] = ()) -> Walk:
     """Label all tensors by the rules of the operators, and let go together what must."""
     walk = Walk(graph)
+    starts = {id(shuffle.nodes[0]): shuffle for shuffle in shuffles}
+    inside = {id(node) for shuffle in shuffles for node in shuffle.nodes}
     for node in graph.nodes:
-        try:
-            _rule(node, rules)(walk, node)
-        except Stays as reason:
-            for tensor in node.inputs:
-                walk.fix(tensor, str(reason))
+        if id(node) in starts:
+            _shuffle(walk, starts[id(node)])
+        elif id(node) not in inside:
+            _apply(walk, node, rules)
     for tensor in graph.outputs:
         walk.fix(tensor, f"'{tensor.name}' is an output of the graph")
     _make_boxes(walk)
     return walk
+
+
+def _shuffle(walk: Walk, shuffle: Shuffle) -> None:
+    labels = walk[shuffle.input]
+    varies = labels.shape[shuffle.axis] > 1
+    walk.put(shuffle.output, labels.take(shuffle.order, shuffle.axis) if varies else labels)
+
+
+def _apply(walk: Walk, node: gs.Node, rules: dict[str, Rule]) -> None:
+    """Label what a node writes, or let stay what it reads."""
+    try:
+        _rule(node, rules)(walk, node)
+    except Stays as reason:
+        for tensor in node.inputs:
+            walk.fix(tensor, str(reason))
 
 
 def _rule(node: gs.Node, rules: dict[str, Rule]) -> Rule:
@@ -145,24 +179,28 @@ def _make_boxes(walk: Walk) -> None:
                 walk.along(walk.tensors[name], axis)
                 settled = False
             elif not axes and roots.any():
-                walk.labels.fix(array, f"all channels of '{name}' go together")
+                walk.labels.fix(array, f"without it nothing of '{name}' would be left")
                 settled = False
 
 
 def _separate(labels: Labels, roots: np.ndarray, axis: int) -> int:
     """How many channels are left when those that differ along the other axes go together."""
     rows = np.moveaxis(roots, axis, 0).reshape(roots.shape[axis], -1)
-    return np.count_nonzero(np.unique(labels.merged(distinct_pairs(rows, rows[:, :1]))[rows]))
+    return int(np.count_nonzero(np.unique(labels.merged(distinct_pairs(rows, rows[:, :1]))[rows])))
+
+
+#: Operators behind a constant that are followed up to it.
+PASSING = ("Identity", "Cast", "QuantizeLinear", "DequantizeLinear", "Transpose")
 
 
 def is_constant(tensor: gs.Tensor) -> bool:
-    """Whether a tensor is a constant, or one behind Identity, Cast or DequantizeLinear."""
+    """Whether a tensor is a constant, or computed from constants by `PASSING`, as the weights of quantized layers."""
     if isinstance(tensor, gs.Constant):
         return True
     maker = tensor.inputs[0] if tensor.inputs else None
     return (
         maker is not None
-        and proto.is_standard(maker, "Identity", "Cast", "DequantizeLinear")
+        and proto.is_standard(maker, *PASSING)
         and not maker.attrs.get("block_size", 0)
         and all(is_constant(each) for each in maker.inputs if not each.is_empty())
     )
@@ -173,15 +211,13 @@ def numbers(node: gs.Node, index: int) -> list[int] | None:
     if len(node.inputs) <= index or node.inputs[index].is_empty():
         return None
     if not isinstance(node.inputs[index], gs.Constant):
-        raise Stays(f"what '{node.inputs[index].name}' tells {title(node)} is computed: simplify-shapes may know it")
+        raise Stays(computed(node, index))
     return [int(value) for value in node.inputs[index].values.reshape(-1)]
+
+
+def computed(node: gs.Node, index: int) -> str:
+    return f"what '{node.inputs[index].name}' tells {title(node)} is computed: simplify-shapes may write it down"
 
 
 def title(node: gs.Node) -> str:
     return f"{node.op} '{node.name}'"
-
-
-def require_unvaried(walk: Walk, tensor: gs.Tensor, axes: Iterable[int], reason: str) -> None:
-    """Stays, unless the channels of the tensor don't differ along these axes."""
-    if any(walk[tensor].shape[axis] > 1 for axis in axes):
-        raise Stays(reason)

@@ -1,0 +1,63 @@
+"""Channel shuffles: runs of views and transposes that only change the order of channels.
+
+    Reshape(Transpose<0, 2, 1, 3, 4>(Reshape(x, [N, 2, C / 2, H, W])), [N, C, H, W])  =  Gather(x, order, axis=1)
+
+The tensors between are boxes only while the same channels of both halves are there. As a Gather the shuffle lets every
+channel be removed alone.
+
+Reference: ShuffleNet (Zhang et al., https://arxiv.org/abs/1707.01083).
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from nnc import proto
+from nnc.channels.labels import varied
+from nnc.channels.movement import VIEWS, moved
+from nnc.channels.walk import Shuffle, is_constant
+from nnc.measure import has_shape
+
+
+def shuffles(graph: gs.Graph) -> Iterator[Shuffle]:
+    """The channel shuffles of a graph; between their nodes nobody else reads."""
+    ends = {id(tensor) for tensor in graph.outputs}
+    inside: set[int] = set()
+    for node in graph.nodes:
+        if id(node) not in inside and _moves(node):
+            found = _shuffle(node, ends)
+            if found is not None:
+                inside |= set(map(id, found.nodes))
+                yield found
+
+
+def _shuffle(first: gs.Node, ends: set[int]) -> Shuffle | None:
+    """The shortest shuffle that starts at a node."""
+    x, nodes = first.inputs[0], [first]
+    places = list(np.ogrid[tuple(map(slice, x.shape))])
+    while True:
+        places = [moved(nodes[-1], each) for each in places]
+        y = nodes[-1].outputs[0]
+        if len(nodes) > 2 and list(y.shape) == list(x.shape):
+            return _permutation(nodes, places)
+        if len(y.outputs) != 1 or id(y) in ends or not _moves(y.outputs[0]):
+            return None
+        nodes.append(y.outputs[0])
+
+
+def _permutation(nodes: list[gs.Node], places: list[np.ndarray]) -> Shuffle | None:
+    """The shuffle, if every axis is where it was and the order of one is another."""
+    changed = []
+    for axis, each in enumerate(places):
+        if varied(each) not in ([], [axis]):
+            return None
+        order = np.moveaxis(each, axis, 0).reshape(each.shape[axis], -1)[:, 0]
+        if (np.diff(order) != 1).any():
+            changed.append(Shuffle(tuple(nodes), axis, order))
+    return changed[0] if len(changed) == 1 else None
+
+
+def _moves(node: gs.Node) -> bool:
+    known = proto.is_standard(node, *VIEWS) and has_shape(node.inputs[0], node.outputs[0])
+    return known and 0 not in node.inputs[0].shape and all(map(is_constant, node.inputs[1:]))
