@@ -74,13 +74,14 @@ class OutputFolder:
             path.unlink()
 
     def once(self, name: str, key: str, compute: Callable[[], Value]) -> Value:
-        """The value of `compute`, or what it was when an earlier compile computed it under the same name and key."""
+        """The value of `compute`, or what it was in an earlier compile under this name and key; None is not kept."""
         value = self.recalled(name, key)
-        if value is None:
-            value = as_json(compute())
-            self.remember(name, key, value)
-        else:
+        if value is not None:
             os.utime(self._measured(name, key))  # it was used
+            return value
+        value = as_json(compute())
+        if value is not None:
+            self.remember(name, key, value)
         return value
 
     def _measured(self, name: str, key: str) -> Path:

@@ -7,8 +7,20 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from nnc import units
-from nnc.report import BOUNDS, FIGURES, change, outputs, points, shares, target_spec
+from nnc import plot, units
+from nnc.report import (
+    BOUNDS,
+    FIGURES,
+    PREDICTED,
+    change,
+    changes,
+    explained,
+    outputs,
+    points,
+    share,
+    shares,
+    target_spec,
+)
 
 Entry = Mapping[str, Any]
 Made = dict[str, Any]
@@ -16,12 +28,16 @@ Made = dict[str, Any]
 #: Layers that are drawn one by one; the others are in the table of all.
 _DRAWN = 15
 
+#: Decisions up to this many are shown at once.
+_OPEN = 20
+
 
 def page(report: Entry, lock: Entry) -> str:
     """The report as a page; everything that comes from files is escaped."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     for name in ("size", "amount", "milliseconds", "millijoules", "seconds", "percent", "times", "shape", "plural"):
         environment.filters[name] = getattr(units, name)
+    environment.filters["share"] = share
     template = environment.from_string(resources.files("nnc").joinpath("report.html").read_text("utf-8"))
     return template.render(
         report=report,
@@ -29,6 +45,8 @@ def page(report: Entry, lock: Entry) -> str:
         spec=target_spec(report),
         cards=_cards(report),
         passes=[_pass(row, report["before"]) for row in report["passes"]],
+        explanations=[_explanation(row) for row in report["passes"] if explained(row) or row["curve"]],
+        plot=plot,
         bounds=BOUNDS,
         shares=shares(report["layers"]),
         strip=_strip(report["layers"]),
@@ -80,6 +98,39 @@ def _pass(row: Entry, before: Entry) -> Made:
         **row,
         "outputs": outputs(row),
         "left": {key: row[key] / before[key] if before[key] else 1.0 for key in keys},
+    }
+
+
+def _explanation(row: Entry) -> Made:
+    """What a pass said of its decisions: figures beside those that came, plots, and what it did to each layer."""
+    kept = [each for each in row["decisions"] if not changes(each)]
+    return {
+        "name": row["name"],
+        "said": explained(row),
+        "plots": _plots(row["curve"]) if row["curve"] else [],
+        "changed": [_decision(each) for each in row["decisions"] if changes(each)],
+        "kept": kept,
+        "timed": any("latency_ms" in each for each in row["decisions"]),
+        "open": len(row["decisions"]) - len(kept) <= _OPEN,
+    }
+
+
+def _plots(curve: Entry) -> list[Made]:
+    metric = PREDICTED.get(curve["metric"], curve["metric"])
+    titles = {"error": "predicted output error", "accuracy": "predicted top-1 accuracy"}
+    drawn = {title: plot.plot(curve["points"], key) for key, title in titles.items()}
+    return [{"title": title, "metric": metric, "plot": made} for title, made in drawn.items() if made]
+
+
+def _decision(decision: Entry) -> Made:
+    """A decision with the shares of the layer's figures that are left."""
+    figures = {key: decision[key] for key in ("macs", "params", "latency_ms") if key in decision}
+    return {
+        "layer": decision["layer"],
+        "choice": decision["choice"],
+        "figures": figures,
+        "left": {key: after / before if before else 1.0 for key, (before, after) in figures.items()},
+        "error": decision.get("error"),
     }
 
 

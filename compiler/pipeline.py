@@ -6,6 +6,7 @@ starts after the last pass that did not change.
 """
 
 import inspect
+import math
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -359,9 +360,11 @@ def _rows(steps: list[_Step], context: Context) -> list[Row]:
 
 def _point(given: Mapping[str, Any]) -> dict[str, Any]:
     """A point of a trade-off curve, complete and in JSON's types."""
-    accuracy = given.get("accuracy")
+    budget, accuracy = float(given["budget"]), given.get("accuracy")
+    if not math.isfinite(budget):
+        raise ValueError(f"the budget of a point must be a number, not {budget}")
     return {
-        "budget": float(given["budget"]),
+        "budget": budget,
         "error": float(given["error"]),
         "accuracy": None if accuracy is None else float(accuracy),
         "chosen": bool(given.get("chosen", False)),

@@ -11,10 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from nnc import report, tables, units
-
-#: Terminals from this width on show every column.
-_WIDE = 100
+from nnc import explanations, report, tables, units
 
 _LISTED = 3  # nodes named per reason; the rest is counted
 
@@ -29,6 +26,9 @@ def show_compiled(result: Row, folder: Path) -> None:
     out.print()
     out.print(passes(result["passes"], tables.width()))
     _show_not_compared(result["passes"], out)
+    for row in result["passes"]:
+        if row["predicted"]:
+            out.print(f"\n{row['name']}: {report.explained(row)}")
     left = sum(len(row["skipped"]) for row in result["passes"])
     if left:
         out.print(f"\n{units.plural(left, 'place')} left alone; the report says why.", style="dim")
@@ -56,6 +56,8 @@ def show_plan(planned: Row) -> None:
     rows = planned["passes"]
     out.print(passes(rows, tables.width(), planned["before"]))
     _show_not_compared(rows, out)
+    for row in rows:
+        explanations.show(row, out, tables.width())
     if any(row["skipped"] for row in rows):
         out.print()
         out.print(skipped(rows))
@@ -123,7 +125,7 @@ def passes(rows: Sequence[Row], width: int, before: Row | None = None) -> Table:
     """A row per pass: how often it changed something, and what it left of the model."""
     accuracy = any(row["accuracy"] is not None for row in rows)
     columns = ["changes", "nodes", "MACs", "weights", "latency", *(["top-1"] if accuracy else []), "outputs"]
-    columns += ["time"] if width >= _WIDE else []
+    columns += ["time"] if width >= tables.WIDE else []
     made = tables.table("pass", *columns, numbers=columns)
     if before is not None:
         tables.add(
@@ -167,23 +169,18 @@ def layers(rows: Sequence[Row], width: int) -> Table:
     timed = any("latency_ms" in row for row in rows)
     numbers = ["output", "MACs", "params", *(["latency", "share"] if timed else [])]
     columns = ["layer", "op", *numbers, *(["bound by"] if timed else [])]
-    if timed and width < _WIDE:
+    if timed and width < tables.WIDE:
         columns.remove("params")
     made = tables.table(*columns, numbers=numbers)
     total = {key: sum(row.get(key, 0.0) for row in rows) for key in ("macs", "params", "latency_ms")}
-    room = 24 if width < _WIDE else tables.UNLIMITED
+    room = 24 if width < tables.WIDE else tables.UNLIMITED
     for row in rows:
-        named = {**row, "name": _ending(row["name"], room)}
+        named = {**row, "name": tables.ending(row["name"], room)}
         tables.add(made, *_layer_cells(named, total["latency_ms"], columns))
     made.add_section()
     sums = {"name": units.plural(len(rows), "layer"), "op": "", "shape": None, **total}
     tables.add(made, *_layer_cells(sums, total["latency_ms"], columns))
     return made
-
-
-def _ending(name: str, room: int) -> str:
-    """The end of a long name, which tells layers apart."""
-    return name if len(name) <= room else f"…{name[1 - room :]}"
 
 
 def _layer_cells(row: Row, total_ms: float, columns: Iterable[str]) -> list[str]:

@@ -15,6 +15,9 @@ from rich.table import Table
 #: Columns where there is no terminal.
 UNLIMITED = 100_000
 
+#: Terminals from this width on show every column.
+WIDE = 100
+
 
 class _Output(Console):
     """Stdout, without the spaces that fill up the last column where it is no terminal."""
@@ -56,6 +59,11 @@ def table(*columns: str, numbers: Iterable[str] = ()) -> Table:
 def add(to: Table, *cells: object, style: str | None = None) -> None:
     """A row; what a file holds may not control the terminal."""
     to.add_row(*(re.sub(r"[\x00-\x1f\x7f]", "?", str(cell)) for cell in cells), style=style)
+
+
+def ending(name: str, room: int) -> str:
+    """The end of a long name, which tells layers apart."""
+    return name if len(name) <= room else f"…{name[1 - room :]}"
 
 
 def definition(entries: Iterable[tuple[str, object]]) -> Table:
