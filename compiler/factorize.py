@@ -26,6 +26,12 @@ import numpy as np
 # What is added to the diagonal of a moment, relative to its mean: directions that no input excites get an order.
 _RIDGE = 1e-10
 
+# The same for the Gram matrix of features, whose diagonal is 1, so that they may be linearly dependent.
+_JITTER = 1e-11
+
+# Of `cp`: what large components cost, per share of the energy that is lost. See there.
+_CP_RIDGE = 0.1
+
 # Values that are converted to float64 at a time: a large weight is never copied as a whole.
 _BLOCK = 1 << 24
 
@@ -236,16 +242,16 @@ def svd(W: np.ndarray, rank: int, moment: np.ndarray | None = None) -> Factors:
     """
     matrix = _matrix(W)
     _require_rank(rank, min(matrix.shape))
-    whitened, patch = _whiten(W, moment)
-    U = _principal(_matrix(whitened), patch)[1][:, :rank]
+    channels, patch = _kinds(W, moment)
+    U = _principal(_matrix(_whitened(W, channels)), patch)[1][:, :rank]
     A = _times(U.T, matrix)
     return _factors(W, svd_stages(W.shape, rank), _balanced(A, U), moment)
 
 
 def svd_errors(W: np.ndarray, moment: np.ndarray | None = None) -> np.ndarray:
     """The error of `svd` at rank 0, 1, ..., min(K, C * taps)."""
-    whitened, patch = _whiten(W, moment)
-    return _tails(_spectrum(_matrix(whitened), patch))
+    channels, patch = _kinds(W, moment)
+    return _tails(_spectrum(_matrix(_whitened(W, channels)), patch))
 
 
 # --- k x 1 and 1 x k
@@ -269,12 +275,10 @@ def spatial(
         return min(both, key=lambda factors: factors.error)
     K, C, kh, kw = W.shape if vertical_first else _turned(W).shape
     _require_rank(rank, min(K * kw, C * kh))
-    problem = _spatial_problem(W, moment, vertical_first)
+    channels, patch = _kinds(W, moment)
+    problem = _spatial_problem(_whitened(W, channels), patch, vertical_first)
     A, B = problem.solve(problem.start()[:rank], 0 if problem.moment is None else sweeps)
-    A = _unwhiten(A.reshape(rank, C, kh, 1), W, moment)
-    A, B = _balanced(A, B.reshape(K, rank, 1, kw))
-    if not vertical_first:
-        A, B = A.swapaxes(2, 3), B.swapaxes(2, 3)
+    A, B = _balanced(_unwhitened(A.reshape(rank, C, kh), channels), B)
     return _factors(W, spatial_stages(W.shape, rank, vertical_first), (A, B), moment)
 
 
@@ -286,20 +290,20 @@ def spatial_errors(
     Without a moment it is exact. With one it is that before the sweeps, with the second factor by least squares on the
     objective: the sweeps only lower it.
     """
-    problem = _spatial_problem(W, moment, vertical_first)
+    channels, patch = _kinds(W, moment)
+    problem = _spatial_problem(_whitened(W, channels), patch, vertical_first)
     if problem.moment is None:
         return _tails(_spectrum(problem.tall, None))[: None if limit is None else limit + 1]
     return problem.errors(problem.start()[:limit])
 
 
 def _spatial_problem(W: np.ndarray, moment: np.ndarray | None, vertical_first: bool) -> "_Bilinear":
-    """W as [K, (C, kh), kw]; for the other order both axes change places, in the moment too."""
-    whitened, patch = _whiten(W, moment)
+    """W as [K, (C, kh), kw]; for the other order both axes change places, in the moment of the patches too."""
     if not vertical_first:
-        whitened = _turned(whitened)
-        patch = None if patch is None else _turned_moment(patch, W.shape)
-    K, C, kh, kw = whitened.shape
-    return _Bilinear(whitened.astype(np.float64, copy=False).reshape(K, C * kh, kw), patch)
+        moment = None if moment is None else _turned_moment(moment, W.shape)
+        W = _turned(W)
+    K, C, kh, kw = W.shape
+    return _Bilinear(W.astype(np.float64).reshape(K, C * kh, kw), moment)
 
 
 def _turned(W: np.ndarray) -> np.ndarray:
@@ -320,25 +324,36 @@ def tucker(W: np.ndarray, ranks: tuple[int, int], moment: np.ndarray | None = No
 
     Tucker-2. Starts with the HOSVD of W whitened by the moment of the channels; then at most `sweeps` of alternating
     least squares on E ||(W - W') x||^2: B and G together by reduced-rank regression on what A computes, then A by
-    preconditioned conjugate gradients. No sweep raises the error. Without a moment these are the steps of HOOI.
+    preconditioned conjugate gradients. No sweep raises the error. Without a moment it is tensorly's HOOI.
 
     Kim et al., Compression of deep convolutional neural networks for fast and low power mobile applications, ICLR 2016.
     De Lathauwer, De Moor, Vandewalle, On the best rank-1 and rank-(R1, ..., RN) approximation, 2000 (HOOI).
     """
-    K, C, *taps = W.shape
-    inner, outer = ranks
+    (K, C), (inner, outer) = W.shape[:2], ranks
     _require_rank(inner, C)
     _require_rank(outer, K)
-    problem = _tucker_problem(W, moment, outer)
-    A = problem.start()
-    A = np.vstack([A, np.zeros((C - len(A), C))])[:inner]
-    A, B = problem.solve(A, sweeps)
-    U = _principal(B.reshape(K, -1), None)[1]
-    U = np.hstack([U, np.zeros((K, K - U.shape[1]))])[:, :outer]
-    A = _unwhiten(A.reshape(inner, C, *_ones(taps)), W, moment)
-    A, core = _balanced(A, (U.T @ B.reshape(K, -1)).reshape(outer, inner, *taps))
-    core, U = _balanced(core, U.reshape(K, outer, *_ones(taps)))
+    channels, patch = _kinds(W, moment)
+    problem = _tucker_problem(_whitened(W, channels), patch, outer)
+    if patch is None:
+        A, B = _hooi(problem.W, inner, outer)
+    else:
+        A = problem.start()
+        A, B = problem.solve(np.pad(A, ((0, C - len(A)), (0, 0)))[:inner], sweeps)
+    U = _principal(_matrix(B), None)[1]
+    U = np.pad(U, ((0, 0), (0, K - U.shape[1])))[:, :outer]
+    A, core = _balanced(_unwhitened(A, channels), (U.T @ _matrix(B)).reshape(outer, inner, -1))
+    core, U = _balanced(core, U)
     return _factors(W, tucker_stages(W.shape, ranks), (A, core, U), moment)
+
+
+def _hooi(W: np.ndarray, inner: int, outer: int) -> tuple[np.ndarray, np.ndarray]:
+    """A [inner, C] and B [K, inner, taps], of rank `outer`, whose product is near W [K, C, taps]."""
+    from tensorly.decomposition import partial_tucker
+
+    if not W.any():
+        return np.zeros((inner, W.shape[1])), np.zeros((len(W), inner, W.shape[2]))
+    (core, (U, A)), _ = partial_tucker(W, rank=[outer, inner], modes=[0, 1], random_state=0)
+    return A.T, np.tensordot(U, core, 1)
 
 
 def tucker_errors(W: np.ndarray, inner: Sequence[int], moment: np.ndarray | None = None) -> np.ndarray:
@@ -346,14 +361,148 @@ def tucker_errors(W: np.ndarray, inner: Sequence[int], moment: np.ndarray | None
 
     Row n is for r1 = inner[n], column r2 for the rank of the outputs.
     """
-    problem = _tucker_problem(W, moment, None)
+    channels, patch = _kinds(W, moment)
+    problem = _tucker_problem(_whitened(W, channels), patch, None)
     return problem.errors_of_ranks(problem.start()[: max(inner)], inner)
 
 
 def _tucker_problem(W: np.ndarray, moment: np.ndarray | None, outer: int | None) -> "_Bilinear":
-    K, C = W.shape[:2]
-    whitened, patch = _whiten(W, moment)
-    return _Bilinear(whitened.astype(np.float64, copy=False).reshape(K, C, -1), patch, outer)
+    return _Bilinear(W.astype(np.float64).reshape(*W.shape[:2], -1), moment, outer)
+
+
+# --- 1x1, depthwise k x 1, depthwise 1 x k, 1x1
+
+
+def cp(W: np.ndarray, rank: int, moment: np.ndarray | None = None, *, seed: int = 0, sweeps: int = 150) -> Factors:
+    """W [K, C, kh, kw] ~ sum over r of b[K, r] a[r, C] p[r, kh] q[r, kw]: 1x1, two depthwise convolutions, 1x1.
+
+    Norm-regularized alternating least squares: one factor after the other minimizes
+
+        ||W - W'||^2 + ridge * sum over r of ||component r||^2,    ridge = 0.1 * ||W - W'||^2 / ||W||^2,
+
+    for at most `sweeps`, until one gains less than 1e-4 of the error. Plain least squares degenerates on real kernels:
+    components grow and cancel each other. The ridge keeps them small, and fades with the error, so that weights of
+    exact rank are found exactly. @@
+
+    With a moment, W is whitened by that of the channels, and the last factor is fitted to the outputs in the end, under
+    the same ridge. Deterministic for a seed.
+
+    Lebedev et al., Speeding-up convolutional neural networks using fine-tuned CP-decomposition, ICLR 2015.
+    Astrid, Lee, CP-decomposition with tensor power method for convolutional neural networks compression, 2017.
+    Phan et al., Stable low-rank tensor decomposition for compression of convolutional neural network, ECCV 2020.
+    """
+    _require_rank(rank, W.size)
+    channels, patch = _kinds(W, moment)
+    if patch is not None:
+        channels = _marginal(patch, W.shape[1])
+    found = _refined(_whitened(W, channels).astype(np.float64), rank, seed, sweeps)
+    b, a, p, q = found.factors
+    a, growth = _unit(_unwhitened(a.T, channels).T)
+    b = b * growth
+    if patch is not None:
+        b = _refitted(W, (a, p, q), patch, found.error)
+    b, norms = _unit(b)
+    b, a, p, q = (factor * norms**0.25 for factor in (b, a, p, q))
+    return _factors(W, cp_stages(W.shape, rank), (a.T, p.T, q.T, b), moment)
+
+
+def sensitivity(factors: Factors) -> float:
+    """Sum of the squared norms of the rank-one components that `cp` found, relative to that of their sum.
+
+    About 1 where they are orthogonal, large where they cancel each other.
+    """
+    a, p, q, b = factors.weights
+    columns = (_matrix(each.astype(np.float64)) for each in (a, p, q, b.swapaxes(0, 1)))
+    components = math.prod((each**2).sum(axis=1) for each in columns)
+    return float(np.sum(components) / (factors.kernel() ** 2).sum())
+
+
+@dataclass(frozen=True)
+class _Components:
+    """Rank-one components as columns: b [K, r], a [C, r], p [kh, r] and q [kw, r]; the last three have norm 1."""
+
+    factors: Sequence[np.ndarray]
+    error: float
+
+
+def _refined(W: np.ndarray, rank: int, seed: int, sweeps: int) -> _Components:
+    """The components of W after the sweeps, from the better of two starts: random and algebraic."""
+    rng = np.random.default_rng(seed)
+    starts: list[Sequence[np.ndarray]] = [[rng.standard_normal((size, rank)) for size in W.shape]]
+    if rank <= min(W.shape[:2]):
+        starts.append(_algebraic_start(W, rank, rng))
+    first = min(sweeps, 20)
+    tried = [_sweep(W, _Components([_unit(each)[0] for each in start], 1.0), first) for start in starts]
+    return _sweep(W, min(tried, key=lambda each: each.error), sweeps - first)
+
+
+def _sweep(W: np.ndarray, found: _Components, sweeps: int) -> _Components:
+    """Components after some sweeps over a, p, q, b."""
+    energy = float(np.vdot(W, W))
+    (b, a, p, q), error = found.factors, found.error
+    C, kh, kw = W.shape[1:]
+
+    def fit(products: np.ndarray, *others: np.ndarray) -> np.ndarray:
+        """The factor, given the inner products [n, r] of W with what the others, of unit columns, make."""
+        nonlocal error
+        gram = math.prod(other.T @ other for other in others)
+        ridge = max(_CP_RIDGE * error, _JITTER)
+        factor = np.linalg.solve(gram + ridge * np.eye(len(gram)), products.T).T
+        error = max(0.0, 1 - float(np.vdot(factor, 2 * products - factor @ gram)) / energy)
+        return factor
+
+    for _ in range(sweeps if energy else 0):
+        before = error
+        b = _unit(b)[0]
+        onto_b = (b.T @ _matrix(W)).reshape(-1, C, kh * kw)
+        taps = _outer(p, q)
+        a = _unit(fit((onto_b @ taps.T[:, :, None])[:, :, 0].T, b, p, q))[0]
+        onto_a = (a.T[:, None] @ onto_b).reshape(-1, kh, kw)
+        p = _unit(fit((onto_a @ q.T[:, :, None])[:, :, 0].T, b, a, q))[0]
+        q = _unit(fit((p.T[:, None] @ onto_a)[:, 0].T, b, a, p))[0]
+        b = fit(_matrix(W) @ _outer(a, p, q), a, p, q)
+        if before - error < 1e-4 * error or error < 1e-15:
+            break
+    return _Components([b, a, p, q], error)
+
+
+def _algebraic_start(W: np.ndarray, rank: int, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """The components of a W that has just `rank` of them, linearly independent: b diagonalizes two mixtures of taps.
+
+    Sanchez, Kowalski, Tensorial resolution: a direct trilinear decomposition, 1990. `rank` <= min(K, C).
+    """
+    K, C, kh, kw = W.shape
+    onto_K = _principal(_matrix(W), None)[1][:, :rank]
+    onto_C = _principal(_matrix(W.swapaxes(0, 1)), None)[1][:, :rank]
+    core = np.einsum("kct,kr,cs->rst", W.reshape(K, C, -1), onto_K, onto_C, optimize=True)
+    first, second = np.moveaxis(core @ rng.standard_normal((kh * kw, 2)), -1, 0)
+    values, vectors = np.linalg.eig(first @ np.linalg.pinv(second))
+    mixed = np.where(values.imag < 0, vectors.imag, vectors.real)  # a pair of complex vectors spans a plane
+    rows = (np.linalg.pinv(mixed) @ core.reshape(rank, -1)).reshape(core.shape)
+    left, _, right = np.linalg.svd(rows, full_matrices=False)
+    vertical, _, horizontal = np.linalg.svd(right[:, 0].reshape(rank, kh, kw), full_matrices=False)
+    return onto_K @ mixed, onto_C @ left[:, :, 0].T, vertical[:, :, 0].T, horizontal[:, 0].T
+
+
+def _refitted(W: np.ndarray, heads: tuple[np.ndarray, ...], moment: np.ndarray, error: float) -> np.ndarray:
+    """The b [K, r] with the least error of the outputs, for a, p and q."""
+    features = _outer(*heads)
+    weighted = moment @ features
+    return _least_squares(features.T @ weighted, _matrix(W).astype(np.float64) @ weighted, _CP_RIDGE * error)[0]
+
+
+def _outer(*factors: np.ndarray) -> np.ndarray:
+    """Column by column the outer product of the factors [n, r], flattened: [n * m * ..., r]."""
+    product = factors[0]
+    for factor in factors[1:]:
+        product = (product[:, None] * factor).reshape(-1, factor.shape[1])
+    return product
+
+
+def _unit(factor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The columns scaled to norm 1, and their norms [r]; columns of zeros stay."""
+    norms = np.sqrt((factor**2).sum(axis=0))
+    return factor / np.where(norms > 0, norms, 1), norms
 
 
 # --- Alternating least squares, shared by `spatial` and `tucker`
@@ -384,8 +533,7 @@ class _Bilinear:
     @cached_property
     def marginal(self) -> np.ndarray | None:
         """The moment [a, a] of one j, averaged over all."""
-        _, a, j = self.W.shape
-        return None if self.moment is None else np.einsum("ajbj->ab", self.moment.reshape(a, j, a, j)) / j
+        return None if self.moment is None else _marginal(self.moment, self.W.shape[1])
 
     def start(self) -> np.ndarray:
         """A [min(K j, a), a], the best rows first, for W whitened by the marginal moment."""
@@ -450,13 +598,12 @@ class _Bilinear:
         return (A @ self.moment.reshape(a, -1)).reshape(len(A) * j, a, j)
 
     def _inner(self, A: np.ndarray, B: np.ndarray) -> np.ndarray:
-        """A better A for B: the best without a moment, otherwise after some conjugate gradients from A."""
+        """A better A for B, by some conjugate gradients from A."""
         j, r = self.W.shape[2], len(A)
         right = np.tensordot(B, self.weighted, ([0, 2], [0, 2]))
         gram = (_matrix(B).T @ _matrix(B)).reshape(r, j, r * j)
         diagonal = np.einsum("rjsj->rs", gram.reshape(r, j, r, j))
-        if self.moment is None:
-            return _least_squares(diagonal, right.T)[0].T
+        assert self.marginal is not None
         left, across = _inverse(diagonal), _inverse(self.marginal)
         return _conjugate_gradients(
             lambda X: np.tensordot(gram, self._features(X), ([1, 2], [2, 0])), right, A, lambda X: left @ X @ across
@@ -485,6 +632,57 @@ def _conjugate_gradients(
         slope, before = np.vdot(residual, preconditioned), slope
         direction = preconditioned + slope / before * direction
     return X
+
+
+# --- Grouped convolutions
+
+Moments = Sequence[np.ndarray] | None
+
+
+def by_group(
+    method: Callable[[np.ndarray, np.ndarray | None], Factors], W: np.ndarray, group: int, moments: Moments = None
+) -> Factors:
+    """What `method`(W, moment) makes of every group of W [K, C / group, taps...], as one chain of grouped convolutions.
+
+    `moments` are those of the channels of every group, in order. `method` must give all groups chains of one form: fix
+    the order of `spatial`.
+    """
+    parts = [method(*each) for each in _groups(W, group, moments)]
+    if any(part.stages != parts[0].stages for part in parts):
+        raise ValueError("the groups have chains of different forms")
+    stages = tuple(
+        Stage((group * stage.shape[0], *stage.shape[1:]), group * stage.group, stage.axes) for stage in parts[0].stages
+    )
+    weights = tuple(np.concatenate(each) for each in zip(*(part.weights for part in parts), strict=True))
+    energy = sum(part.energy for part in parts)
+    lost = sum(part.error * part.energy for part in parts)
+    return Factors(stages, weights, lost / energy if energy else 0.0, energy)
+
+
+def errors_by_group(
+    curve: Callable[[np.ndarray, np.ndarray | None], np.ndarray], W: np.ndarray, group: int, moments: Moments = None
+) -> np.ndarray:
+    """The errors of the whole layer, where `curve`(W, moment), such as `svd_errors`, says those of one group."""
+    groups = _groups(W, group, moments)
+    energies = np.array([output_energy(*each) for each in groups])
+    shares = energies / energies.sum() if energies.any() else energies
+    return np.tensordot(shares, np.stack([curve(*each) for each in groups]), 1)
+
+
+def _groups(W: np.ndarray, group: int, moments: Moments) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    if len(W) % group:
+        raise ValueError(f"{len(W)} channels can't be {group} groups")
+    return [(part, moments[at] if moments else None) for at, part in enumerate(np.split(W, group))]
+
+
+def output_energy(W: np.ndarray, moment: np.ndarray | None = None) -> float:
+    """E ||W x||^2 for a moment of the patches or of the channels; ||W||^2 without one."""
+    flat = _matrix(W).astype(np.float64)
+    if moment is None:
+        return float(np.vdot(flat, flat))
+    whole = moment.shape == (W[0].size, W[0].size)
+    weighted = flat @ moment if whole else _matrix(_along_channels(W, moment))
+    return max(0.0, float(np.vdot(weighted, flat)))
 
 
 # --- Linear algebra
@@ -539,14 +737,14 @@ def _blocks(count: int, width: int) -> list[slice]:
     return [slice(start, start + step) for start in range(0, count, step)]
 
 
-def _least_squares(gram: np.ndarray, cross: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """cross @ inv(gram), and cross @ inv(L).T where L L^T = gram: columns of the first n depend on n features only.
+def _least_squares(gram: np.ndarray, cross: np.ndarray, ridge: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """cross @ inv(gram), and cross @ inv(L).T where L L^T = gram: its first n columns depend on n features only.
 
-    `gram` is scaled to a unit diagonal and may be singular; features that are zero get zeros.
+    `gram` is scaled to a unit diagonal, `ridge` added to that. It may be singular; features that are zero get zeros.
     """
     diagonal = np.diagonal(gram)
     scale = np.divide(1, np.sqrt(diagonal), out=np.zeros(len(gram)), where=diagonal > 0)
-    scaled = gram * scale * scale[:, None] + np.diag(np.where(scale > 0, 1e-11, 1))
+    scaled = gram * scale * scale[:, None] + np.diag(np.where(scale > 0, max(ridge, _JITTER), 1))
     L = np.linalg.cholesky(scaled)
     fitted = np.linalg.solve(L, (cross * scale).T)
     return np.linalg.solve(L.T, fitted).T * scale, fitted.T
@@ -596,27 +794,15 @@ def _require_rank(rank: int, most: int) -> None:
         raise ValueError(f"the rank must be from 1 to {most}, not {rank}")
 
 
-def _whiten(W: np.ndarray, moment: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """A weight and a moment of its patches that are left to consider: a moment of the channels is taken into W."""
+def _kinds(W: np.ndarray, moment: np.ndarray | None) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """The moment, made positive, as one of channels alone or as one of patches; the other is None."""
     if moment is None:
-        return W, None
-    moment = _regularized(moment)
-    if len(moment) == math.prod(W.shape[1:]):
-        return W.astype(np.float64), moment
-    if len(moment) != W.shape[1]:
-        raise ValueError(f"a moment {list(moment.shape)} fits neither the patches nor the channels of {list(W.shape)}")
-    return _along_channels(W, _root(moment)), None
-
-
-def _unwhiten(A: np.ndarray, W: np.ndarray, moment: np.ndarray | None) -> np.ndarray:
-    """A [r, C, taps...] for W itself, from one that was found for the weight that `_whiten` gave."""
-    if moment is None or len(moment) == math.prod(W.shape[1:]):
-        return A
-    return _along_channels(A, np.linalg.inv(_root(_regularized(moment))))
-
-
-def _along_channels(W: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    return np.moveaxis(np.tensordot(W.astype(np.float64), matrix, (1, 0)), -1, 1)
+        return None, None
+    if moment.shape == (W[0].size, W[0].size):
+        return None, _regularized(moment)
+    if moment.shape == (W.shape[1], W.shape[1]):
+        return _regularized(moment), None
+    raise ValueError(f"a moment {list(moment.shape)} fits neither the patches nor the channels of {list(W.shape)}")
 
 
 def _regularized(moment: np.ndarray) -> np.ndarray:
@@ -624,6 +810,26 @@ def _regularized(moment: np.ndarray) -> np.ndarray:
     moment = _symmetric(np.asarray(moment, np.float64))
     mean = np.trace(moment) / len(moment)
     return moment + np.eye(len(moment)) * (_RIDGE * mean if mean > 0 else 1.0)
+
+
+def _whitened(W: np.ndarray, channels: np.ndarray | None) -> np.ndarray:
+    """W, whose plain norm is then its output energy for a moment of the channels."""
+    return W if channels is None else _along_channels(W, _root(channels))
+
+
+def _unwhitened(A: np.ndarray, channels: np.ndarray | None) -> np.ndarray:
+    """A [r, C, ...] to use before whitening, from one to use behind it."""
+    return A if channels is None else _along_channels(A, np.linalg.inv(_root(channels)))
+
+
+def _marginal(moment: np.ndarray, count: int) -> np.ndarray:
+    """The moment [count, count] of the leading one of two indices, averaged over the other."""
+    other = len(moment) // count
+    return np.einsum("ajbj->ab", moment.reshape(count, other, count, other)) / other
+
+
+def _along_channels(W: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    return np.moveaxis(np.tensordot(W.astype(np.float64), matrix, (1, 0)), -1, 1)
 
 
 def _balanced(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -658,17 +864,6 @@ def _factors(
     for rows in _blocks(len(W), math.prod(W.shape[1:])):
         block = W[rows].astype(np.float64)
         tail = replace(last, shape=(len(block), *last.shape[1:]))
-        lost += _output_energy(block - _compose((stages[0], tail), (head, stored[-1][rows])), moment)
-        energy += _output_energy(block, moment)
+        lost += output_energy(block - _compose((stages[0], tail), (head, stored[-1][rows])), moment)
+        energy += output_energy(block, moment)
     return Factors(stages, stored, lost / energy if energy else 0.0, energy)
-
-
-def _output_energy(W: np.ndarray, moment: np.ndarray | None) -> float:
-    """E ||W x||^2."""
-    if moment is None:
-        return float(np.vdot(W, W))
-    whole = len(moment) == math.prod(W.shape[1:])
-    return max(
-        0.0,
-        float(np.vdot(_matrix(W) @ moment if whole else _along_channels(W, moment).reshape(len(W), -1), _matrix(W))),
-    )
