@@ -16,6 +16,9 @@ Entry = Mapping[str, Any]
 #: Layers that a pass left as they are, listed one by one; more are counted.
 _LISTED = 3
 
+#: Characters of a layer's name where the terminal is narrow.
+_NAME = 18
+
 #: Points of a curve that are shown at most, and the most characters of a bar.
 _POINTS, _BAR = 24, 40
 
@@ -40,7 +43,7 @@ def decisions(rows: Sequence[Entry], width: int) -> Table:
     made = tables.table("layer", "choice", *numbers, numbers=numbers)
     kept = [row for row in rows if not report.changes(row)]
     for row in [*filter(report.changes, rows), *(kept if len(kept) <= _LISTED else [together(kept)])]:
-        name = row["layer"] if wide else tables.ending(row["layer"], 24)
+        name = row["layer"] if wide else tables.ending(row["layer"], _NAME)
         style = None if report.changes(row) else "dim"
         tables.add(made, name, row["choice"], *_cells(row, numbers), style=style)
     return made

@@ -9,6 +9,9 @@ from typing import Any
 WIDTH, HEIGHT = 640, 270
 LEFT, RIGHT, TOP, BOTTOM = 64, 612, 16, 222
 
+#: Room for the label of a dot.
+_LABEL = 190
+
 #: Values that the axis shows besides those of the curve: an error is seen against none.
 _START: dict[str, list[float]] = {"error": [0.0], "accuracy": []}
 
@@ -38,7 +41,7 @@ class Dot:
     @property
     def anchor(self) -> str:
         """Which end of the dot's label is beside it, so that the label stays in the drawing."""
-        return "start" if self.x < (LEFT + RIGHT) / 2 else "end"
+        return "start" if self.x < WIDTH - _LABEL else "end"
 
     @property
     def label_x(self) -> float:
@@ -87,13 +90,14 @@ def plot(points: Iterable[Mapping[str, Any]], key: str) -> Plot | None:
 
 
 def axis(values: Sequence[float]) -> list[float]:
-    """Four to eight round numbers at equal distances, the first below all values and the last above them."""
+    """Round numbers at equal distances: the first not above any value, the last not below any, at most five between."""
     low, high = min(values), max(values)
-    span = high - low or abs(high) / 2 or 1.0
-    power = 10.0 ** math.floor(math.log10(span / 5))
-    step = next(factor * power for factor in _STEPS if factor * power >= span / 5 * (1 - 1e-9))
+    if high - low < 1e-9:
+        low, high = max(low - 0.05, 0.0), high + 0.05
+    least = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(least))
+    step = next(factor * power for factor in _STEPS if factor * power >= least * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    last = max(last, first + 1)
     return [round(count * step, 12) for count in range(first, last + 1)]
 
 

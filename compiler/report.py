@@ -159,21 +159,12 @@ PREDICTED = {
 def explained(row: Mapping[str, Any]) -> str:
     """'27 of 55 layers changed; predicted MACs 50.0 %, reached 49.9 %': what a pass said of its decisions."""
     decided = row["decisions"]
-    layers = f"{sum(map(changes, decided))} of {units.plural(len(decided), 'layer')} changed"
-    predicted = [
-        f"{PREDICTED[name]} {said}, reached {reached or 'unknown'}" for name, said, reached in predictions(row)
-    ]
-    return "; ".join([*([layers] if decided else []), *(["predicted " + "; ".join(predicted)] if predicted else [])])
-
-
-def predictions(row: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """The figures that a pass predicted, as it said and as it came; MACs and the like as shares of those before it."""
-    made = []
+    parts = [f"{sum(map(changes, decided))} of {units.plural(len(decided), 'layer')} changed"] if decided else []
     for name, figure in (row["predicted"] or {}).items():
         whole = 1.0 if name in ("error", "accuracy") else figure["before"]
-        said, reached = (share(figure[key], whole) for key in ("predicted", "reached"))
-        made.append((name, said, reached))
-    return made
+        said, reached = (share(figure[key], whole) or "unknown" for key in ("predicted", "reached"))
+        parts.append(f"predicted {PREDICTED[name]} {said}, reached {reached}")
+    return "; ".join(parts)
 
 
 def share(value: float | None, whole: float = 1.0) -> str:
@@ -181,8 +172,8 @@ def share(value: float | None, whole: float = 1.0) -> str:
     if value is None or not whole or not math.isfinite(value):
         return ""
     percent = value / whole * 100
-    if 0 < percent < 0.005:
-        return "0 %" if percent < 1e-9 else "<0.01 %"  # less than rounding is none
+    if abs(percent) < 0.005:
+        return "0 %" if abs(percent) < 1e-9 else "<0.01 %"  # less than rounding is none
     return f"{percent:.1f} %" if percent >= 10 else f"{percent:.2f} %"
 
 
