@@ -68,12 +68,12 @@ class Gradients:
         by name, for the loss "outputs"; an output that is left out counts 0. Random ones of variance 1 make squared
         gradients average to the Gauss-Newton diagonal of the squared error.
         """
-        if self._loss == "outputs":
-            fed = self._cotangents(cotangents or {})
-        elif cotangents is not None:
+        if self._loss == "cross-entropy" and cotangents is not None:
             raise NncError("cotangents are for the loss 'outputs', not for 'cross-entropy'")
-        else:
-            fed = {self._extra[0].name: self._draw(labels)}
+        if self._loss == "outputs" and labels is not None:
+            raise NncError("labels are for the loss 'cross-entropy', not for 'outputs'")
+        labelled = self._loss == "cross-entropy"
+        fed = {self._extra[0].name: self._draw(labels)} if labelled else self._cotangents(cotangents or {})
         results = {**inputs, **self._session.run({**inputs, **fed})}
         activations = {name: results[name].astype(np.float32, copy=False) for name in self._wanted}
         found = zip(self._wanted, self._names, strict=True)

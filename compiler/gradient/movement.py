@@ -97,6 +97,8 @@ def _resize(step: Step) -> Value:
     if step.has(2):
         scales[step.attr("axes", range(rank))] = step.constant(2, "scales")
     for axis, scale in enumerate(scales.tolist()):
+        if scale != 1 and x.shape[axis] == y.shape[axis]:
+            raise NoGradient("by a factor that keeps a size")  # onnxruntime copies when all sizes are kept
         if scale != 1:
             along = np.where(np.arange(rank) == axis, scales, 1).astype(np.float32)
             g = _mixed(g, axis, _matrix(step, axis, {2: along}))

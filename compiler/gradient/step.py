@@ -7,7 +7,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from nnc import proto, session
 from nnc.gradient.value import Value
+from nnc.measure import has_shape
 
 
 class NoGradient(Exception):
@@ -45,11 +47,38 @@ class Step:
         return index < len(self.x) and not self.x[index].tensor.is_empty()
 
     def constant(self, index: int, what: str) -> np.ndarray:
-        """The values of input `index`, which has to be constant: `what` names it."""
-        tensor = self.x[index].tensor
-        if not isinstance(tensor, gs.Constant):
+        """The values of input `index`, which may depend on nothing but constants and shapes: `what` names it."""
+        values = _known_values(self.x[index].tensor, self.x[index].writer.graph)
+        if values is None:
             raise NoGradient(f"with {what} that the model computes")
-        return tensor.values
+        return values
+
+
+def _known_values(tensor: gs.Tensor, graph: gs.Graph) -> np.ndarray | None:
+    """The values of a tensor that depends on constants and shapes alone, None of another.
+
+    Exporters compute the sizes of views and the bounds of slices from shapes.
+    """
+    constants: dict[str, np.ndarray] = {}
+    nodes: set[int] = set()
+    stack = [tensor]
+    while stack:
+        each = stack.pop()
+        producer = each.inputs[0] if each.inputs else None
+        if isinstance(each, gs.Constant):
+            constants[each.name] = each.values
+        elif producer is None:
+            return None
+        elif producer.op == "Shape" and has_shape(producer.inputs[0]):
+            sizes = producer.inputs[0].shape[producer.attrs.get("start") : producer.attrs.get("end")]
+            constants[each.name] = np.array(sizes, np.int64)
+        elif id(producer) not in nodes:
+            nodes.add(id(producer))
+            stack.extend(read for read in producer.inputs if not read.is_empty())
+    if tensor.name in constants:
+        return constants[tensor.name]
+    ordered = [proto.node_proto(node) for node in graph.nodes if id(node) in nodes]
+    return session.compute(ordered, constants, [tensor.name], proto.opset_imports(graph))[0]
 
 
 #: The gradient with respect to input `index` of the node, before it is summed over the axes along which the input was
