@@ -281,6 +281,7 @@ def inspect(
     ] = None,
     shape: ShapeOption = [],  # noqa: B006
     threads: ThreadsOption = None,
+    groups: Annotated[bool, typer.Option("--groups", help="Show which channels go together, and which stay.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show the layers of a model: shapes, MACs, parameters, and on a target what they cost."""
@@ -289,9 +290,11 @@ def inspect(
 
     path = model / "model.onnx" if model.is_dir() else model
     chip = None if target is None else targets.load(target)
-    inspected = inspection.inspect(path, chip, _shapes(shape), threads)
+    inspected = inspection.inspect(path, chip, _shapes(shape), threads, groups)
     if as_json:
         _print_json(inspected)
+    elif groups:
+        summaries.show_groups(inspected)
     else:
         summaries.show_inspection(inspected)
 

@@ -103,6 +103,31 @@ def show_inspection(inspected: Row) -> None:
         _show_remarks(inspected["remarks"], out)
 
 
+def show_groups(inspected: Row) -> None:
+    out = tables.console()
+    made = tables.table("group", "channels", "written by", "read by", "followed by", numbers=("channels",))
+    for group in inspected["groups"]:
+        places = [_names(group[key]) for key in ("written_by", "read_by", "followed_by")]
+        tables.add(made, group["name"], group["channels"], *places)
+    out.print(made)
+    if inspected["fixed"]:
+        out.print()
+        out.print(_fixed(inspected["fixed"]))
+
+
+def _fixed(reasons: Mapping[str, str]) -> Table:
+    """The layers with channels that stay, by reason."""
+    made = tables.table("stay", "because", "such as", numbers=("stay",))
+    for reason, count in Counter(reasons.values()).most_common():
+        tables.add(made, count, reason, _names([name for name, each in reasons.items() if each == reason]))
+    return made
+
+
+def _names(names: Sequence[str]) -> str:
+    """The first few of some nodes."""
+    return ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+
+
 def show_network(figures: Row) -> None:
     text = f"{units.amount(figures['params'])} parameters, {units.amount(figures['macs'])} MACs"
     tables.console().print(f"{figures['file']}: {text}, {units.plural(figures['nodes'], 'node')}")
@@ -159,8 +184,7 @@ def skipped(rows: Sequence[Row]) -> Table:
         reasons = Counter(entry["reason"] for entry in row["skipped"])
         for reason, count in reasons.most_common():
             nodes = [entry["node"] for entry in row["skipped"] if entry["reason"] == reason]
-            more = f" and {count - _LISTED} more" if count > _LISTED else ""
-            tables.add(made, row["name"], count, reason, ", ".join(nodes[:_LISTED]) + more)
+            tables.add(made, row["name"], count, reason, _names(nodes))
     return made
 
 

@@ -126,7 +126,7 @@ def _operands(operands: Iterable[Operand], axes: dict[str, tuple[int, np.ndarray
 
 
 def _fixed(walk: Walk, roots: np.ndarray) -> dict[str, str]:
-    reasons = walk.labels.reasons() | {0: "it computes with channels that stay"}
+    reasons = walk.labels.reasons() | {0: "what it reads stays"}
     fixed = {}
     for name, layer in walk.layers.items():
         stays = layer.written[roots[layer.written] == 0]
