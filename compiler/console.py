@@ -48,6 +48,7 @@ def _bars(console: Console) -> Progress:
         TimeRemainingColumn(elapsed_when_finished=True),
         console=console,
         transient=True,
+        speed_estimate_period=600,  # seconds: a step may take longer than the 30 that rich looks back
     )
 
 

@@ -16,8 +16,8 @@ Entry = Mapping[str, Any]
 #: Layers that a pass left as they are, listed one by one; more are counted.
 _LISTED = 3
 
-#: Characters of a layer's name where the terminal is narrow.
-_NAME = 18
+#: Characters of a layer's name at least, and of all other columns.
+_NAME, _OTHERS = 18, 92
 
 #: Points of a curve that are shown at most, and the most characters of a bar.
 _POINTS, _BAR = 24, 40
@@ -36,14 +36,13 @@ def show(row: Entry, out: Console, width: int) -> None:
 
 def decisions(rows: Sequence[Entry], width: int) -> Table:
     """A row per layer: what was chosen, and the figures before and after."""
-    wide = width >= tables.WIDE
-    timed = wide and any("latency_ms" in row for row in rows)
+    timed = width >= tables.WIDE and any("latency_ms" in row for row in rows)
     numbers = ["MACs", "params", *(["latency"] if timed else [])]
     numbers += ["error"] if any("error" in row for row in rows) else []
     made = tables.table("layer", "choice", *numbers, numbers=numbers)
     kept = [row for row in rows if not report.changes(row)]
     for row in [*filter(report.changes, rows), *(kept if len(kept) <= _LISTED else [together(kept)])]:
-        name = row["layer"] if wide else tables.ending(row["layer"], _NAME)
+        name = tables.ending(row["layer"], max(_NAME, width - _OTHERS))
         style = None if report.changes(row) else "dim"
         tables.add(made, name, row["choice"], *_cells(row, numbers), style=style)
     return made

@@ -92,8 +92,9 @@ def plot(points: Iterable[Mapping[str, Any]], key: str) -> Plot | None:
 def axis(values: Sequence[float]) -> list[float]:
     """Round numbers at equal distances: the first not above any value, the last not below any, at most five between."""
     low, high = min(values), max(values)
-    if high - low < 1e-9:
-        low, high = max(low - 0.05, 0.0), high + 0.05
+    if high - low <= max(1e-4 * abs(high), 1e-9):  # one value: it stands in the middle, or on the ground
+        margin = max(0.05, abs(high) / 10)
+        low, high = min(low, max(low - margin, 0.0)), high + margin
     least = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(least))
     step = next(factor * power for factor in _STEPS if factor * power >= least * (1 - 1e-9))

@@ -9,7 +9,6 @@ import pytest
 from nnc import graph as graphs
 from nnc import passes, testing
 from nnc.checkpoint import Checkpoints
-from nnc.digests import digest, file_digest
 from nnc.rewrite import Pass
 
 TEXT = "net (float[1, 400] x) => (float y) <float[400, 40] W, float[40] b> { y = Gemm(x, W, b) }"
@@ -70,10 +69,3 @@ def test_damaged_files_count_as_missing(tmp_path: Path, model: Path, content: by
     assert Checkpoints(folder, model, "inputs").last(["one", "two"]) is not None
     (folder / "one.onnx").write_bytes(content)
     assert Checkpoints(folder, model, "inputs").last(["one", "two"]) is None
-
-
-def test_digests(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"content")
-    assert file_digest(tmp_path / "file") == "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73"
-    assert digest("a", "bc") != digest("ab", "c")
-    assert digest(b"a", "b") == digest("a", memoryview(b"b"))

@@ -50,6 +50,17 @@ def test_a_bar_that_starts_again_is_a_new_one() -> None:
     assert shown([("compile", 0, 0)]) == [[]]
 
 
+def test_time_is_left_where_a_step_takes_longer_than_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    bars = console._bars(Console(file=io.StringIO()))
+    now = 100.0
+    monkeypatch.setattr(bars, "get_time", lambda: now)
+    report = _Nested(bars)
+    for done in range(4):
+        report("sensitivities", done, 40)
+        now += 90.0
+    assert bars.tasks[0].time_remaining == pytest.approx(37 * 90, rel=0.05)
+
+
 def test_lines_for_steps_and_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(console.time, "monotonic", lambda: now)

@@ -1,5 +1,7 @@
 """The pipeline proves what passes claim, records what they did, and starts again where nothing changed."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,9 @@ import pytest
 from onnx.parser import parse_model
 
 from nnc import graph as graphs
-from nnc import pipeline, target
+from nnc import pipeline, report, target
 from nnc.checkpoint import Checkpoints
+from nnc.data import Dataset
 from nnc.errors import NncError
 from nnc.passes.check_accuracy import CheckAccuracy
 from nnc.pattern import Match, NoMatch, const, op, var
@@ -225,3 +228,166 @@ def test_checkpoints_that_a_compile_does_not_use_are_pruned(context: pipeline.Co
         pipeline.run(graphs.load(model), [Halve(factor=factor)], context, checkpoints)
     checkpoints.prune(checkpoints.keys([Halve(factor=1.5)]))
     assert sorted(path.suffix for path in (tmp_path / "c").iterdir()) == [".json", ".onnx", ".weights"]
+
+
+# What passes explain and measure
+
+
+class Explain(Halve):
+    """The same, with everything that a pass can say of it."""
+
+    name = "explain"
+    effect = "approximate"
+    error: float = 0.01
+
+    def run(self, graph: gs.Graph, context: Context) -> int:
+        changed = super().run(graph, context)
+        context.decide("c", "a first thought", macs=(1, 1), params=(1, 1))
+        context.decide("k", "keep", macs=(64, 64), params=(0, 0))
+        macs, latency_ms = (np.int64(27648), np.float32(13824.0)), (np.float64(2.0), 1)
+        context.decide("c", "halve", macs=macs, params=(432, 432), latency_ms=latency_ms, error=np.float32(0.5))
+        context.curve("macs", [{"budget": 1, "error": 0, "chosen": False}, {"budget": np.float64(0.5), "error": 0.25}])
+        context.predicted(macs=np.int64(20000), error=self.error, accuracy=None)
+        return changed
+
+
+DECISIONS = [
+    {
+        "layer": "c",
+        "choice": "halve",
+        "macs": [27648, 13824],
+        "params": [432, 432],
+        "latency_ms": [2.0, 1.0],
+        "error": 0.5,
+    },
+    {"layer": "k", "choice": "keep", "macs": [64, 64], "params": [0, 0]},
+]
+CURVE = {
+    "metric": "macs",
+    "points": [
+        {"budget": 0.5, "error": 0.25, "accuracy": None, "chosen": False},
+        {"budget": 1.0, "error": 0.0, "accuracy": None, "chosen": False},
+    ],
+}
+
+
+def test_a_pass_explains_itself_and_the_next_starts_anew(net: gs.Graph, context: pipeline.Context) -> None:
+    _, (explained, silent) = pipeline.run(net, [Explain(factor=1.98), DropOne()], context)
+    assert (explained.decisions, explained.curve) == (DECISIONS, CURVE)
+    assert json.loads(json.dumps(explained.decisions)) == DECISIONS
+    assert explained.predicted is not None
+    assert explained.predicted["macs"] == {"before": 27648, "predicted": 20000.0, "reached": 27648}
+    assert (silent.decisions, silent.curve, silent.predicted) == ([], None, None)
+
+
+def test_the_predicted_error_is_measured(net: gs.Graph, context: pipeline.Context) -> None:
+    _, (_, row) = pipeline.run(net, [DropOne(), Explain(factor=1.98)], context)
+    assert row.predicted is not None
+    assert row.predicted["error"] == {"before": 0.0, "predicted": 0.01, "reached": pytest.approx(0.01, abs=1e-4)}
+    assert row.snr_db == pytest.approx(-20 * np.log10(row.predicted["error"]["reached"]), abs=0.01)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_with_calibration_data_the_error_is_that_on_it(tmp_path: Path, batch: int) -> None:
+    graph = graphs.from_model(parse_model(NET.replace("[1,", "[%d," % batch)))
+    quiet = np.zeros((3, 3, 8, 8), np.float32)  # fewer samples than a batch of 4
+    np.savez(tmp_path / "quiet.npz", x=quiet + np.arange(3, dtype=np.float32)[:, None, None, None] / 64)
+    calibration = Dataset.open(tmp_path / "quiet.npz", None, graph.inputs)
+    context = pipeline.Context(target.load("qcs605"), calibration=calibration)
+    _, (row,) = pipeline.run(graph, [Bend()], context)
+    assert row.predicted is not None
+    assert row.snr_db < 20  # on random inputs, which are larger
+    assert row.predicted["error"]["reached"] == 0.0
+
+
+class Bend(Pass):
+    """Cap the outputs at 1, which only large inputs reach."""
+
+    name = "bend"
+    effect = "approximate"
+
+    def run(self, graph: gs.Graph, context: Context) -> int:
+        relu = graph.nodes[-1]
+        relu.op, relu.inputs = "Clip", [*relu.inputs, *(gs.Constant(f"m{m}", np.array(m, np.float32)) for m in (0, 1))]
+        context.predicted(error=0.0)
+        return 1
+
+
+def test_a_pass_that_changed_nothing_reached_no_error(net: gs.Graph, context: pipeline.Context) -> None:
+    after, _ = pipeline.run(net, [Halve()], context)
+    _, (row,) = pipeline.run(after, [Explain()], context)
+    assert row.predicted is not None
+    assert (row.changed, row.predicted["error"]["reached"]) == (0, 0.0)
+
+
+def test_explanations_survive_in_checkpoints(context: pipeline.Context, tmp_path: Path) -> None:
+    model = tmp_path / "net.onnx"
+    graphs.save(graphs.from_model(parse_model(NET)), model)
+    (first,), (second,) = (
+        pipeline.run(graphs.load(model), [Explain()], context, Checkpoints(tmp_path / "c", model, "inputs"))[1]
+        for _ in range(2)
+    )
+    assert second.reused
+    assert second == replace(first, reused=True)
+
+
+class Say(Pass):
+    """Call `method` of the context, and change nothing."""
+
+    name = "say"
+    effect = "exact"
+    method: str
+    arguments: tuple[Any, ...] = ()
+    named: dict[str, Any]
+
+    def run(self, graph: gs.Graph, context: Context) -> int:
+        getattr(context, self.method)(*self.arguments, **self.named)
+        return 0
+
+
+def say(method: str, *arguments: Any, **named: Any) -> Say:
+    return Say(method=method, arguments=arguments, named=named)
+
+
+@pytest.mark.parametrize(
+    ("misuse", "reason"),
+    [
+        (say("predicted", mac=1), "ValueError: no figure is called mac, only macs, params"),
+        (say("decide", "c", "keep"), "TypeError: .* missing 2 required .*'macs' and 'params'"),
+        (say("decide", "c", "", macs=[1, float("nan")], params=[1, 1]), "ValueError: cannot convert float NaN"),
+        (say("curve", "macs", [{"error": 1.0}]), "KeyError: 'budget'"),
+        (say("curve", "macs", [{"budget": float("inf"), "error": 1}]), "the budget .* must be a number, not inf"),
+        (say("once", "name", "key", lambda: np.zeros(3)), "TypeError: .*ndarray is not JSON"),
+    ],
+)
+def test_wrong_explanations_name_the_line_of_the_pass(
+    net: gs.Graph, context: pipeline.Context, misuse: Pass, reason: str
+) -> None:
+    with pytest.raises(pipeline.PassFailed, match=reason + r".* \(test_pipeline.py:\d+\)"):
+        pipeline.run(net, [misuse], context)
+
+
+def test_an_empty_curve_is_none(net: gs.Graph, context: pipeline.Context) -> None:
+    _, (row,) = pipeline.run(net, [say("curve", "macs", [])], context)
+    assert row.curve is None
+
+
+def test_errors_that_are_not_known_stay_so(net: gs.Graph, context: pipeline.Context) -> None:
+    points = [{"budget": 0.5, "error": float("nan"), "chosen": True}]
+    _, (row,) = pipeline.run(net, [say("curve", "macs", points)], context)
+    assert report.strict(row.curve)["points"][0]["error"] is None
+
+
+def test_measurements_are_made_once_per_source_of_the_pass(context: pipeline.Context) -> None:
+    measured: list[int] = []
+
+    def measure() -> list[int]:
+        measured.append(1)
+        return [len(measured)]
+
+    context.start(DropOne())
+    assert [context.once("n", "key", measure) for _ in range(2)] == [[1], [1]]
+    context.start(CheckAccuracy(max_drop=0.5))
+    assert context.once("n", "key", measure) == [2]
+    context.start(Halve())
+    assert context.once("n", "key", measure) == [1]
