@@ -207,6 +207,50 @@ def test_plan_says_what_would_happen_and_why_not(here: Path) -> None:
     assert [row["changed"] for row in planned["passes"]] == [1, 1]
 
 
+_PRUNE = '''
+from nnc.rewrite import Pass
+
+class Prune(Pass):
+    """Say what pruning would do."""
+
+    name = "prune"
+    effect = "exact"
+
+    def run(self, graph, context):
+        context.progress("sensitivities", 0, 2)
+        context.decide("features", "16 to 8", macs=(27648, 13824), params=(432, 216), error=0.125)
+        context.curve("macs", [{"budget": 0.5, "error": 0.125, "chosen": True}, {"budget": 1.0, "error": float("nan")}])
+        context.predicted(macs=13904)
+        context.progress("sensitivities", 2, 2)
+        return 0
+'''
+
+
+@pytest.fixture
+def pruning(here: Path) -> Path:
+    (here / "prune.py").write_text(_PRUNE)
+    (here / "prune.toml").write_text('use = ["prune.py"]\n[[pass]]\nname = "prune"\n')
+    return here
+
+
+def test_plan_explains_decisions(pruning: Path) -> None:
+    result = nnc("plan", "prune.toml", "model.onnx", "--target", "qcs605")
+    assert re.search(r"^prune: 1 of 1 layer changed; predicted MACs 50.0 %, reached 100.0 %$", result.stdout, re.M)
+    assert re.search(r"^features +16 to 8 +27.6 k → 13.8 k +432 → 216 +12.5 %$", result.stdout, re.M)
+    assert re.search(r"^ +50.0 % +12.5 % +█+ ◀ chosen$", result.stdout, re.M)
+    assert "nnc: sensitivities (0/2)" in result.stderr.splitlines()
+    (row,) = json_of("plan", "prune.toml", "model.onnx", "--target", "qcs605")["passes"]
+    assert row["decisions"][0]["error"] == 0.125
+    assert [point["error"] for point in row["curve"]["points"]] == [0.125, None]
+    assert row["predicted"] == {"macs": {"before": 27808, "predicted": 13904.0, "reached": 27808}}
+
+
+def test_compile_says_in_one_line_what_was_predicted(pruning: Path) -> None:
+    text = output_of("compile", "prune.toml", "model.onnx", "--target", "qcs605", "--no-lower", "-o", "out")
+    assert "\nprune: 1 of 1 layer changed; predicted MACs 50.0 %, reached 100.0 %\n" in text
+    assert "16 to 8" not in text
+
+
 def test_bisect(here: Path) -> None:
     text = output_of("bisect", "recipe.toml", "model.onnx", "--data", "test=test.npz")
     assert output_of("bisect", "recipe.toml", "model.onnx", "--data", "test.npz") == text

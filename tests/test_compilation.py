@@ -195,6 +195,115 @@ def counted(monkeypatch: pytest.MonkeyPatch, place: str) -> list[object]:
     return calls
 
 
+# What passes measure and explain
+
+#: A pass that measures once, notes every time that it does, and explains what it decides.
+_CAREFUL = '''
+from nnc.digests import digest, graph_digest
+from nnc.rewrite import Pass
+
+class Careful(Pass):
+    """Scale weights as sensitivities say."""
+
+    name = "careful"
+    effect = "approximate"
+    budget: float = 0.5
+
+    def run(self, graph, context):
+        def measure():
+            with open(NOTES, "a") as file:
+                file.write("measured")
+            return {"features": (1, 0.25)}
+
+        key = digest(graph_digest(graph), context.data_key)
+        error = context.once("sensitivities", key, measure)["features"][1]
+        layer = graph.nodes[0]
+        layer.inputs[1].values = layer.inputs[1].values * layer.inputs[1].values.dtype.type(self.budget)
+        context.decide(layer.name, "halve", macs=(27648, 13824), params=(432, 216), error=error)
+        context.curve("macs", [{"budget": self.budget, "error": error, "chosen": True}])
+        context.predicted(macs=14000, error=error)
+        return 1
+'''
+
+
+@pytest.fixture
+def careful(project: Path) -> Path:
+    """The project with the pass at the end; `notes` grows with every measurement."""
+    (project / "careful.py").write_text(_CAREFUL.replace("NOTES", repr(str(project / "notes"))))
+    (project / "calibration.npz").write_bytes((project / "test.npz").read_bytes())
+    edit(project / "recipe.toml", '["passes.py"]', '["passes.py", "careful.py"]')
+    edit(project / "recipe.toml", "[data]", '[data]\ncalibration = "calibration.npz"')
+    edit(project / "recipe.toml", 'name = "round-weights"', 'name = "careful"\nbudget = 0.5')
+    return project
+
+
+def times_measured(project: Path) -> int:
+    return (project / "notes").read_text().count("measured")
+
+
+def test_another_budget_uses_what_was_measured(careful: Path) -> None:
+    first = compilation.compile_model(job(careful))
+    edit(careful / "recipe.toml", "budget = 0.5", "budget = 0.25")
+    edit(careful / "recipe.toml", "Remove and round", "another recipe")
+    second = compilation.compile_model(job(careful))
+    assert not second["passes"][1]["reused"]
+    assert times_measured(careful) == 1
+    assert [report["passes"][1]["decisions"][0]["error"] for report in (first, second)] == [0.25, 0.25]
+    compilation.compile_model(job(careful, "elsewhere"))
+    assert times_measured(careful) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda project: edit(project / "careful.py", "import Pass", "import Pass  # changed"),
+        lambda project: edit(project / "recipe.toml", "mean = [0.5]", "mean = [0.4]"),
+        lambda project: edit(project / "recipe.toml", 'name = "drop-one"', 'name = "round-weights"'),
+        lambda project: np.savez(project / "calibration.npz", images=np.zeros((2, 8, 8, 3), np.uint8)),
+    ],
+)
+def test_what_the_measurement_depends_on_is_measured_again(careful: Path, change: Callable[[Path], object]) -> None:
+    compilation.compile_model(job(careful))
+    change(careful)
+    compilation.compile_model(job(careful))
+    assert times_measured(careful) == 2
+
+
+def test_other_test_data_need_no_other_measurement(careful: Path) -> None:
+    compilation.compile_model(job(careful))
+    np.savez(careful / "test.npz", images=np.zeros((2, 8, 8, 3), np.uint8), labels=[0, 1])
+    report = compilation.compile_model(job(careful))
+    assert not report["passes"][1]["reused"]
+    assert times_measured(careful) == 1
+
+
+def test_a_plan_reads_what_a_compile_measured_and_writes_nothing(careful: Path) -> None:
+    compilation.compile_model(job(careful))
+    before = {file: file.stat().st_mtime_ns for file in careful.rglob("*")}
+    planned = compilation.plan(job(careful))
+    assert times_measured(careful) == 1
+    assert {file: file.stat().st_mtime_ns for file in careful.rglob("*")} == before
+    compilation.plan(job(careful, "elsewhere"))
+    assert times_measured(careful) == 2
+    assert planned["passes"][1]["curve"]["points"] == [{"budget": 0.5, "error": 0.25, "accuracy": None, "chosen": True}]
+
+
+def test_the_report_says_what_was_decided_predicted_and_reached(careful: Path) -> None:
+    first = compilation.compile_model(job(careful))["passes"]
+    again = json.loads((careful / "out" / "report.json").read_text())["passes"]
+    assert [again[0][key] for key in ("decisions", "curve", "predicted")] == [[], None, None]
+    assert (
+        again[1]["decisions"]
+        == first[1]["decisions"]
+        == [{"layer": "features", "choice": "halve", "macs": [27648, 13824], "params": [432, 216], "error": 0.25}]
+    )
+    assert again[1]["predicted"]["macs"] == {"before": 27808, "predicted": 14000.0, "reached": 27808}
+    assert again[1]["predicted"]["error"]["reached"] == pytest.approx(0.5, abs=0.05)  # half of all weights
+    reused = compilation.compile_model(job(careful))["passes"]
+    assert reused[1]["reused"]
+    assert [row | {"reused": False} for row in reused] == first
+
+
 # What fails
 
 

@@ -121,6 +121,64 @@ def test_a_page_of_a_model_without_layers(folder: Path) -> None:
     assert "The layers, slowest first" in words(page_of(folder, layers=[], passes=[]))
 
 
+def explained(folder: Path, **changes: Any) -> dict[str, Any]:
+    """A row of a pass that explains what `changes` hold."""
+    row = json.loads((folder / "report.json").read_text())["passes"][1]
+    return row | {"decisions": [], "curve": None, "predicted": None} | changes
+
+
+def decision(layer: str, after: int, **known: Any) -> dict[str, Any]:
+    return {"layer": layer, "choice": "halve", "macs": [2000, after], "params": [100, after // 20], **known}
+
+
+def point(budget: float, error: float | None, **known: Any) -> dict[str, Any]:
+    return {"budget": budget, "error": error, "accuracy": None, "chosen": False, **known}
+
+
+def test_the_page_shows_what_was_decided(folder: Path) -> None:
+    decisions = [decision("first", 1000, error=0.0312, latency_ms=[2.0, 1.0]), decision("kept", 2000)]
+    points = [point(0.25, 0.5, accuracy=0.8), point(0.5, 0.1, accuracy=0.9, chosen=True), point(1.0, 0.0, accuracy=1.0)]
+    predicted = {"macs": {"before": 200, "predicted": 100.0, "reached": 99}}
+    row = explained(folder, decisions=decisions, curve={"metric": "macs", "points": points}, predicted=predicted)
+    page = page_of(folder, passes=[row])
+    text = words(page)
+    assert "1 of 2 layers changed; predicted MACs 50.0 %, reached 49.5 %" in text
+    assert "first halve 2.00 k → 1.00 k 100 → 50 2.00 ms → 1.00 ms 3.12 %" in text
+    assert "1 layer left as they are kept" in text
+    assert "chosen: 50 % kept, 10 %" in text
+    assert "chosen: 50 % kept, 90 %" in text
+    circles = [attrs for tag, attrs in page.tags if tag == "circle"]
+    assert len(circles) == 2 * (3 + 1)
+    assert [attrs.get("class") for attrs in circles].count("chosen") == 2
+
+
+def test_a_page_of_passes_that_decide_nothing(folder: Path) -> None:
+    assert "What the passes decided" not in words(page_of(folder, passes=[explained(folder)]))
+
+
+@pytest.mark.parametrize("points", [[point(0.5, None, chosen=True)], [point(0.5, math.nan), point(1.0, math.inf)]])
+def test_a_curve_of_unknown_errors_is_not_drawn(folder: Path, points: list[dict[str, Any]]) -> None:
+    page = page_of(folder, passes=[explained(folder, curve={"metric": "macs", "points": points})])
+    assert not [tag for tag, _ in page.tags if tag == "circle"]
+
+
+def test_a_thousand_decisions_are_folded_away(folder: Path) -> None:
+    row = explained(folder)
+    for count, shown in ((3, True), (1000, False)):
+        decisions = [decision(f"layer{index}", 1000) for index in range(count)]
+        page = page_of(folder, passes=[row | {"decisions": decisions}])
+        assert any(tag == "details" and "open" in attrs for tag, attrs in page.tags) == shown
+        assert f"{count} layers changed" in words(page)
+
+
+def test_names_in_decisions_are_escaped(folder: Path) -> None:
+    decisions = [decision(NASTY, 1000) | {"choice": NASTY}, decision(NASTY, 2000)]
+    row = explained(folder, decisions=decisions, curve={"metric": NASTY, "points": [point(0.5, 0.5)]})
+    page = page_of(folder, passes=[row])
+    assert not [tag for tag, _ in page.tags if tag == "script"]
+    assert page.text.count(NASTY) >= 4
+
+
 def test_json_is_strict(folder: Path) -> None:
     content = {"a": math.inf, "b": [math.nan, 1.5, None], "c": {"d": -math.inf}, 3: (1, "x", True)}
     assert report.strict(content) == {"a": None, "b": [None, 1.5, None], "c": {"d": None}, "3": [1, "x", True]}
