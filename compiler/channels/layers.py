@@ -104,18 +104,6 @@ def _per_channel(walk: Walk, node: gs.Node) -> None:
         walk.follow(node, index, y, 1)
 
 
-def _group_norm(walk: Walk, node: gs.Node) -> None:
-    x, y, groups = node.inputs[0], node.outputs[0], node.attrs["num_groups"]
-    labels = walk.along(x, 1).reshape(groups, -1)
-    walk.labels.unite(labels, labels[:, :1], f"{title(node)} normalizes it with a part of '{x.name}' that stays")
-    walk.put(y, _at(labels.reshape(-1), 1, len(y.shape)))
-    for index in (1, 2):
-        if node.inputs[index].shape[0] == groups:
-            _note(walk, node, "others", 0, labels[:, 0], index)
-        else:
-            walk.follow(node, index, y, 1)
-
-
 def _reduce(walk: Walk, node: gs.Node) -> None:
     x, y = node.inputs[0], node.outputs[0]
     labels, axes = walk[x], reduced_axes(node)
@@ -197,5 +185,4 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(_CHANNEL_WISE, _per_channel),
     **dict.fromkeys(_REDUCTIONS, _reduce),
     **dict.fromkeys(_MIXING, _over),
-    "GroupNormalization": _group_norm,
 }

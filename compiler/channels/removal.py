@@ -43,7 +43,9 @@ class _Removal:
     hollow: bool
     added: dict[int, list[gs.Node]] = field(default_factory=lambda: defaultdict(list))
     parts: dict[PartKey, tuple[gs.Tensor, gs.Tensor]] = field(default_factory=dict)
-    """Constants, and what is computed from them, with the part of them that is kept."""
+    """Constants, and what is computed from them, with the part of them that is kept; named at the end."""
+    twins: list[tuple[gs.Node, gs.Node]] = field(default_factory=list)
+    """The nodes that compute it, likewise."""
 
     def __post_init__(self) -> None:
         self.names = {tensor.name for node in self.graph.nodes for tensor in (*node.inputs, *node.outputs)}
@@ -116,11 +118,10 @@ class _Removal:
             return tensor
         key = (id(tensor), tuple((axis, kept[axis].tobytes()) for axis in sorted(kept)))
         if key not in self.parts:
-            name = graphs.unique(tensor.name, self.names)
             if isinstance(tensor, gs.Constant):
-                part: gs.Tensor = gs.Constant(name, self._values(tensor, kept))
+                part: gs.Tensor = gs.Constant(tensor.name, self._values(tensor, kept))
             else:
-                part = gs.Variable(name, tensor.dtype, _shape(tensor, kept))
+                part = gs.Variable(tensor.name, tensor.dtype, _shape(tensor, kept))
                 self.added[id(reader)].append(self._twin(reader, tensor.inputs[0], part, kept))
             self.parts[key] = tensor, part
         return self.parts[key][1]
@@ -144,8 +145,9 @@ class _Removal:
         for scale in scales:
             follows = axis in kept and not scale.is_empty() and list(scale.shape) == [x.shape[axis]]
             inputs.append(self._part(reader, scale, {0: kept[axis]} if follows else {}))
-        name = graphs.unique(maker.name, self.node_names)
-        return gs.Node(maker.op, name, dict(maker.attrs), inputs, [output], maker.domain)
+        twin = gs.Node(maker.op, maker.name, dict(maker.attrs), inputs, [output], maker.domain)
+        self.twins.append((maker, twin))
+        return twin
 
     def replace_shuffles(self) -> None:
         """Write channel shuffles of which something is removed as one Gather."""
@@ -170,10 +172,17 @@ class _Removal:
                 node.inputs.clear()
                 node.outputs.clear()
         self.graph.nodes = [node for node in self.graph.nodes if node.outputs]
-        for whole, part in self.parts.values():
-            if not whole.outputs and whole.name in self.names:  # the first part of what nobody reads takes its name
-                self.names.remove(whole.name)
-                part.name = whole.name
+        _take_names(self.parts.values(), self.names)
+        _take_names(self.twins, self.node_names)
+
+
+def _take_names(
+    pairs: Collection[tuple[gs.Tensor, gs.Tensor]] | Collection[tuple[gs.Node, gs.Node]], names: set[str]
+) -> None:
+    """Call parts like the whole: the first one takes the name of a whole that is not read any more."""
+    names -= {whole.name for whole, _ in pairs if not whole.outputs}
+    for whole, part in pairs:
+        part.name = graphs.unique(whole.name, names)
 
 
 def _shape(tensor: gs.Tensor, kept: Kept) -> list[int]:
@@ -271,13 +280,7 @@ def _resize(removal: _Removal, node: gs.Node) -> None:
         removal.tell(node, 3, [sizes[axis] for axis in node.attrs.get("axes", range(len(sizes)))])
 
 
-def _group_norm(removal: _Removal, node: gs.Node) -> None:
-    whole = node.inputs[0].shape[1] // node.attrs["num_groups"]
-    node.attrs["num_groups"] = removal.shape(node.inputs[0])[1] // whole
-
-
 _ADAPTED: dict[str, Callable[[_Removal, gs.Node], None]] = {
     "Conv": _convolution, "ConvTranspose": _convolution, "Reshape": _resized, "Expand": _resized, "Squeeze": _squeeze,
     "Split": _split, "Slice": _slice, "Gather": _gather, "Pad": _pad, "Resize": _resize,
-    "GroupNormalization": _group_norm,
 }  # fmt: skip
