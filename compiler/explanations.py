@@ -25,8 +25,9 @@ _POINTS, _BAR = 24, 40
 
 def show(row: Entry, out: Console, width: int) -> None:
     """The explanation of one pass, `width` characters wide; nothing where it gave none."""
-    if said := report.explained(row):
-        out.print(f"\n{row['name']}: {said}", style="bold")
+    said = report.explained(row)
+    if said or row["curve"]:
+        out.print(f"\n{row['name']}: {said or 'a predicted trade-off'}", style="bold")
     if row["decisions"]:
         out.print(decisions(row["decisions"], width))
     if row["curve"]:
@@ -41,14 +42,14 @@ def decisions(rows: Sequence[Entry], width: int) -> Table:
     numbers += ["error"] if any("error" in row for row in rows) else []
     made = tables.table("layer", "choice", *numbers, numbers=numbers)
     kept = [row for row in rows if not report.changes(row)]
-    for row in [*filter(report.changes, rows), *(kept if len(kept) <= _LISTED else [together(kept)])]:
+    for row in [*filter(report.changes, rows), *(kept if len(kept) <= _LISTED else [_together(kept)])]:
         name = tables.ending(row["layer"], max(_NAME, width - _OTHERS))
         style = None if report.changes(row) else "dim"
         tables.add(made, name, row["choice"], *_cells(row, numbers), style=style)
     return made
 
 
-def together(kept: Sequence[Entry]) -> Entry:
+def _together(kept: Sequence[Entry]) -> Entry:
     """Layers that were left as they are, as one."""
     sums = {key: [sum(row[key][side] for row in kept) for side in (0, 1)] for key in ("macs", "params")}
     return {"layer": f"{len(kept)} others", "choice": "left as they are", **sums}

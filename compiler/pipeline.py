@@ -34,7 +34,6 @@ Progress = Callable[[str, int, int], None]
 #: Samples of the calibration data on which outputs are compared with the error that a pass predicted.
 _COMPARED = 64
 
-
 #: Figures that a pass can predict.
 _PREDICTED = ("macs", "params", "latency_ms", "error", "accuracy")
 

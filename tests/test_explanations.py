@@ -29,7 +29,7 @@ def lines(of: dict[str, Any], width: int = 80) -> list[str]:
 
 
 def bars(points: list[dict[str, Any]], width: int = 80) -> list[str]:
-    return lines(row(curve={"metric": "macs", "points": points}), width)[3:]
+    return lines(row(curve={"metric": "macs", "points": points}), width)[5:]
 
 
 def test_a_pass_that_says_nothing_shows_nothing() -> None:
@@ -71,6 +71,10 @@ def test_every_line_fits(width: int) -> None:
     shown = lines(row(decisions=[full] * 2, curve={"metric": "latency_ms", "points": points}), width)
     assert max(map(len, shown)) <= width
     assert any("layer/of" in line or "network/Conv" in line for line in shown), "the end of a name tells it apart"
+
+
+def test_a_curve_alone_names_its_pass() -> None:
+    assert lines(row(curve={"metric": "macs", "points": [point(0.5, 0.5)]}))[1] == "prune: a predicted trade-off"
 
 
 def test_bars_are_as_long_as_errors() -> None:
