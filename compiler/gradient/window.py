@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from nnc.gradient.step import Rule, Step, first
 from nnc.gradient.value import Value, apply, apply_all, zeros
@@ -39,19 +40,21 @@ class Window:
         """The extent from the begin of the first window to the end of the last."""
         return [
             stride * (stops - 1) + extent
-            for stride, stops, extent in zip(self.strides, self.stops, self._extents(), strict=True)
+            for stride, stops, extent in zip(self.strides, self.stops, self.extents, strict=True)
         ]
 
-    def _extents(self) -> list[int]:
+    @property
+    def extents(self) -> list[int]:
         return [dilation * (size - 1) + 1 for dilation, size in zip(self.dilations, self.kernel, strict=True)]
 
-    def counts(self, limits: Sequence[int], begins: Sequence[int]) -> np.ndarray:
-        """How many elements of each window lie from -begin to below the limit: an array of the shape `stops`."""
+    def counts(self, begins: Sequence[int], ends: Sequence[int]) -> np.ndarray:
+        """How many elements each window holds of the axes and of so much padding: an array of the shape `stops`."""
         per_axis = []
         for axis, stops in enumerate(self.stops):
             first = np.arange(stops) * self.strides[axis] - self.begins[axis]
             places = first[:, None] + np.arange(self.kernel[axis]) * self.dilations[axis]
-            per_axis.append(((places >= -begins[axis]) & (places < limits[axis])).sum(axis=1))
+            inside = (places >= -begins[axis]) & (places < self.sizes[axis] + ends[axis])
+            per_axis.append(inside.sum(axis=1))
         return functools.reduce(np.multiply.outer, per_axis)
 
 
@@ -80,9 +83,22 @@ def _conv(step: Step) -> Value:
 
 def _spread(g: Value, W: Value, window: Window, group: int) -> Value:
     """Every element of g times W, added up over the windows: the transpose of a convolution with W."""
+    if set(window.strides) == {1} and isinstance(W.tensor, gs.Constant):
+        pads = [
+            extent - 1 - pad for extent, pad in zip(window.extents * 2, [*window.begins, *window.ends], strict=True)
+        ]
+        if min(pads) >= 0:
+            return apply("Conv", g, _turned(W.tensor.values, group), group=group, pads=pads, **window.attrs)
     pads = [*window.begins, *(max(end, 0) for end in window.ends)]
     more = [max(-end, 0) for end in window.ends]
     return apply("ConvTranspose", g, W, group=group, pads=pads, output_padding=more, **window.attrs)
+
+
+def _turned(W: np.ndarray, group: int) -> np.ndarray:
+    """The weights with which a convolution of stride 1 is the transpose of one with W [K, C / group, ...]."""
+    K, C, *kernel = W.shape
+    swapped = np.swapaxes(W.reshape(group, K // group, C, *kernel), 1, 2).reshape(group * C, K // group, *kernel)
+    return np.ascontiguousarray(np.flip(swapped, tuple(range(2, W.ndim))))
 
 
 def _conv_transpose(step: Step) -> Value:
@@ -105,13 +121,17 @@ def _average_pool(step: Step) -> Value:
 
 def _divisors(step: Step, window: Window) -> np.ndarray:
     """By how much AveragePool divides the sum of each window."""
+    nothing = [0] * len(window.kernel)
     if not step.attr("count_include_pad", 0):
-        return window.counts(window.sizes, [0] * len(window.kernel))
-    pads = step.attr("pads", [0] * 2 * len(window.kernel))
-    if step.attr("auto_pad", "NOTSET") != "NOTSET":
-        return np.full(window.stops, math.prod(window.kernel))
-    limits = [size + end for size, end in zip(window.sizes, pads[len(window.kernel) :], strict=True)]
-    return window.counts(limits, window.begins)
+        return window.counts(nothing, nothing)
+    match step.attr("auto_pad", "NOTSET"):
+        case "NOTSET":
+            ends = step.attr("pads", nothing * 2)[len(nothing) :]
+        case "VALID":
+            ends = nothing
+        case _:
+            ends = window.ends
+    return window.counts(window.begins, ends)
 
 
 def _max_pool(step: Step) -> Value:
