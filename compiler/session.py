@@ -32,8 +32,9 @@ class Session:
         options = _options(optimized, threads)
         in_memory = _refer_to_files(model, weights, options)
         self._fed: dict[str, np.ndarray] = {}
+        self._copied: list[np.ndarray] = []
         if optimized:
-            _copy(model, in_memory, options)
+            self._copied = _copy(model, in_memory, options)
         else:
             self._fed = _feed(model, in_memory)
         self._session = _start(model, options)
@@ -90,18 +91,19 @@ def _feed(model: onnx.ModelProto, weights: Mapping[str, np.ndarray]) -> dict[str
     return fed
 
 
-def _copy(model: onnx.ModelProto, weights: Mapping[str, np.ndarray], options: Any) -> None:
-    """Make weights initializers, which onnxruntime copies."""
+def _copy(model: onnx.ModelProto, weights: Mapping[str, np.ndarray], options: Any) -> list[np.ndarray]:
+    """Make weights initializers; returns the arrays, which must live until onnxruntime has copied what it wants."""
     import onnxruntime as ort
 
-    copied = {}
+    copied: dict[str, np.ndarray] = {}
     for name, values in weights.items():
         if values.dtype.kind == "V":
             model.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
         else:
             model.graph.initializer.append(wire.external_tensor(name, values, "in memory", 0))
-            copied[name] = ort.OrtValue.ortvalue_from_numpy(np.require(values, requirements=("C", "A")))
-    options.add_external_initializers(list(copied), list(copied.values()))
+            copied[name] = np.require(values, requirements=("C", "A"))  # a new array where they lie otherwise
+    options.add_external_initializers(list(copied), [*map(ort.OrtValue.ortvalue_from_numpy, copied.values())])
+    return list(copied.values())
 
 
 def _refer_to_files(model: onnx.ModelProto, weights: Mapping[str, np.ndarray], options: Any) -> dict[str, np.ndarray]:

@@ -1,0 +1,169 @@
+"""Budgets of a whole network, and the choice of one option per place that keeps within them at the least error.
+
+Errors add up over the places (an additive model); costs may depend on what is chosen elsewhere.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from nnc.errors import NncError
+
+Metric = Literal["macs", "params", "latency"]
+
+#: Errors below this share of the largest are noise of the arithmetic.
+_NOISE = 1e-9
+
+
+class Budget(BaseModel):
+    """What shall be left of the network, as a share of what it is before the pass."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    macs: float | None = Field(None, gt=0, le=1, description="share of the multiply-accumulates to keep")
+    params: float | None = Field(None, gt=0, le=1, description="share of the parameters to keep")
+    latency: float | None = Field(None, gt=0, le=1, description="share of the target's predicted latency to keep")
+
+    @model_validator(mode="after")
+    def _names_one(self) -> Self:
+        if len(self._given()) != 1:
+            raise ValueError("a budget names one of 'macs', 'params' and 'latency'")
+        return self
+
+    def _given(self) -> dict[Metric, float]:
+        values: dict[Metric, float | None] = {"macs": self.macs, "params": self.params, "latency": self.latency}
+        return {key: value for key, value in values.items() if value is not None}
+
+    @property
+    def metric(self) -> Metric:
+        return next(iter(self._given()))
+
+    @property
+    def share(self) -> float:
+        return next(iter(self._given().values()))
+
+
+@dataclass(frozen=True)
+class Solution:
+    """An option per place, and what was seen on the way to it."""
+
+    state: list[int]
+    share: float
+    """Of the cost that is left."""
+    error: float
+    """Sum of the errors of the options."""
+    points: list[dict[str, float | bool]] = field(default_factory=list)
+    """{"budget", "error", "chosen"} of the best states found for other budgets too."""
+
+
+class Allocation:
+    """Places with options, option 0 leaving a place as it is.
+
+    `errors[i]` are those of place i by option, `costs(i, state)` the costs of its options while the others are as in
+    `state`, and `measure(state)` is the cost of the whole network.
+    """
+
+    def __init__(
+        self,
+        errors: Sequence[np.ndarray],
+        costs: Callable[[int, list[int]], np.ndarray],
+        measure: Callable[[list[int]], float],
+    ) -> None:
+        self._errors, self._costs, self._measure = errors, costs, measure
+        self._seen: dict[tuple[int, ...], float] = {}
+
+    def within(self, share: float) -> Solution:
+        """The state of least error that costs at most `share` of what the network costs now.
+
+        Lagrangian relaxation: for a price of the cost every place takes its cheapest option, in turns until none
+        changes; the price is found by bisection, and what is left of the budget is used up step by step (Everett,
+        Generalized Lagrange multiplier method, 1963). Raises NncError where no options keep within the budget.
+        """
+        keep = [0] * len(self._errors)
+        full = self._cost(keep)
+        cheapest = self._settled(keep, price=np.inf)
+        if self._cost(cheapest) > share * full:
+            least = self._cost(cheapest) / full if full else 1.0
+            raise NncError(
+                f"the budget of {share:g} can't be reached: {least:.3g} is left with the smallest options",
+                "raise the budget, or let the pass change more layers",
+            )
+        above, below = self._bracket(keep, cheapest, share * full)
+        state = self._filled(above, below, share * full)
+        return Solution(state, self._cost(state) / full if full else 1.0, self._error(state), self._points(state, full))
+
+    def _bracket(self, above: list[int], below: list[int], most: float) -> tuple[list[int], list[int]]:
+        """The neighbouring states of the trade-off above and below a cost."""
+        spread = sum(float(errors.max()) for errors in self._errors) or 1.0
+        low, high = np.log(spread / (self._cost(above) or 1.0)) + np.array([-25.0, 25.0])
+        for _ in range(40):
+            middle = (low + high) / 2
+            state = self._settled(below, np.exp(middle))
+            if self._cost(state) <= most:
+                below, high = state, middle
+            else:
+                above, low = state, middle
+            if above == below or high - low < 1e-3:
+                break
+        return above, below
+
+    def _settled(self, start: list[int], price: float) -> list[int]:
+        """The options that places take at a price, once none would take another."""
+        state = list(start)
+        for _ in range(12):
+            before = list(state)
+            for place, errors in enumerate(self._errors):
+                costs = self._costs(place, state)
+                total = costs if np.isinf(price) else errors + price * costs
+                state[place] = int(np.argmin(total))
+            if state == before:
+                break
+        return state
+
+    def _filled(self, above: list[int], below: list[int], most: float) -> list[int]:
+        """`below` with as many places as in `above` as the budget allows, those first that save most error per cost."""
+        steps = []
+        for place, (wide, narrow) in enumerate(zip(above, below, strict=True)):
+            if wide != narrow:
+                costs = self._costs(place, below)
+                spent = costs[wide] - costs[narrow]
+                saved = self._errors[place][narrow] - self._errors[place][wide]
+                steps.append((-saved / max(spent, 1e-30), place))
+        state = list(below)
+        for _, place in sorted(steps):
+            for option in self._between(above[place], below[place]):
+                tried = [*state[:place], option, *state[place + 1 :]]
+                if self._cost(tried) <= most:
+                    state = tried
+                    break
+        return state
+
+    def _between(self, wide: int, narrow: int) -> list[int]:
+        """Options from the one to the other; a few of them where there are many."""
+        step = 1 if narrow > wide else -1
+        options = list(range(wide, narrow, step))
+        return options if len(options) <= 8 else options[:: -(-len(options) // 8)]
+
+    def _cost(self, state: list[int]) -> float:
+        key = tuple(state)
+        if key not in self._seen:
+            self._seen[key] = self._measure(state)
+        return self._seen[key]
+
+    def _error(self, state: Sequence[int]) -> float:
+        return float(sum(errors[option] for errors, option in zip(self._errors, state, strict=True)))
+
+    def _points(self, chosen: list[int], full: float) -> list[dict[str, float | bool]]:
+        """The states that were looked at and that no other beats in both cost and error."""
+        found = sorted((cost, self._error(state), state) for state, cost in self._seen.items())
+        points: list[dict[str, float | bool]] = []
+        best = np.inf
+        for cost, error, state in found:
+            mine = state == tuple(chosen)
+            if mine or error < best - _NOISE * max(1.0, best if np.isfinite(best) else 1.0):
+                best = min(best, error)
+                points.append({"budget": cost / full if full else 1.0, "error": error, "chosen": mine})
+        return points

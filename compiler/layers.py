@@ -1,0 +1,178 @@
+"""Layers with weights, seen alike: a Conv, Gemm or MatMul as a matrix that is applied at every position.
+
+A Conv is a Gemm over patches of its input (im2col): K outputs from D = C / g * taps values, in each of g groups.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from nnc.measure import has_shape
+from nnc.proto import is_standard
+from nnc.rewrite import Driver
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A Conv, Gemm or MatMul whose weights, and bias if it has one, are constants of floats."""
+
+    node: gs.Node
+
+    @staticmethod
+    def of(node: gs.Node) -> "Layer | None":
+        """The node as a layer, or None."""
+        if not is_standard(node, "Conv", "Gemm", "MatMul") or not has_shape(*node.inputs[:2], *node.outputs):
+            return None
+        constants = [tensor for tensor in node.inputs[1:] if not tensor.is_empty()]
+        if not all(isinstance(each, gs.Constant) and each.dtype in (np.float32, np.float16) for each in constants):
+            return None
+        rank = len(node.inputs[1].shape)
+        fits = rank >= 3 if node.op == "Conv" else rank == 2 and not node.attrs.get("transA", 0)
+        return Layer(node) if fits else None
+
+    @property
+    def is_conv(self) -> bool:
+        return self.node.op == "Conv"
+
+    @property
+    def groups(self) -> int:
+        return self.node.attrs.get("group", 1) if self.is_conv else 1
+
+    @property
+    def is_depthwise(self) -> bool:
+        return self.is_conv and self.groups > 1 and self.node.inputs[1].shape[1] == 1
+
+    @cached_property
+    def outputs(self) -> int:
+        """Output channels or features K."""
+        return self._shape[0]
+
+    @cached_property
+    def inputs(self) -> int:
+        """Input channels or features, of all groups."""
+        return self._shape[1] * self.groups
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        return tuple(self._shape[2:])
+
+    @property
+    def columns(self) -> int:
+        """Values D in one group's patch."""
+        return math.prod(self._shape[1:])
+
+    @property
+    def positions(self) -> int:
+        """Places per sample at which the weights are applied."""
+        output = self.node.outputs[0].shape
+        return math.prod(output[2:]) if self.is_conv else math.prod(output[1:-1])
+
+    @property
+    def _shape(self) -> Sequence[int]:
+        """[K, C / g, taps...]."""
+        shape = self.node.inputs[1].shape
+        return tuple(shape) if self._out_first else (shape[1], shape[0])
+
+    @property
+    def _out_first(self) -> bool:
+        return self.is_conv or (self.node.op == "Gemm" and bool(self.node.attrs.get("transB", 0)))
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """The weights, float64 [g, K / g, D]; Gemm's alpha included."""
+        W = self.node.inputs[1].values
+        W = W if self._out_first else W.T
+        scaled = W.reshape(self.groups, self.outputs // self.groups, -1).astype(np.float64)
+        return scaled * self.node.attrs.get("alpha", 1.0) if self.node.op == "Gemm" else scaled
+
+    @property
+    def bias(self) -> np.ndarray:
+        """float64 [K]; zeros where the layer has none."""
+        if len(self.node.inputs) < 3 or self.node.inputs[2].is_empty():
+            return np.zeros(self.outputs)
+        values = self.node.inputs[2].values.astype(np.float64).reshape(-1)
+        beta = self.node.attrs.get("beta", 1.0) if self.node.op == "Gemm" else 1.0
+        return np.broadcast_to(beta * values, self.outputs).copy()
+
+    def rows(self, x: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        """Patches of x [N, C, ...] at the positions `chosen` [N, n] (flat indices): [g, N n, D]."""
+        if not self.is_conv:
+            features = x.reshape(len(x), -1, x.shape[-1])
+            return np.take_along_axis(features, chosen[:, :, None], 1).reshape(1, -1, x.shape[-1])
+        places = np.unravel_index(chosen, self.node.outputs[0].shape[2:])
+        windows = self._windows(x)
+        index = (np.arange(len(x))[:, None], slice(None), *places)
+        patches = windows[index]  # [N, n, C, taps...]
+        grouped = patches.reshape(chosen.size, self.groups, self.columns)
+        return np.ascontiguousarray(grouped.transpose(1, 0, 2))
+
+    def targets(self, y: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        """Values of y [N, K, ...] at the positions `chosen`: [g, N n, K / g]."""
+        if self.is_conv:
+            y = np.moveaxis(y.reshape(*y.shape[:2], -1), 1, 2)
+        features = y.reshape(len(y), -1, y.shape[-1])
+        taken = np.take_along_axis(features, chosen[:, :, None], 1)
+        return np.ascontiguousarray(taken.reshape(chosen.size, self.groups, -1).transpose(1, 0, 2))
+
+    def _windows(self, x: np.ndarray) -> np.ndarray:
+        """A view [N, C, positions..., taps...] of x, padded."""
+        kernel, (begin, end) = self.kernel, self.pads
+        dilations = self.node.attrs.get("dilations") or [1] * len(kernel)
+        strides = self.node.attrs.get("strides") or [1] * len(kernel)
+        padded = np.pad(x, [(0, 0), (0, 0), *zip(begin, end, strict=True)])
+        reach = [dilation * (size - 1) + 1 for dilation, size in zip(dilations, kernel, strict=True)]
+        spatial = tuple(range(2, 2 + len(kernel)))
+        windows = np.lib.stride_tricks.sliding_window_view(padded, reach, spatial)
+        steps = (*map(_every, strides), *map(_every, dilations))
+        cut = windows[(slice(None), slice(None), *steps)]
+        return cut[(slice(None), slice(None), *(slice(size) for size in self.node.outputs[0].shape[2:]))]
+
+    @property
+    def pads(self) -> tuple[list[int], list[int]]:
+        """Values added in front of and behind each spatial axis."""
+        kernel = self.kernel
+        pads = self.node.attrs.get("pads") or [0] * (2 * len(kernel))
+        automatic = self.node.attrs.get("auto_pad", "NOTSET")
+        if automatic in ("SAME_UPPER", "SAME_LOWER"):
+            return self._same_pads(automatic == "SAME_LOWER")
+        if automatic == "VALID":
+            pads = [0] * (2 * len(kernel))
+        return list(pads[: len(kernel)]), list(pads[len(kernel) :])
+
+    def _same_pads(self, lower: bool) -> tuple[list[int], list[int]]:
+        dilations = self.node.attrs.get("dilations") or [1] * len(self.kernel)
+        strides = self.node.attrs.get("strides") or [1] * len(self.kernel)
+        sizes = zip(self.node.inputs[0].shape[2:], self.node.outputs[0].shape[2:], strict=True)
+        total = [
+            max(0, (out - 1) * stride + dilation * (size - 1) + 1 - into)
+            for (into, out), stride, dilation, size in zip(sizes, strides, dilations, self.kernel, strict=True)
+        ]
+        small, large = [each // 2 for each in total], [each - each // 2 for each in total]
+        return (large, small) if lower else (small, large)
+
+    def set(self, W: np.ndarray, bias: np.ndarray, driver: Driver) -> None:
+        """Give the layer the weights W [g, K / g, D] and the bias [K], in constants that no other node reads.
+
+        A MatMul becomes a Gemm where it needs a bias and may have one; where it may not, the bias is left out.
+        """
+        node, weight = self.node, self.node.inputs[1]
+        values = W.reshape(self.outputs, *self._shape[1:]).astype(weight.dtype)
+        values = np.ascontiguousarray(values if self._out_first else values.T)
+        biased = bias.any() or len(node.inputs) > 2
+        if node.op == "MatMul" and biased and len(node.inputs[0].shape) == 2:
+            node.op = "Gemm"
+        if node.op == "Gemm":
+            node.attrs |= {"alpha": 1.0, "beta": 1.0}
+        name = node.outputs[0].name
+        node.inputs[1] = driver.constant(f"{name}.W", values)
+        if biased and node.op != "MatMul":
+            made = driver.constant(f"{name}.B", bias.astype(weight.dtype))
+            node.inputs = [*node.inputs[:2], made]
+
+
+def _every(step: int) -> slice:
+    return slice(None, None, step)

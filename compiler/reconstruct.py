@@ -1,0 +1,166 @@
+"""Fits the weights of a compressed network to what the original one computes, layer by layer, in closed form.
+
+Two flows run side by side over the calibration data. At every layer behind the first change the input is what the
+compressed network gives, and the target what the original gave, so that a layer also makes up for the errors of those
+before it. No training: each layer is one linear system.
+
+He, Zhang, Sun, Channel pruning for accelerating very deep neural networks, ICCV 2017 (least squares, and the residual
+branches that correct their shortcut). Zhang, Zou, He, Sun, Accelerating very deep convolutional networks for
+classification and detection, 2015 (asymmetric reconstruction).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from nnc import calibrate
+from nnc.calibrate import Flow, Moments
+from nnc.channels import Channels
+from nnc.factorize import Factors
+from nnc.layers import Layer
+from nnc.proto import is_standard
+from nnc.rewrite import Context, Draft, Driver, node
+
+#: Strength of the ridge that holds a layer near the weights that it had, a share of the mean of E[x x].
+RIDGE = 1e-3
+
+#: Chooses the chain in place of a layer, given its best weights float64 [g, K / g, D]; None keeps the one layer.
+Factorize = Callable[[Layer, np.ndarray, Moments], Factors | None]
+
+
+@dataclass
+class Kept:
+    """Which channels of the original's tensors the compressed network still has."""
+
+    channels: Channels | None = None
+    removed: frozenset[int] = field(default_factory=frozenset)
+
+    def of(self, tensor: gs.Tensor, values: np.ndarray) -> np.ndarray:
+        """`values` [batches, *shape] of a tensor of the original, without the removed channels."""
+        found = self.channels.of(tensor) if self.channels and self.removed else None
+        if found is None:
+            return values
+        axis, ids = found
+        stays = ~np.isin(ids, list(self.removed))
+        return values if stays.all() else np.compress(stays, values, axis + 1)
+
+
+def fit(
+    original: gs.Graph,
+    graph: gs.Graph,
+    samples: Mapping[str, np.ndarray],
+    context: Context,
+    *,
+    kept: Kept | None = None,
+    factorize: Mapping[str, Factorize] = {},  # noqa: B006  # never changed
+    changed: set[str] | None = None,
+) -> dict[str, float]:
+    """Refit the layers of `graph`, in place; returns the share of its output's energy that each layer loses, by name.
+
+    `graph` is the original without the channels that `kept` tells of. `factorize` names the layers to split.
+    Layers in front of the first node named in `changed` stay as they are.
+    """
+    return _Fit(original, graph, samples, context, kept or Kept(), factorize, changed or set()).run()
+
+
+class _Fit:
+    def __init__(
+        self, original: gs.Graph, graph: gs.Graph, samples: Mapping[str, np.ndarray], context: Context, kept: Kept,
+        factorize: Mapping[str, Factorize], changed: set[str],
+    ) -> None:  # fmt: skip
+        self.graph, self.context, self.kept, self.factorize, self.changed = graph, context, kept, factorize, changed
+        self.before, self.after = Flow(original, samples), Flow(graph, samples)
+        self.originals = {node.name: node for node in original.nodes}
+        self.moved: set[int] = set()  # ids of tensors that differ from the original's
+
+    def run(self) -> dict[str, float]:
+        errors: dict[str, float] = {}
+        nodes = list(self.graph.nodes)
+        refitted = {node.name for node in nodes if self._moves(node)}
+        targets = [node for name, node in self.originals.items() if name in refitted]
+        self.before.keep(tensor.name for node in targets for tensor in node.outputs)
+        for index, each in enumerate(nodes):
+            self.context.progress("fit layers", index, len(nodes))
+            if each.name not in refitted or each.name not in self.originals:
+                continue
+            if (layer := Layer.of(each)) is not None:
+                errors[each.name] = self._fit(layer)
+            elif is_standard(each, "BatchNormalization"):
+                self._estimate(each)
+            self.before.release(*(tensor.name for tensor in self.originals[each.name].outputs))
+        return errors
+
+    def _moves(self, node: gs.Node) -> bool:
+        """Whether a node gives something else than in the original; nodes are asked in order of execution."""
+        moves = node.name in self.changed or node.name in self.factorize
+        moves = moves or any(id(tensor) in self.moved for tensor in node.inputs)
+        self.moved.update(id(tensor) for tensor in node.outputs if moves)
+        return moves
+
+    def _fit(self, layer: Layer) -> float:
+        self.after.run_before(layer.node)
+        name, x = layer.node.name, self.after.value(layer.node.inputs[0])
+        moments = calibrate.moments(layer, x, self._target(layer), self.context.seed)
+        W = calibrate.ridge(moments, layer.matrix, RIDGE)
+        factors = self.factorize[name](layer, W, moments) if name in self.factorize else None
+        driver = Driver(self.graph)
+        if factors is None:
+            layer.set(W, moments.bias(W), driver)
+        else:
+            W = factors.kernel().reshape(W.shape)
+            replace(layer, factors, moments.bias(W), driver)
+        energy = moments.yy.sum()
+        return float(moments.error(W).sum() / energy) if energy else 0.0
+
+    def _target(self, layer: Layer) -> np.ndarray:
+        """What the layer shall give: the original's output, less the error of the shortcut that is added to it."""
+        output = layer.node.outputs[0]
+        y = self._original(self.originals[layer.node.name].outputs[0])
+        if len(output.outputs) != 1 or not is_standard(output.outputs[0], "Add"):
+            return y
+        shortcut = next((each for each in output.outputs[0].inputs if each is not output), None)
+        if not isinstance(shortcut, gs.Variable) or shortcut.shape != output.shape or not self.after.holds(shortcut):
+            return y
+        added = self.originals.get(output.outputs[0].name)
+        theirs = next((each for each in added.inputs if each.name == shortcut.name), None) if added else None
+        if theirs is None or not self.before.holds(theirs):
+            return y
+        return y + self.kept.of(theirs, self.before.value(theirs)) - self.after.value(shortcut)
+
+    def _original(self, tensor: gs.Tensor) -> np.ndarray:
+        if tensor.inputs:
+            self.before.run_through(tensor.inputs[0])
+        return self.kept.of(tensor, self.before.value(tensor))
+
+    def _estimate(self, batchnorm: gs.Node) -> None:
+        """Mean and variance of what a BatchNormalization now reads."""
+        self.after.run_before(batchnorm)
+        x = self.after.value(batchnorm.inputs[0])
+        axes = (0, 1, *range(3, x.ndim))
+        driver, name = Driver(self.graph), batchnorm.outputs[0].name
+        for index, role, values in ((3, "mean", x.mean(axes, np.float64)), (4, "var", x.var(axes, np.float64))):
+            batchnorm.inputs[index] = driver.constant(f"{name}.{role}", values.astype(batchnorm.inputs[index].dtype))
+
+
+def replace(layer: Layer, factors: Factors, bias: np.ndarray, driver: Driver) -> None:
+    """Put a chain of convolutions, or of Gemm nodes, in the place of a layer; the last one adds the bias [K]."""
+    x: gs.Tensor | Draft = layer.node.inputs[0]
+    dtype = layer.node.inputs[1].dtype
+    last = len(factors.stages) - 1
+    for index, (stage, W) in enumerate(zip(factors.stages, factors.weights, strict=True)):
+        added = [bias.astype(dtype)] if index == last and (bias.any() or layer.node.op != "MatMul") else []
+        x = _stage(layer, stage.attributes(layer.node.attrs), x, W.astype(dtype), added)
+    driver.replace(layer.node, x)
+    driver.tidy()
+
+
+def _stage(layer: Layer, attributes: dict, x: gs.Tensor | Draft, W: np.ndarray, bias: list[np.ndarray]) -> Draft:
+    if layer.is_conv:
+        return node("Conv", x, W, *bias, **attributes)
+    matrix = np.ascontiguousarray(W.reshape(W.shape[:2]).T)
+    if len(layer.node.inputs[0].shape) == 2:
+        return node("Gemm", x, matrix, *bias)
+    made = node("MatMul", x, matrix)
+    return node("Add", made, *bias) if bias else made
