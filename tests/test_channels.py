@@ -265,6 +265,15 @@ def shuffle(net: Net) -> None:
             return
 
 
+def grouped_shuffle(net: Net) -> None:
+    """A unit of the first ShuffleNet."""
+    n, _, *size = net.shape
+    y = net.conv(net.conv(net.x, net.channels, 12), 12, 12, group=3)
+    y = net.add("Reshape", net.add("Relu", y), net.integers(n, 3, 4, *size))
+    y = net.add("Reshape", net.add("Transpose", y, perm=[0, 2, 1, 3, 4]), net.integers(n, 12, *size))
+    net.widen(net.conv(net.conv(y, 12, 12, 3, 12), 12, 18, group=3), 18)
+
+
 def half_shuffle(net: Net) -> None:
     """A shuffle that is read in the middle, which stays as it is."""
     n, channels, *size = net.shape
@@ -446,10 +455,10 @@ def pool(net: Net) -> None:
 
 PARTS: list[Callable[[Net], None]] = [
     conv, conv, grouped, depthwise, transposed, batch_norm, activation, slope, gate, residual, join, meet, split,
-    halves, strided, gather, pad, pad_axes, tile, shuffle, half_shuffle, depth_to_space, space_to_depth, pixel_shuffle,
-    channels_last, dense_left, token_mix, instance_norm, group_norm, spatial_gate, mean_gate, squeeze, mixing, where,
-    clip, expand, scaled_map, constant_channels, constant_rows, quantized_weights, quantized_matrix, shared_weights,
-    shared_dequantized, picture, one_channel, constant_picture, pool,
+    halves, strided, gather, pad, pad_axes, tile, shuffle, grouped_shuffle, half_shuffle, depth_to_space,
+    space_to_depth, pixel_shuffle, channels_last, dense_left, token_mix, instance_norm, group_norm, spatial_gate,
+    mean_gate, squeeze, mixing, where, clip, expand, scaled_map, constant_channels, constant_rows, quantized_weights,
+    quantized_matrix, shared_weights, shared_dequantized, picture, one_channel, constant_picture, pool,
 ]  # fmt: skip
 
 
@@ -568,6 +577,9 @@ UNITS: list[tuple[str, int, str, dict[str, Any], list[int]]] = [
     ("g = Conv(c, D) t = Concat<axis = 1>(c, g)", 13 * 64, ", float[5, 8, 1, 1] D", {}, [8, 5]),
     ("g = Reshape(c, s) h = InstanceNormalization(g, i, j) t = Reshape(h, s2)", 512,
      ", int64[3] s, int64[4] s2, float[4] i, float[4] j", {"s": [0, 4, -1], "s2": [2, 8, 8, 8]}, [4]),
+    ("t = GridSample(c, u)", 8 * 12, ", float[2, 3, 4, 2] u", {}, [8]),
+    ("t = RoiAlign<output_height = 2, output_width = 3>(c, u, i)", 48, ", float[2, 4] u, int64[2] i", {"i": [1, 0]},
+     [8]),
     ("n = Transpose<perm = [0, 2, 3, 1]>(c) t = MatMul(n, D)", 6 * 64, ", float[8, 6] D", {}, [8, 6]),
     ("g = Reshape(c, s) h = Transpose<perm = [0, 2, 1, 3, 4]>(g) t = Reshape(h, s2)", 512,
      ", int64[5] s, int64[4] s2", {"s": [2, 2, 4, 8, 8], "s2": [2, 8, 8, 8]}, [8]),  # a shuffle becomes a Gather
@@ -582,6 +594,16 @@ def test_channels_that_go_together(
     graph = between(body, features, constants, **values)
     channels = check(graph, rounds=6)
     assert [len(group.ids) for group in channels.groups] == units
+
+
+def test_groups_behind_a_shuffle() -> None:
+    """What the second layer reads decides which channels of the first one's groups go together."""
+    graph = build([grouped_shuffle], 0)
+    channels = check(graph, rounds=6)
+    first, depthwise, second = [node for node in layers(graph) if node.attrs.get("group", 1) > 1]
+    assert (channels.written(first).reshape(4, 3, order="F") == channels.read(depthwise).reshape(4, 3)).all()
+    assert [len({*channels.read(node).tolist()} - {0}) for node in (first, depthwise, second)] == [4, 4, 4]
+    assert len({*channels.written(second).tolist()} - {0}) == 6
 
 
 def test_activations_that_are_quantized_by_channel() -> None:
@@ -624,7 +646,8 @@ FIXED: list[tuple[str, int, str, dict[str, Any], str]] = [
      ", int64[1] a, int64[1] b, int64[1] one, int64[2] two, int64[2] b2",
      {"a": [0], "b": [1], "one": [1], "two": [2, 3], "b2": [2, 3]}, "Add 't' broadcasts 'n' along other channels"),
     ("q = Concat<axis = 1>(c, x, u) t = Conv<group = 2>(q, D)", 4 * 64,
-     ", float[4, 6, 1, 1] D, float[2, 1, 8, 8] u", {}, "Conv 't' reads it in groups with a part of 'q' that stays"),
+     ", float[4, 6, 1, 1] D, float[2, 1, 8, 8] u", {},
+     "the groups of Conv 't' are equally wide, and a part of one stays"),
     ("q = Concat<axis = 1>(c, x, u) r = Reshape(q, s) t = ReduceMax<keepdims = 0>(r, two)", 2 * 6 * 8 * 4,
      ", int64[5] s, int64[1] two, float[2, 1, 8, 8] u", {"s": [2, 2, 6, 8, 8], "two": [1]},
      "ReduceMax 't' mixes it with a part of 'r' that stays"),
@@ -636,6 +659,8 @@ FIXED: list[tuple[str, int, str, dict[str, Any], str]] = [
      ", int64[3] a, float[2, 8] u", {"a": [0, 2, 3]}, "LayerNormalization 't' is told by them"),
     ("n = Transpose<perm = [0, 2, 3, 1]>(c) t = LayerNormalization(n, i)", 512, ", float[8] i", {},
      "LayerNormalization 't' mixes the channels of 'n'"),
+    ("i = GlobalAveragePool(c) r = Reshape(i, s) t = GridSample(x, r)", 12, ", int64[4] s", {"s": [2, 1, 4, 2]},
+     "what GridSample 't' takes for positions"),
     ("t = LRN<size = 3>(c)", 512, "", {}, "LRN 't' mixes"),
     ("t = MeanVarianceNormalization<axes = [0, 1, 2, 3]>(c)", 512, "", {}, "MeanVarianceNormalization 't' mixes"),
     ("t = CumSum(c, a)", 512, ", int64 a", {"a": 1}, "CumSum 't' mixes"),

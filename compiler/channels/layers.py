@@ -9,35 +9,55 @@ from nnc.channels.walk import Layer, Role, Rule, Slice, Stays, Walk, is_constant
 
 def _convolution(walk: Walk, node: gs.Node) -> None:
     """Conv with W [M, C / group, ...] and ConvTranspose with W [C, M / group, ...]."""
-    x, y, transposed = node.inputs[0], node.outputs[0], node.op == "ConvTranspose"
-    channels, made, groups = x.shape[1], y.shape[1], node.attrs.get("group", 1)
-    read = walk.along(x, 1)
+    x, y, groups = node.inputs[0], node.outputs[0], node.attrs.get("group", 1)
+    read, made = walk.along(x, 1), y.shape[1]
     if not is_constant(node.inputs[1]):
         _stop(walk, node, read, made)
         return
-    ins, outs = (0, 1) if transposed else (1, 0)
-    if 1 < groups == channels:
+    if 1 < groups == len(read):
         written = np.repeat(read, made // groups)
-        _note(walk, node, "others", 0, read if transposed else written)
-    elif 1 < groups >= max(channels, made) // groups and read.any():
-        units = walk.fresh(node, groups)
-        walk.labels.unite(np.repeat(units, channels // groups), read, _mixed(node, x))
-        written = np.repeat(units, made // groups)
-        _note(walk, node, "producers", 0, read if transposed else written)
+        _note(walk, node, "others", 0, written if node.op == "Conv" else read)
+    elif 1 < groups >= max(len(read), made) // groups and read.any():
+        written = _whole_groups(walk, node, read, made)
     else:
-        rows = read.reshape(groups, -1)
-        walk.labels.unite(rows, rows[:1], _mixed(node, x))
-        units = walk.fresh(node, made // groups)
-        written = np.tile(units, groups)
-        _note(walk, node, "producers", outs, units if transposed else written)
-        _note(walk, node, "consumers", ins, read if transposed else rows[0])
+        written = (_conv if node.op == "Conv" else _conv_transpose)(walk, node, read, made)
     walk.layers[node.name] = Layer(read, written)
     walk.put(y, _at(written, 1, len(y.shape)))
     walk.follow(node, 2, y, 1)
 
 
-def _mixed(node: gs.Node, x: gs.Tensor) -> str:
-    return f"{title(node)} reads it in groups with a part of '{x.name}' that stays"
+def _whole_groups(walk: Walk, node: gs.Node, read: np.ndarray, made: int) -> np.ndarray:
+    """Many small groups: what one of them reads and writes is one channel."""
+    units = walk.fresh(node, node.attrs["group"])
+    walk.labels.unite(np.repeat(units, len(read) // len(units)), read, _mixed(node))
+    written = np.repeat(units, made // len(units))
+    _note(walk, node, "producers", 0, written if node.op == "Conv" else read)
+    return written
+
+
+def _conv(walk: Walk, node: gs.Node, read: np.ndarray, made: int) -> np.ndarray:
+    """Groups read the same of their channels, a column of W, and write equally many."""
+    columns = read.reshape(node.attrs.get("group", 1), -1)
+    walk.labels.unite(columns, columns[:1], _mixed(node))
+    written = walk.fresh(node, made)
+    _note(walk, node, "producers", 0, written)
+    _note(walk, node, "consumers", 1, columns[0])
+    walk.balance(written.reshape(len(columns), -1), _mixed(node))
+    return written
+
+
+def _conv_transpose(walk: Walk, node: gs.Node, read: np.ndarray, made: int) -> np.ndarray:
+    """Groups read equally many channels, and write the same of theirs, a column of W."""
+    groups = node.attrs.get("group", 1)
+    columns = walk.fresh(node, made // groups)
+    _note(walk, node, "producers", 1, columns)
+    _note(walk, node, "consumers", 0, read)
+    walk.balance(read.reshape(groups, -1), _mixed(node))
+    return np.tile(columns, groups)
+
+
+def _mixed(node: gs.Node) -> str:
+    return f"the groups of {title(node)} are equally wide, and a part of one stays"
 
 
 def _gemm(walk: Walk, node: gs.Node) -> None:
@@ -102,6 +122,14 @@ def _per_channel(walk: Walk, node: gs.Node) -> None:
     walk.put(y, _at(walk.along(x, 1), 1, len(y.shape)))
     for index in range(1, len(node.inputs)):
         walk.follow(node, index, y, 1)
+
+
+def _sampled(walk: Walk, node: gs.Node) -> None:
+    """Pictures that are read at positions, which further inputs tell."""
+    x, y = node.inputs[0], node.outputs[0]
+    for tensor in node.inputs[1:]:
+        walk.fix(tensor, f"it is what {title(node)} takes for positions")
+    walk.put(y, _at(walk.along(x, 1), 1, len(y.shape)))
 
 
 def _reduce(walk: Walk, node: gs.Node) -> None:
@@ -183,6 +211,7 @@ _MIXING = (
 RULES: dict[str, Rule] = {
     **_LAYERS,
     **dict.fromkeys(_CHANNEL_WISE, _per_channel),
+    **dict.fromkeys(("GridSample", "RoiAlign"), _sampled),
     **dict.fromkeys(_REDUCTIONS, _reduce),
     **dict.fromkeys(_MIXING, _over),
 }

@@ -81,6 +81,7 @@ class Walk:
     operands: list[Operand] = field(default_factory=list)
     layers: dict[str, Layer] = field(default_factory=dict)
     births: list[tuple[int, str]] = field(default_factory=list)
+    balanced: list[tuple[np.ndarray, str]] = field(default_factory=list)
 
     def __getitem__(self, tensor: gs.Tensor) -> np.ndarray:
         """The label array of a tensor with a known shape; all 0 where nothing was traced."""
@@ -110,6 +111,11 @@ class Walk:
         self.labels.unite(array, array[:, :1], f"a part of '{tensor.name}' stays")
         return np.broadcast_to(array[:, 0], tensor.shape[axis])
 
+    def balance(self, rows: np.ndarray, reason: str) -> None:
+        """Note that whatever is removed, equally much of all rows is; `reason` is told of what stays for it."""
+        if len(rows) > 1:
+            self.balanced.append((rows, reason))
+
     def follow(self, node: gs.Node, index: int, tensor: gs.Tensor, offset: int) -> None:
         """Note that a constant input, where the node has it, follows `tensor`; Stays where it is no constant."""
         if len(node.inputs) <= index or node.inputs[index].is_empty():
@@ -135,7 +141,7 @@ def run(graph: gs.Graph, rules: dict[str, Rule], shuffles: Sequence[Shuffle] = (
             _apply(walk, node, rules)
     for tensor in graph.outputs:
         walk.fix(tensor, f"'{tensor.name}' is an output of the graph")
-    _make_boxes(walk)
+    _settle(walk)
     return walk
 
 
@@ -163,24 +169,43 @@ def _rule(node: gs.Node, rules: dict[str, Rule]) -> Rule:
     return rules[node.op]
 
 
-def _make_boxes(walk: Walk) -> None:
-    """Let labels go together until every tensor, whatever is removed, is left with a box of which something is left.
+def _settle(walk: Walk) -> None:
+    """Let labels go together until whatever is removed leaves boxes of tensors, and equal groups of layers."""
+    while _make_boxes(walk) or _make_balanced(walk):
+        pass
+
+
+def _make_boxes(walk: Walk) -> bool:
+    """Whether a tensor would have been left no box, or nothing at all, before labels went together.
 
     Channels that differ along two axes at once, as in the middle of a channel shuffle, go together along one of them.
     """
-    settled = False
-    while not settled:
-        settled = True
-        for name, array in walk.arrays.items():
-            roots = walk.labels.roots()[array]
-            axes = varied(roots)
-            if len(axes) > 1:
-                axis = max(axes, key=lambda axis: _separate(walk.labels, roots, axis))
-                walk.along(walk.tensors[name], axis)
-                settled = False
-            elif not axes and roots.any():
-                walk.labels.fix(array, f"without it nothing of '{name}' would be left")
-                settled = False
+    changed = False
+    for name, array in walk.arrays.items():
+        roots = walk.labels.roots()[array]
+        axes = varied(roots)
+        if len(axes) > 1:
+            axis = max(axes, key=lambda axis: _separate(walk.labels, roots, axis))
+            walk.along(walk.tensors[name], axis)
+            changed = True
+        elif not axes and roots.any():
+            walk.labels.fix(array, f"without it nothing of '{name}' would be left")
+            changed = True
+    return changed
+
+
+def _make_balanced(walk: Walk) -> bool:
+    """Whether rows would have lost unequally much, before what lies unequally often in them went together."""
+    changed = False
+    for rows, reason in walk.balanced:
+        _, labels = np.unique(walk.labels.roots()[rows], return_inverse=True)
+        counts = np.stack([np.bincount(row, minlength=rows.size) for row in labels.reshape(rows.shape)])
+        uneven = (counts != counts[0]).any(axis=0)[labels.reshape(rows.shape)]
+        if uneven.any():
+            left = rows[uneven].reshape(len(rows), -1)
+            walk.labels.unite(left, left[:1], reason)
+            changed = True
+    return changed
 
 
 def _separate(labels: Labels, roots: np.ndarray, axis: int) -> int:
