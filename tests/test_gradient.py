@@ -234,6 +234,12 @@ def test_conv(data: st.DataObject, rank: int, group: int, read: int, written: in
     check_window(net(layer("Conv", "x, W, b", attrs | {"group": group}), f"x{shape}", f"float{W} W, float[{W[0]}] b"))
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_conv_with_more_padding_than_window(stride: int) -> None:
+    attrs = {"pads": [3, 0, 1, 2], "strides": [stride, 1]}
+    check(net(layer("Conv", "x, W", attrs), "x[1, 2, 3, 4]", "float[2, 2, 2, 1] W"))
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.data(), st.integers(1, 3), st.integers(1, 2), st.integers(1, 2), st.integers(1, 2))
 def test_conv_transpose(data: st.DataObject, rank: int, group: int, read: int, written: int) -> None:
@@ -344,13 +350,28 @@ RESIZES = [
 @pytest.mark.parametrize(("attributes", "scales"), RESIZES)
 def test_resize(attributes: str, scales: str) -> None:
     check(net(f"y = Resize<{attributes}>(x, , s)", "x[1, 2, 5, 4]", f"float[4] s = {{1.0, 1.0, {scales}}}"))
-    sizes = "int64[4] s = {1, 2, 7, 9}"
+    sizes = "int64[4] s = {1, 2, 7, 9}, float[0] none"
     check(net(f"y = Resize<{attributes}>(x, , , s)", "x[1, 2, 5, 4]", sizes))
+    check(net(f"y = Resize<{attributes}>(x, none, none, s)", "x[1, 2, 5, 4]", sizes))
 
 
 def test_resize_of_later_opsets() -> None:
     body = 'y = Resize<mode = "linear", antialias = 1, axes = [2, -1]>(x, , s)'
     check(net(body, "x[1, 2, 5, 4]", "float[2] s = {0.5, 0.6}"), opset=18)
+
+
+@pytest.mark.parametrize(
+    ("body", "x", "scales", "opset", "reason"),
+    [
+        ("y = Resize(x, , s)", "x[2, 4]", "1.0, 1.1", 17, "by a factor that keeps a size"),
+        ("y = Resize(x, , s)", "x[4]", "2.0", 17, "of a vector"),
+        ('y = Resize<keep_aspect_ratio_policy = "not_larger">(x, , , n)', "x[2, 4]", "1.0, 1.0", 18, "aspect ratio"),
+    ],
+)
+def test_resizes_without_gradient(body: str, x: str, scales: str, opset: int, reason: str) -> None:
+    weights = f"float[{scales.count(',') + 1}] s = {{{scales}}}, int64[2] n = {{4, 8}}"
+    with pytest.raises(NncError, match=reason):
+        gradients(testing.graph(net(body, x, weights), opset=opset), ["x"], "outputs")
 
 
 def test_resize_of_a_sequence() -> None:
@@ -513,6 +534,21 @@ def test_outputs_and_readers_add_up() -> None:
     np.testing.assert_array_equal(activations["b"], -activations["a"])
     _, found = runner.run({"x": x}, cotangents={"y": g["y"]})
     np.testing.assert_array_equal(found["a"], np.zeros((2, 3)))
+    _, found = Gradients(graph, ["unused"], "outputs").run({"x": x}, cotangents=g)
+    np.testing.assert_array_equal(found["unused"], np.zeros((2, 3)))
+
+
+def test_results_are_float32() -> None:
+    text = """net (float16[1, 2, 6, 6] x) => (float16[1, 4] y) <float16[4, 2, 3, 3] W> {
+        a = Conv(x, W) b = Relu(a) c = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(b) d = GlobalAveragePool(c)
+        y = Flatten(d) }"""
+    half, single = testing.graph(text), testing.graph(text.replace("float16", "float"))
+    x = np.random.default_rng(0).standard_normal((1, 2, 6, 6)).astype(np.float16)
+    activations, found = Gradients(half, ["x", "a"]).run({"x": x}, np.array([2]))
+    expected = Gradients(single, ["x", "a"]).run({"x": x.astype(np.float32)}, np.array([2]))
+    for name in ("x", "a"):
+        assert activations[name].dtype == found[name].dtype == np.float32
+        np.testing.assert_allclose(found[name], expected[1][name], atol=0.01)
 
 
 def test_graph_stays_as_it_was_and_names_are_free() -> None:

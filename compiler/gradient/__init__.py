@@ -20,6 +20,7 @@ from nnc import verify
 from nnc.errors import NncError
 from nnc.gradient.backward import Backward
 from nnc.gradient.value import Value, Writer, apply, zeros
+from nnc.measure import numpy_dtype
 from nnc.session import Session
 
 __all__ = ["Gradients", "Loss", "gradients"]
@@ -31,10 +32,13 @@ Loss: TypeAlias = Literal["cross-entropy", "outputs"]
 
 
 class Gradients:
-    """Runs a network forward and backward.
+    """Runs a network forward and backward in onnxruntime.
 
-    The activation may be a graph input or what a node produces. What differs between samples differs in the result:
-    the loss is the sum over the batch.
+        runner = Gradients(graph, ["features.3", "features.7"])
+        activations, gradients = runner.run({"input": images}, labels)
+        taylor = np.abs((activations["features.3"] * gradients["features.3"]).sum(axis=(2, 3))).mean(axis=0)
+
+    The loss is the sum over the batch. The graph's batch size is the batch's.
     """
 
     def __init__(
@@ -46,13 +50,16 @@ class Gradients:
         seed: int = 0,
         threads: int | None = None,
     ) -> None:
-        """`wanted` names the activations; `seed` is for labels that are drawn."""
+        """`wanted` names activations, which may be graph inputs; `seed` is for labels that are drawn.
+
+        Raises NncError as `gradients` does.
+        """
         self._wanted, self._loss = list(dict.fromkeys(wanted)), loss
         extended = gradients(graph, self._wanted, loss)
         count = len(graph.outputs)
         self._names = [tensor.name for tensor in extended.outputs[count:]]
         self._extra = extended.inputs[len(graph.inputs) :]
-        self._outputs = [tensor.name for tensor in graph.outputs]
+        self._outputs = [tensor.name for tensor in graph.outputs if _holds_floats(tensor)]
         self._rng = np.random.default_rng(seed)
         given = {tensor.name for tensor in graph.inputs}
         computed = [name for name in self._wanted if name not in given]
@@ -93,7 +100,7 @@ class Gradients:
 
     def _cotangents(self, given: Arrays) -> dict[str, np.ndarray]:
         """The extra inputs by name, zeros where an output is left out."""
-        extra = {tensor.name.removesuffix(".cotangent"): tensor for tensor in self._extra}
+        extra = dict(zip(self._outputs, self._extra, strict=True))
         for name in given.keys() - extra.keys():
             raise NncError(f"a cotangent for '{name}', which is no output of floats", _nearest(name, extra))
         for name, values in given.items():
@@ -141,9 +148,13 @@ def _activation(graph: gs.Graph, name: str) -> gs.Variable:
     tensor = tensors[name]
     if isinstance(tensor, gs.Constant):
         raise NncError(f"'{name}' is a constant: gradients are of what the network computes")
-    if tensor.shape is None or np.dtype(tensor.dtype).kind != "f":
+    if tensor.shape is None or not _holds_floats(tensor):
         raise NncError(f"'{name}' does not hold floats of a known shape")
     return tensor
+
+
+def _holds_floats(tensor: gs.Tensor) -> bool:
+    return tensor.dtype is not None and numpy_dtype(tensor.dtype).kind == "f"
 
 
 def _nearest(name: str, known: Mapping[str, object]) -> str | None:
@@ -179,7 +190,7 @@ _KEEPS_VALUES = frozenset(
 
 def _samples_and_classes(logits: gs.Tensor) -> tuple[int, int]:
     shape = logits.shape or []
-    if len(shape) < 2 or sum(size > 1 for size in shape[1:]) > 1 or np.dtype(logits.dtype).kind != "f":
+    if len(shape) < 2 or sum(size > 1 for size in shape[1:]) > 1 or not _holds_floats(logits):
         raise NncError(
             f"cross-entropy needs scores [N, classes], and '{logits.name}' is {logits.dtype} {shape}",
             "take the loss 'outputs'",
@@ -190,7 +201,7 @@ def _samples_and_classes(logits: gs.Tensor) -> tuple[int, int]:
 def _weighted_outputs(writer: Writer) -> list[tuple[gs.Tensor, Value]]:
     cotangents = []
     for tensor in writer.graph.outputs:
-        if np.dtype(tensor.dtype).kind == "f":
+        if _holds_floats(tensor):
             cotangent = writer.variable(f"{tensor.name}.cotangent", tensor.dtype, tensor.shape)
             writer.graph.inputs.append(cotangent)
             cotangents.append((tensor, Value(writer, cotangent)))

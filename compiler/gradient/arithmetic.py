@@ -41,6 +41,12 @@ def _leaky(x: Value, slope: Value | float) -> Value:
     return positive + (1.0 - positive) * slope
 
 
+def _selu(step: Step, x: Value, y: Value) -> Value:
+    alpha, gamma = step.attr("alpha", 1.6732632423543772), step.attr("gamma", 1.0507009873554805)
+    positive = x > 0.0
+    return positive * gamma + (1.0 - positive) * (y + alpha * gamma)
+
+
 _DERIVATIVES: dict[str, Callable[[Step, Value, Value], Value]] = {
     "Abs": lambda step, x, y: apply("Sign", x),
     "Celu": lambda step, x, y: _leaky(x, y / step.attr("alpha", 1.0) + 1.0),
@@ -57,7 +63,7 @@ _DERIVATIVES: dict[str, Callable[[Step, Value, Value], Value]] = {
     "Mish": _mish,
     "Reciprocal": lambda step, x, y: -(y * y),
     "Relu": lambda step, x, y: y > 0.0,
-    "Selu": lambda step, x, y: _selu(step, x, y),
+    "Selu": _selu,
     "Sigmoid": lambda step, x, y: y * (1.0 - y),
     "Sin": lambda step, x, y: apply("Cos", x),
     "Softplus": lambda step, x, y: sigmoid(x),
@@ -66,12 +72,6 @@ _DERIVATIVES: dict[str, Callable[[Step, Value, Value], Value]] = {
     "Tanh": lambda step, x, y: 1.0 - y * y,
     "ThresholdedRelu": lambda step, x, y: x > step.attr("alpha", 1.0),
 }
-
-
-def _selu(step: Step, x: Value, y: Value) -> Value:
-    alpha, gamma = step.attr("alpha", 1.6732632423543772), step.attr("gamma", 1.0507009873554805)
-    positive = x > 0.0
-    return positive * gamma + (1.0 - positive) * (y + alpha * gamma)
 
 
 def _prelu(step: Step, index: int) -> Value:
@@ -109,10 +109,8 @@ def _extreme(step: Step, index: int) -> Value:
 
 
 def _where(step: Step, index: int) -> Value:
-    condition, zero = step.x[0], step.g.writer.constant(np.zeros((), step.g.dtype))
-    if index == 0:
-        raise NoGradient("with respect to a condition")
-    return apply("Where", condition, *((step.g, zero) if index == 1 else (zero, step.g)))
+    zero = step.g.writer.constant(np.zeros((), step.g.dtype))
+    return apply("Where", step.x[0], *((step.g, zero) if index == 1 else (zero, step.g)))
 
 
 def _cast(step: Step) -> Value | None:

@@ -7,7 +7,7 @@ import onnx
 
 from nnc import proto, session
 from nnc.gradient.step import NoGradient, Rule, Step, first
-from nnc.gradient.value import Value, apply, zeros
+from nnc.gradient.value import Value, apply, scatter_add, zeros
 
 
 def _same_elements(step: Step) -> Value:
@@ -28,8 +28,8 @@ def _transpose(step: Step) -> Value:
 def _concat(step: Step, index: int) -> Value:
     axis = step.attr("axis") % len(step.g.shape)
     begin = sum(x.shape[axis] for x in step.x[:index])
-    ends = [np.array([each], np.int64) for each in (begin, begin + step.x[index].shape[axis], axis)]
-    return apply("Slice", step.g, *ends)
+    bounds = [np.array([each], np.int64) for each in (begin, begin + step.x[index].shape[axis], axis)]
+    return apply("Slice", step.g, *bounds)
 
 
 def _split(step: Step) -> Value:
@@ -53,12 +53,12 @@ def _put(g: Value, axis: int, places: range, size: int) -> Value:
     """g with its elements along the axis at `places` of `size`, and zeros between them."""
     if places.step < 0:
         places = places[::-1]
-        ends = [np.array([each], np.int64) for each in (-1, np.iinfo(np.int64).min, axis, -1)]
-        g = apply("Slice", g, *ends)
+        backwards = [np.array([each], np.int64) for each in (-1, np.iinfo(np.int64).min, axis, -1)]
+        g = apply("Slice", g, *backwards)
     if places.step > 1:
-        gap = g.reshape([*g.shape[: axis + 1], 1, *g.shape[axis + 1 :]])
-        gap = _padded(gap, axis + 1, 0, places.step - 1)
-        g = gap.reshape([*g.shape[:axis], -1, *g.shape[axis + 1 :]])
+        single = g.reshape([*g.shape[: axis + 1], 1, *g.shape[axis + 1 :]])
+        spread = _padded(single, axis + 1, 0, places.step - 1)
+        g = spread.reshape([*g.shape[:axis], -1, *g.shape[axis + 1 :]])
     return _padded(g, axis, places.start, size - places.start - g.shape[axis])
 
 
@@ -80,8 +80,8 @@ def _pad(step: Step) -> Value:
         return apply("Pad", step.g, -sizes.reshape(-1))
     g = step.g
     for axis in np.flatnonzero(sizes.any(axis=0)).tolist():
-        along = np.where(np.arange(rank) == axis, sizes, 0).reshape(-1)
-        g = _mixed(g, axis, _matrix(step, axis, {1: along}))
+        pads = np.where(np.arange(rank) == axis, sizes, 0).reshape(-1)
+        g = _mixed(g, axis, _matrix(step, axis, 1, pads))
     return g
 
 
@@ -94,40 +94,46 @@ def _resize(step: Step) -> Value:
     if step.attr("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise NoGradient("that keeps the aspect ratio")
     scales = np.ones(rank, np.float32)
-    if step.has(2):
+    if step.has(2) and step.x[2].shape != (0,):
         scales[step.attr("axes", range(rank))] = step.constant(2, "scales")
     for axis, scale in enumerate(scales.tolist()):
+        chosen = np.arange(rank) == axis
         if scale != 1 and x.shape[axis] == y.shape[axis]:
             raise NoGradient("by a factor that keeps a size")  # onnxruntime copies when all sizes are kept
         if scale != 1:
-            along = np.where(np.arange(rank) == axis, scales, 1).astype(np.float32)
-            g = _mixed(g, axis, _matrix(step, axis, {2: along}))
+            g = _mixed(g, axis, _matrix(step, axis, 2, np.where(chosen, scales, np.float32(1))))
         elif x.shape[axis] != y.shape[axis]:
-            g = _mixed(g, axis, _matrix(step, axis, {3: y.shape[axis]}))
+            sizes = np.where(chosen, y.shape, _units(step, axis).shape)
+            g = _mixed(g, axis, _matrix(step, axis, 3, sizes))
     return g
 
 
-def _matrix(step: Step, axis: int, settings: dict[int, np.ndarray | int]) -> np.ndarray:
+def _matrix(step: Step, axis: int, position: int, setting: np.ndarray) -> np.ndarray:
     """[before, behind] of the node as a linear map along an axis: what it makes of every unit vector.
 
-    `settings` are its other inputs by position; a number is the size behind the map.
+    `setting` is its input at `position`, with an effect on that axis alone.
     """
-    x, rank = step.x[0], len(step.x[0].shape)
+    units = _units(step, axis)
+    attrs = {key: value for key, value in step.node.attrs.items() if key != "axes"}
+    names = ["units", *[""] * (position - 1), "setting"]
+    node = onnx.helper.make_node(step.node.op, names, ["moved"], **attrs)
+    imports = proto.opset_imports(step.g.writer.graph)
+    (moved,) = session.compute([node], {"units": units, "setting": setting}, ["moved"], imports)
+    return np.moveaxis(moved, (_beside(axis), axis), (0, 1)).reshape(step.x[0].shape[axis], -1).astype(step.g.dtype)
+
+
+def _units(step: Step, axis: int) -> np.ndarray:
+    """The unit vectors of an axis, next to each other on another one, in the node's rank."""
+    rank, size = len(step.x[0].shape), step.x[0].shape[axis]
     if rank < 2:
         raise NoGradient("of a vector")
-    size, other = x.shape[axis], 0 if axis else 1
-    shape = [size if each in (axis, other) else 1 for each in range(rank)]
-    inputs = {"x": np.eye(size, dtype=np.float32).reshape(shape)}
-    names = ["x", "", "", ""]
-    for position, values in settings.items():
-        if isinstance(values, int):
-            values = np.array([values if each == axis else have for each, have in enumerate(shape)], np.int64)
-        names[position] = str(position)
-        inputs[str(position)] = values
-    attrs = {key: value for key, value in step.node.attrs.items() if key != "axes"}
-    node = onnx.helper.make_node(step.node.op, names[: max(settings) + 1], ["y"], **attrs)
-    (result,) = session.compute([node], inputs, ["y"], proto.opset_imports(x.writer.graph))
-    return np.moveaxis(result, (other, axis), (0, 1)).reshape(size, -1).astype(x.dtype)
+    return np.eye(size, dtype=np.float32).reshape(
+        [size if each in (axis, _beside(axis)) else 1 for each in range(rank)]
+    )
+
+
+def _beside(axis: int) -> int:
+    return 0 if axis else 1
 
 
 def _mixed(g: Value, axis: int, matrix: np.ndarray) -> Value:
@@ -146,16 +152,13 @@ def _gather(step: Step, index: int) -> Value | None:
     count = math.prod(indices.shape)
     shape = [*x.shape[:axis], count, *x.shape[axis + 1 :]]
     places = indices.reshape([count if each == axis else 1 for each in range(len(shape))]).broadcast(shape)
-    return apply(
-        "ScatterElements", zeros(step.g, x.shape), places, step.g.reshape(shape), axis=axis, reduction="add"
-    )  # fmt: skip
+    return scatter_add("ScatterElements", x.shape, places, step.g.reshape(shape), axis=axis)
 
 
 def _gather_elements(step: Step, index: int) -> Value | None:
     if index:
         return None
-    nothing = zeros(step.g, step.x[0].shape)
-    return apply("ScatterElements", nothing, step.x[1], step.g, axis=step.attr("axis", 0), reduction="add")
+    return scatter_add("ScatterElements", step.x[0].shape, step.x[1], step.g, axis=step.attr("axis", 0))
 
 
 def _gather_nd(step: Step, index: int) -> Value | None:
@@ -163,7 +166,7 @@ def _gather_nd(step: Step, index: int) -> Value | None:
         return None
     if step.attr("batch_dims", 0):
         raise NoGradient("with batch dimensions")
-    return apply("ScatterND", zeros(step.g, step.x[0].shape), step.x[1], step.g, reduction="add")
+    return scatter_add("ScatterND", step.x[0].shape, step.x[1], step.g)
 
 
 def _tile(step: Step) -> Value:

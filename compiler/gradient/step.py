@@ -35,10 +35,6 @@ class Step:
             raise NoGradient("with respect to its further outputs")
         return self.gradients[0]
 
-    @property
-    def opset(self) -> int:
-        return self.x[0].writer.graph.opset
-
     def attr(self, name: str, default: Any = None) -> Any:
         return self.node.attrs.get(name, default)
 

@@ -149,6 +149,12 @@ def zeros(like: Value, shape: Sequence[int]) -> Value:
     return apply("Expand", like.writer.constant(np.zeros((), like.dtype)), np.array(shape, np.int64))
 
 
+def scatter_add(op: str, shape: Sequence[int], places: Value, g: Value, **attrs: Any) -> Value:
+    """Zeros of a shape to which ScatterElements or ScatterND adds g; onnxruntime can't add in float16."""
+    wide = g.cast(np.dtype(np.float32)) if g.dtype == np.float16 else g
+    return apply(op, zeros(wide, shape), places, wide, reduction="add", **attrs).cast(g.dtype)
+
+
 def exp(x: Value) -> Value:
     return apply("Exp", x)
 

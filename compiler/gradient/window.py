@@ -12,7 +12,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc.gradient.step import Rule, Step, first
-from nnc.gradient.value import Value, apply, apply_all, zeros
+from nnc.gradient.value import Value, apply, apply_all, scatter_add
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Window:
     kernel: Sequence[int]
     strides: Sequence[int]
     dilations: Sequence[int]
-    begins: Sequence[int]
+    begins: list[int]
     """Padding in front."""
     sizes: Sequence[int]
     stops: Sequence[int]
@@ -83,12 +83,10 @@ def _conv(step: Step) -> Value:
 
 def _spread(g: Value, W: Value, window: Window, group: int) -> Value:
     """Every element of g times W, added up over the windows: the transpose of a convolution with W."""
-    if set(window.strides) == {1} and isinstance(W.tensor, gs.Constant):
-        pads = [
-            extent - 1 - pad for extent, pad in zip(window.extents * 2, [*window.begins, *window.ends], strict=True)
-        ]
-        if min(pads) >= 0:
-            return apply("Conv", g, _turned(W.tensor.values, group), group=group, pads=pads, **window.attrs)
+    rest = [extent - 1 - pad for extent, pad in zip(window.extents * 2, window.begins + window.ends, strict=True)]
+    if set(window.strides) == {1} and min(rest) >= 0 and isinstance(W.tensor, gs.Constant):
+        # A convolution too, which onnxruntime computes up to three times as fast as a transposed one.
+        return apply("Conv", g, _turned(W.tensor.values, group), group=group, pads=rest, **window.attrs)
     pads = [*window.begins, *(max(end, 0) for end in window.ends)]
     more = [max(-end, 0) for end in window.ends]
     return apply("ConvTranspose", g, W, group=group, pads=pads, output_padding=more, **window.attrs)
@@ -136,13 +134,11 @@ def _divisors(step: Step, window: Window) -> np.ndarray:
 
 def _max_pool(step: Step) -> Value:
     """To the first maximum of each window, whose place in the whole tensor MaxPool tells."""
-    x, g = step.x[0], step.g
+    x = step.x[0]
     attrs = {key: value for key, value in step.node.attrs.items() if key != "storage_order"}
     _, places = apply_all("MaxPool", x, outputs=2, **attrs)
-    nothing = zeros(g, [math.prod(x.shape)])
-    return apply("ScatterElements", nothing, places.reshape([-1]), g.reshape([-1]), axis=0, reduction="add").reshape(
-        x.shape
-    )
+    places, g = places.reshape([-1]), step.g.reshape([-1])
+    return scatter_add("ScatterElements", [math.prod(x.shape)], places, g, axis=0).reshape(x.shape)
 
 
 RULES: dict[str, Rule] = {
