@@ -33,7 +33,7 @@ _JITTER = 1e-11
 _CP_RIDGE = 0.1
 
 # Values that are converted to float64 at a time: a large weight is never copied as a whole.
-_BLOCK = 1 << 24
+_BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -386,19 +386,19 @@ def cp(W: np.ndarray, rank: int, moment: np.ndarray | None = None, *, seed: int 
 
     for at most `sweeps`, until one gains less than 1e-4 of the error. Plain least squares (ALS) degenerates on real
     kernels: components grow and cancel each other. The ridge keeps them small from the start, and fades with the error,
-    so that weights of exact rank are found exactly. The alternative, error-preserving correction (EPC), first lets them
-    grow: it minimizes their norms afterwards within a bound on the error. At half of the weights, 150 sweeps each, EPC
-    50 more with a bound 2 % above the error of ALS, error and sensitivity (the sum of squared norms of the components
-    relative to ||W||^2) were
+    so that weights of exact rank are found exactly. The alternative, error-preserving correction (EPC, Phan 2020), lets
+    them grow first: it minimizes their norms afterwards within a bound on the error. At half of the weights, 150 sweeps
+    each, EPC 50 more with a bound 2 % above the error of ALS, error and sensitivity (the sum of squared norms of the
+    components relative to ||W||^2) were
 
         layer                          rank   ALS               EPC               this
         resnet56 on cifar10, 16 -> 16    30   0.0453   14.5     0.0462    3.8     0.0479    2.0
                              32 -> 32    65   0.0763   26.2     0.0779    4.8     0.0786    1.8
                              64 -> 64   137   0.1163   20.9     0.1187    4.6     0.1182    1.7
-        vgg16, He-initialized, 128      281   @128@
-                               256      568   @256@
+        He-initialized, 128 -> 128      281   0.2369    8.6     0.2417    2.4     0.2398    1.4
+                        256 -> 256      569   0.2350    8.0     0.2397    2.4     0.2388    1.4
 
-    at a third of the time: EPC needs an eigendecomposition for every factor.
+    at a third of the time of EPC, which needs an eigendecomposition for every factor.
 
     With a moment, W is whitened by that of the channels, and the last factor is fitted to the outputs in the end, under
     the same ridge. Deterministic for a seed.

@@ -526,7 +526,7 @@ def test_cp_is_stable_on_real_layers(data: Path) -> None:
     model = onnx.load(data / "models" / "cifar10_resnet56.onnx")
     weights = [numpy_helper.to_array(each) for each in model.graph.initializer]
     layers = [W for W in weights if W.ndim == 4 and W.shape[2:] == (3, 3)]
-    for W in layers[1::6]:
+    for W in layers[1::13]:
         rank = W.size // (2 * (len(W) + W.shape[1] + 6))  # half of the weights
         factors = factorize.cp(W, rank)
         assert factorize.sensitivity(factors) < 3
@@ -538,8 +538,8 @@ def test_cp_is_stable_on_real_layers(data: Path) -> None:
 
 def test_cp_of_random_layers_is_stable() -> None:
     """He-initialized, as in vgg16: nothing to find, and no reason to diverge."""
-    W = _weight(128, 128, 3, 3) * np.float32(math.sqrt(2 / 1152))
-    factors = factorize.cp(W, 128)
+    W = _weight(96, 96, 3, 3) * np.float32(math.sqrt(2 / 864))
+    factors = factorize.cp(W, 96)
     assert factors.error < 0.9
     assert factorize.sensitivity(factors) < 1.5
 
