@@ -569,14 +569,27 @@ UNITS: list[tuple[str, int, str, dict[str, Any], list[int]]] = [
     ("t = SpaceToDepth<blocksize = 2>(c)", 512, "", {}, [8]),
     ("t = Tile(c, r)", 1024, ", int64[4] r", {"r": [1, 2, 1, 1]}, [8]),
     ("t = Pad(c, p)", 11 * 64, ", int64[8] p", {"p": [0, 1, 0, 0, 0, 2, 0, 0]}, [8, 3]),
+    ('t = Pad<mode = "reflect">(c, p)', 11 * 64, ", int64[8] p", {"p": [0, 1, 0, 0, 0, 2, 0, 0]}, [5, 3]),
+    ('t = Pad<mode = "edge">(c, p)', 12 * 64, ", int64[8] p", {"p": [0, 1, 0, 0, 0, 3, 0, 0]}, [1, 6, 1]),
+    ("g = Conv(c, D) f = ReduceMean<keepdims = 0>(g, a) h = Gemm(f, E) t = Relu(h)", 6,
+     ", float[1, 8, 1, 1] D, int64[2] a, float[1, 6] E", {"a": [2, 3]}, [8, 6]),  # one feature
     ("t = Slice(c, a, b, one, two)", 256, ", int64[1] a, int64[1] b, int64[1] one, int64[1] two",
      {"a": [1], "b": [99], "one": [1], "two": [2]}, [4, 4]),
+    ("t = Slice(c, a, b, one, back)", 64, ", int64[1] a, int64[1] b, int64[1] one, int64[1] back",
+     {"a": [-99], "b": [-100], "one": [1], "back": [-1]}, [7]),  # the first channel
+    ("p, q, r, s = Split<axis = 1, num_outputs = 4>(c) t = Concat<axis = 2>(p, q, r, s, k)", 33 * 16,
+     ", float[2, 2, 1, 8] k", {}, [2]),
     ("p, q = Split<axis = 1, num_outputs = 2>(c) t = Add(p, q)", 256, "", {}, [4]),
     ("g = Conv(c, D) t = Mul(c, g)", 512, ", float[8, 8, 1, 1] D", {}, [8]),
     ("g = Conv(c, D) t = Mul(c, g)", 512, ", float[1, 8, 1, 1] D", {}, [8]),  # one channel for all
     ("g = Conv(c, D) t = Concat<axis = 1>(c, g)", 13 * 64, ", float[5, 8, 1, 1] D", {}, [8, 5]),
     ("g = Reshape(c, s) h = InstanceNormalization(g, i, j) t = Reshape(h, s2)", 512,
      ", int64[3] s, int64[4] s2, float[4] i, float[4] j", {"s": [0, 4, -1], "s2": [2, 8, 8, 8]}, [4]),
+    ("p = Concat<axis = 1>(x, x, x, x) q = Conv<group = 6>(p, D) t = Concat<axis = 1>(c, q)", 20 * 64,
+     ", float[12, 2, 1, 1] D", {}, [8, 2]),  # groups that read what stays
+    ("g = Conv(c, D) e = Expand(g, s) t = Mul(c, e)", 512, ", float[1, 8, 1, 1] D, int64[4] s", {"s": [2, 8, 1, 1]},
+     [8]),
+    ("t = Resize<mode = \"nearest\">(c, n, n, s)", 512, ", float[0] n, int64[4] s", {"n": [], "s": [2, 8, 4, 16]}, [8]),
     ("t = GridSample(c, u)", 8 * 12, ", float[2, 3, 4, 2] u", {}, [8]),
     ("t = RoiAlign<output_height = 2, output_width = 3>(c, u, i)", 48, ", float[2, 4] u, int64[2] i", {"i": [1, 0]},
      [8]),
@@ -607,7 +620,11 @@ def test_groups_behind_a_shuffle() -> None:
 
 
 def test_activations_that_are_quantized_by_channel() -> None:
-    body = "q = QuantizeLinear<axis = 1>(c, s, z) t = DequantizeLinear<axis = -3>(q, s, z)"
+    body = """
+        n = Transpose<perm = [0, 2, 3, 1]>(c)
+        q = QuantizeLinear<axis = -1>(n, s, z)
+        t = DequantizeLinear<axis = 3>(q, s, z)
+    """
     scales = np.linspace(0.01, 0.02, 8)
     graph = between(body, 512, ", float[8] s, uint8[8] z", s=scales, z=np.arange(100, 108))
     (group,) = check(graph, tolerance=1e-2).groups
@@ -623,7 +640,16 @@ FIXED: list[tuple[str, int, str, dict[str, Any], str]] = [
     ("t = Softmax<axis = 1>(c)", 512, "", {}, "Softmax 't' mixes the channels of 'c'"),
     ("t = ReduceMean<keepdims = 1>(c, a)", 64, ", int64[1] a", {"a": [1]}, "ReduceMean 't' mixes the channels"),
     ("i = ArgMax<axis = 1>(c) t = Cast<to = 1>(i)", 64, "", {}, "ArgMax 'i' mixes the channels"),
-    ("t = MatMul(c, c)", 512, "", {}, "multiplies tensors that are computed at run time"),
+    ("t = MatMul(c, c)", 512, "", {}, "MatMul 't' is no product with a constant matrix"),
+    ("t = MatMul(c, D)", 512, ", float[8, 8, 8] D", {}, "MatMul 't' is no product with a constant matrix"),
+    ("w = GlobalAveragePool(c) p = Conv(x, D) t = Conv(p, w)", 128, ", float[8, 3, 1, 1] D", {},
+     "the weights of Conv 't' are computed at run time"),
+    ("b = ReduceMean<keepdims = 0>(c, a) t = Conv(x, D, b)", 512, ", float[8, 3, 1, 1] D, int64[3] a", {"a": [0, 2, 3]},
+     "'b', which Conv 't' reads, is computed at run time"),
+    ("e = Slice(c, z, z, one) t = Concat<axis = 1>(c, e)", 512, ", int64[1] z, int64[1] one", {"z": [0], "one": [1]},
+     "'e' has no elements"),
+    ("r = ReduceMean<keepdims = 0>(c, a) t = BatchNormalization(r, o, o, o, v)", 1,
+     ", float[1] o, float[1] v, int64[3] a", {"a": [0, 2, 3]}, "'r' has no channels"),
     ("t = Conv<kernel_shape = [8, 8]>(c, c)", 2, "", {}, "the weights of Conv 't' are computed at run time"),
     ("f = Flatten(c) t = Gemm<transB = 1>(f, f)", 2, "", {}, "the weights of Gemm 't' are computed at run time"),
     ("p = ReduceMean<keepdims = 0>(x, a) q = Conv(x, D) r = ReduceMean<keepdims = 0>(q, b) "
@@ -681,6 +707,13 @@ def node_of(graph: gs.Graph, name: str) -> gs.Node:
     return next(node for node in graph.nodes if node.name == name)
 
 
+def test_weights_with_a_scale_for_every_block_stay() -> None:
+    body = "D = DequantizeLinear<axis = 1, block_size = 4>(I, s) t = Conv(c, D)"
+    constants, integers = ", int8[6, 8, 1, 1] I, float[6, 2, 1, 1] s", np.arange(48).reshape(6, 8, 1, 1)
+    graph = between(body, 384, constants, opset=21, I=integers)
+    assert check(graph).fixed["c"] == "the weights of Conv 't' are computed at run time"
+
+
 def test_a_scale_for_every_block_stays() -> None:
     body = "q = QuantizeLinear<axis = 1, block_size = 4>(c, s) t = DequantizeLinear<axis = 1, block_size = 4>(q, s)"
     graph = between(body, 512, ", float[2, 2, 8, 8] s", opset=21)
@@ -709,6 +742,14 @@ def test_a_layer_behind_another_axis_keeps_its_features() -> None:
     assert channels.fixed["t"] == "its input has the channels along another axis"
     assert [len(group.ids) for group in channels.groups] == [8]
     assert not channels.read(node_of(graph, "t")).any()
+
+
+def test_a_layer_that_reads_columns() -> None:
+    """Its channels are the rows of the transposed product."""
+    graph = between("f = Flatten(c) g = Gemm<transA = 1>(f, D) t = Transpose(g)", 512, ", float[2, 2] D")
+    channels = check(graph)
+    assert channels.fixed["g"] == "its input has the channels along another axis"
+    assert [len(group.ids) for group in channels.groups] == [8]
 
 
 def test_operators_of_other_domains_are_unknown() -> None:

@@ -12,8 +12,8 @@ def _convolution(walk: Walk, node: gs.Node) -> None:
     x, y, groups = node.inputs[0], node.outputs[0], node.attrs.get("group", 1)
     read, made = walk.along(x, 1), y.shape[1]
     if not is_constant(node.inputs[1]):
-        _stop(walk, node, read, made)
-        return
+        _stop(walk, node, read, made, reason := f"the weights of {title(node)} are computed at run time")
+        raise Stays(reason)
     if 1 < groups == len(read):
         written = np.repeat(read, made // groups)
         _note(walk, node, "others", 0, written if node.op == "Conv" else read)
@@ -75,7 +75,7 @@ def _matmul(walk: Walk, node: gs.Node) -> None:
     elif left and ranks[0] == 2 and ranks[1] > 1:
         _product(walk, node, (1, rank - 2), (0, 1, 0), rank - 2)
     else:
-        raise Stays(f"{title(node)} multiplies tensors that are computed at run time")
+        raise Stays(f"{title(node)} is no product with a constant matrix")
 
 
 def _product(walk: Walk, node: gs.Node, read: tuple[int, int], weight: tuple[int, int, int], axis: int) -> None:
@@ -85,7 +85,7 @@ def _product(walk: Walk, node: gs.Node, read: tuple[int, int], weight: tuple[int
     if not is_constant(node.inputs[weight[0]]):
         raise Stays(f"the weights of {title(node)} are computed at run time")
     labels = walk[x]
-    if labels.any() and labels.shape[read[1]] == 1:
+    if labels.size > 1 == labels.shape[read[1]]:
         _stop(walk, node, np.zeros(x.shape[read[1]], np.int64), made, "its input has the channels along another axis")
         walk.put(y, labels.transpose() if node.attrs.get("transA", 0) else labels)
         return
@@ -96,13 +96,10 @@ def _product(walk: Walk, node: gs.Node, read: tuple[int, int], weight: tuple[int
     walk.put(y, _at(written, axis, len(y.shape)))
 
 
-def _stop(walk: Walk, node: gs.Node, read: np.ndarray, made: int, reason: str = "") -> None:
-    """Let what a layer reads and writes stay."""
-    reason = reason or f"the weights of {title(node)} are computed at run time"
-    written = walk.fresh(node, made)
-    for labels in (read, written):
-        walk.labels.fix(labels, reason)
-    walk.layers[node.name] = Layer(read, written)
+def _stop(walk: Walk, node: gs.Node, read: np.ndarray, made: int, reason: str) -> None:
+    """Let what a layer writes stay."""
+    walk.layers[node.name] = Layer(read, walk.fresh(node, made))
+    walk.labels.fix(walk.layers[node.name].written, reason)
 
 
 def _note(walk: Walk, node: gs.Node, role: Role, axis: int, labels: np.ndarray, index: int = 1) -> None:

@@ -128,7 +128,11 @@ def _gather(walk: Walk, node: gs.Node) -> None:
 def _expand(walk: Walk, node: gs.Node) -> None:
     numbers(node, 1)
     x, y = node.inputs[0], node.outputs[0]
-    walk.put(y, walk[x].reshape((1,) * (len(y.shape) - len(x.shape)) + walk[x].shape))
+    added = (1,) * (len(y.shape) - len(x.shape))
+    labels, size = walk[x].reshape(added + walk[x].shape), [*added, *x.shape]
+    if labels.size == 1 and len(size) > 1 and size[1] == 1 != y.shape[1]:
+        labels = walk.fresh(node, y.shape[1]).reshape([-1 if axis == 1 else 1 for axis in range(len(size))])
+    walk.put(y, labels)
 
 
 def _tile(walk: Walk, node: gs.Node) -> None:

@@ -11,6 +11,7 @@ from nnc import graph as graphs
 from nnc import proto
 from nnc.channels.groups import Channels
 from nnc.channels.movement import pads, slices
+from nnc.channels.walk import numbers
 
 #: The indices that are kept along some axes, as booleans.
 Kept = dict[int, np.ndarray]
@@ -275,7 +276,7 @@ def _pad(removal: _Removal, node: gs.Node) -> None:
 
 
 def _resize(removal: _Removal, node: gs.Node) -> None:
-    if len(node.inputs) > 3 and not node.inputs[3].is_empty():
+    if numbers(node, 3):
         sizes = removal.shape(node.outputs[0])
         removal.tell(node, 3, [sizes[axis] for axis in node.attrs.get("axes", range(len(sizes)))])
 

@@ -34,25 +34,19 @@ def shuffles(graph: gs.Graph) -> Iterator[Shuffle]:
 
 def _shuffle(first: gs.Node, ends: set[int]) -> Shuffle | None:
     """The shortest shuffle that starts at a node."""
-    x, nodes = first.inputs[0], [first]
-    places = list(np.ogrid[tuple(map(slice, x.shape))])
-    while True:
-        places = [moved(nodes[-1], each) for each in places]
-        y = nodes[-1].outputs[0]
-        if len(nodes) > 2 and list(y.shape) == list(x.shape):
-            return _permutation(nodes, places)
+    nodes, x, y = [first], first.inputs[0], first.outputs[0]
+    while len(nodes) < 3 or list(y.shape) != list(x.shape):
         if len(y.outputs) != 1 or id(y) in ends or not _moves(y.outputs[0]):
             return None
         nodes.append(y.outputs[0])
-
-
-def _permutation(nodes: list[gs.Node], places: list[np.ndarray]) -> Shuffle | None:
-    """The shuffle, if every axis is where it was and the order of one is another."""
+        y = nodes[-1].outputs[0]
     changed = []
-    for axis, each in enumerate(places):
-        if varied(each) not in ([], [axis]):
+    for axis, places in enumerate(np.ogrid[tuple(map(slice, x.shape))]):
+        for node in nodes:
+            places = moved(node, places)
+        if varied(places) not in ([], [axis]):
             return None
-        order = np.moveaxis(each, axis, 0).reshape(each.shape[axis], -1)[:, 0]
+        order = np.moveaxis(places, axis, 0).reshape(places.shape[axis], -1)[:, 0]
         if (np.diff(order) != 1).any():
             changed.append(Shuffle(tuple(nodes), axis, order))
     return changed[0] if len(changed) == 1 else None

@@ -107,6 +107,8 @@ class Walk:
 
     def along(self, tensor: gs.Tensor, axis: int) -> np.ndarray:
         """The labels along one axis, int64 [size]; what differs along the others goes together."""
+        if axis >= len(tensor.shape):
+            raise Stays(f"'{tensor.name}' has no channels")
         array = np.moveaxis(self[tensor], axis, 0).reshape(self[tensor].shape[axis], -1)
         self.labels.unite(array, array[:, :1], f"a part of '{tensor.name}' stays")
         return np.broadcast_to(array[:, 0], tensor.shape[axis])
@@ -156,7 +158,7 @@ def _apply(walk: Walk, node: gs.Node, rules: dict[str, Rule]) -> None:
     try:
         _rule(node, rules)(walk, node)
     except Stays as reason:
-        for tensor in node.inputs:
+        for tensor in (*node.inputs, *node.outputs):
             walk.fix(tensor, str(reason))
 
 
@@ -164,8 +166,10 @@ def _rule(node: gs.Node, rules: dict[str, Rule]) -> Rule:
     if node.op not in rules or node.domain not in proto.STANDARD_DOMAINS:
         raise Stays(f"nothing is known of {title(node)}")
     for tensor in (*node.inputs, *node.outputs):
-        if not tensor.is_empty() and (not has_shape(tensor) or 0 in tensor.shape):
+        if not tensor.is_empty() and not has_shape(tensor):
             raise Stays(f"the shape of '{tensor.name}' is not known")
+        if not isinstance(tensor, gs.Constant) and not tensor.is_empty() and 0 in tensor.shape:
+            raise Stays(f"'{tensor.name}' has no elements")
     return rules[node.op]
 
 
