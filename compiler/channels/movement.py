@@ -118,7 +118,7 @@ def _gather(walk: Walk, node: gs.Node) -> None:
     if walk[node.inputs[1]].any():
         raise Stays(f"{title(node)} takes them for indices")
     if walk[x].shape[axis] > 1:
-        indices = np.array(numbers(node, 1)).reshape(node.inputs[1].shape) % x.shape[axis]
+        indices = np.array(numbers(node, 1)).reshape(node.inputs[1].shape)
         walk.put(y, walk[x].take(indices, axis))
     else:
         rank = len(node.inputs[1].shape)

@@ -248,7 +248,7 @@ def _gather(removal: _Removal, node: gs.Node) -> None:
     channel, before = removal.along(node.inputs[0])
     if channel != axis:
         return
-    indices = node.inputs[1].values % node.inputs[0].shape[axis]
+    indices = node.inputs[1].values
     place, after = removal.along(node.outputs[0])
     if after.size:
         indices = indices.compress(after, place - axis)
