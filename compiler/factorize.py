@@ -573,7 +573,13 @@ class _Bilinear:
             A, B, lost = next_A, next_B, next_lost
             if gained < 1e-3 * lost:
                 break
-        return A, B
+        return self._normalized(A, B)
+
+    def _normalized(self, A: np.ndarray, B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The same product, with outputs of energy 1 for every row of A, so that the size of B tells what matters."""
+        energies = np.einsum("ra,ra->r", A if self.marginal is None else A @ self.marginal, A)
+        scale = np.sqrt(np.where(energies > 0, energies, 1))
+        return A / scale[:, None], B * scale[:, None]
 
     def errors(self, A: np.ndarray) -> np.ndarray:
         """The errors [len(A) + 1] with the first 0, 1, ... rows of A and the best B."""
@@ -766,10 +772,19 @@ def _least_squares(gram: np.ndarray, cross: np.ndarray, ridge: float = 0.0) -> t
     """
     diagonal = np.diagonal(gram)
     scale = np.divide(1, np.sqrt(diagonal), out=np.zeros(len(gram)), where=diagonal > 0)
-    scaled = _symmetric(gram) * scale * scale[:, None] + np.diag(np.where(scale > 0, max(ridge, _JITTER), 1))
-    L = np.linalg.cholesky(scaled)
+    L = _cholesky(_symmetric(gram) * scale * scale[:, None] + np.diag(np.where(scale > 0, ridge, 1)))
     fitted = np.linalg.solve(L, (cross * scale).T)
     return np.linalg.solve(L.T, fitted).T * scale, fitted.T
+
+
+def _cholesky(matrix: np.ndarray) -> np.ndarray:
+    """The Cholesky factor of a matrix with unit diagonal, with as little added to that as rounding asks for."""
+    for jitter in (_JITTER, 1e-9, 1e-7, 1e-5, 1e-3):
+        try:
+            return np.linalg.cholesky(matrix + jitter * np.eye(len(matrix)))
+        except np.linalg.LinAlgError:
+            continue
+    raise ValueError("the moment is not positive semidefinite")
 
 
 def _inverse(matrix: np.ndarray) -> np.ndarray:

@@ -305,6 +305,14 @@ def test_curves_of_narrow_layers(shape: tuple[int, int, int, int]) -> None:
         assert curves[-1, -1] < 1e-8
 
 
+def test_tucker_keeps_what_rows_of_small_scale_carry() -> None:
+    W, moment = _weight(4, 21, 1, 1), _moment(21, 29) * np.geomspace(1, 1e-9, 21) * np.geomspace(1, 1e-9, 21)[:, None]
+    for inner, outer in itertools.product((1, 3, 9, 21), range(1, 5)):
+        assert factorize.tucker(W, (inner, outer), moment).error <= (
+            factorize.tucker_errors(W, [inner], moment)[0, outer] + 1e-9
+        )
+
+
 # --- Ranks
 
 
