@@ -26,8 +26,10 @@ def remove(graph: gs.Graph, channels: Channels, ids: Collection[int], *, hollow:
     were shared and are sliced alike stay shared. `hollow` makes them dummies that take no memory, for figures of the
     graph without the work of copying. Raises ValueError for ids that are no channel or would leave a tensor none.
     """
-    removal = _Removal(graph, channels, np.unique(np.fromiter(ids, np.int64, len(ids))), hollow)
-    removal.check()
+    removal = _Removal(graph, channels, _removed(channels, ids), hollow)
+    for name, (_, kept) in removal.kept.items():
+        if not kept.any():
+            raise ValueError(f"no channel of '{name}' would be left")
     removal.slice_constants()
     for node in list(graph.nodes):
         if node.op in _ADAPTED and proto.is_standard(node, node.op) and removal.touches(node):
@@ -36,11 +38,23 @@ def remove(graph: gs.Graph, channels: Channels, ids: Collection[int], *, hollow:
     removal.finish()
 
 
+def _removed(channels: Channels, ids: Collection[int]) -> np.ndarray:
+    """For every id whether the channel is removed, bool."""
+    known = np.concatenate([np.zeros(0, np.int64), *(group.ids for group in channels.groups)])
+    given = np.fromiter(ids, np.int64, len(ids))
+    unknown = np.setdiff1d(given, known)
+    if unknown.size:
+        raise ValueError(f"{unknown[0]} is no channel that can be removed")
+    removed = np.zeros(known.max(initial=0) + 1, bool)
+    removed[given] = True
+    return removed
+
+
 @dataclass
 class _Removal:
     graph: gs.Graph
     channels: Channels
-    ids: np.ndarray
+    removed: np.ndarray
     hollow: bool
     added: dict[int, list[gs.Node]] = field(default_factory=lambda: defaultdict(list))
     parts: dict[PartKey, tuple[gs.Tensor, gs.Tensor]] = field(default_factory=dict)
@@ -60,16 +74,7 @@ class _Removal:
 
     def stays(self, ids: np.ndarray) -> np.ndarray:
         """Which indices along an axis with these channels are kept, bool."""
-        return ~np.isin(ids, self.ids)
-
-    def check(self) -> None:
-        known = np.concatenate([np.zeros(0, np.int64), *(group.ids for group in self.channels.groups)])
-        unknown = np.setdiff1d(self.ids, known)
-        if unknown.size:
-            raise ValueError(f"{unknown[0]} is no channel that can be removed")
-        for name, (_, kept) in self.kept.items():
-            if not kept.any():
-                raise ValueError(f"no channel of '{name}' would be left")
+        return ~self.removed[ids]
 
     def touches(self, node: gs.Node) -> bool:
         """Whether something is removed from a tensor that the node reads or writes."""
