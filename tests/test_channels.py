@@ -599,6 +599,10 @@ UNITS: list[tuple[str, int, str, dict[str, Any], list[int]]] = [
      ", int64[5] s, int64[4] s2", {"s": [2, 2, 4, 8, 8], "s2": [2, 8, 8, 8]}, [8]),  # a shuffle becomes a Gather
     ("g = Reshape(c, s) h = Transpose<perm = [0, 2, 1, 3, 4]>(g) i = Reshape(h, s2) j = Relu(h) k = Reshape(j, s2) "
      "t = Add(i, k)", 512, ", int64[5] s, int64[4] s2", {"s": [2, 2, 4, 8, 8], "s2": [2, 8, 8, 8]}, [4]),
+    ("d = Conv(c, D) g = Reshape(d, s) h = Relu(g) i = Reshape(h, s2) j = Reshape(i, s3) "
+     "k = Transpose<perm = [0, 2, 1, 3, 4]>(j) l = Relu(k) t = Reshape(l, s2)", 640,
+     ", float[10, 8, 1, 1] D, int64[5] s, int64[4] s2, int64[5] s3",
+     {"s": [2, 5, 2, 8, 8], "s2": [2, 10, 8, 8], "s3": [2, 2, 5, 8, 8]}, [8]),  # no axis is in another order alone
     ("g = Reshape(c, s) h = Reshape(g, s2) t = Transpose<perm = [0, 1, 3, 2]>(h)", 512, ", int64[3] s, int64[4] s2",
      {"s": [2, 8, -1], "s2": [2, 8, 8, 8]}, [8]),  # rows and columns change places
     ("g = Reshape(c, s) h = Transpose<perm = [0, 2, 1]>(g) t = Reshape(h, s2)", 512, ", int64[3] s, int64[4] s2",

@@ -131,7 +131,7 @@ def _sampled(walk: Walk, node: gs.Node) -> None:
 
 def _reduce(walk: Walk, node: gs.Node) -> None:
     x, y = node.inputs[0], node.outputs[0]
-    labels, axes = walk[x], reduced_axes(node)
+    labels, axes = walk[x], _reduced_axes(node)
     across, kept = [axis for axis in varied(labels) if axis in axes], [a for a in varied(labels) if a not in axes]
     if across and not kept and node.op not in _ADDS:
         raise Stays(f"{title(node)} mixes the channels of '{x.name}'")
@@ -149,7 +149,7 @@ def _reduce(walk: Walk, node: gs.Node) -> None:
 _ADDS = {"ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum"}
 
 
-def reduced_axes(node: gs.Node) -> list[int]:
+def _reduced_axes(node: gs.Node) -> list[int]:
     """The axes that a reduction reduces; Stays where they are computed."""
     rank = len(node.inputs[0].shape)
     if node.op in ("ArgMax", "ArgMin"):

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc import proto
+from nnc.channels.labels import varied
 from nnc.channels.movement import VIEWS, moved
 from nnc.channels.walk import Shuffle, is_constant
 from nnc.measure import has_shape
@@ -43,7 +44,8 @@ def _shuffle(first: gs.Node, ends: set[int]) -> Shuffle | None:
     for axis, places in enumerate(np.ogrid[tuple(map(slice, x.shape))]):
         for node in nodes:
             places = moved(node, places)
-        # An axis that is in order along itself took no part: views and transposes move whole digits of an index.
+        if varied(places) not in ([], [axis]):
+            return None
         order = np.moveaxis(places, axis, 0).reshape(places.shape[axis], -1)[:, 0]
         if not np.array_equal(order, np.arange(x.shape[axis])):
             changed.append(Shuffle(tuple(nodes), axis, order))
