@@ -32,7 +32,8 @@ class Layer:
             return None
         rank = len(node.inputs[1].shape)
         fits = rank >= 3 if node.op == "Conv" else rank == 2 and not node.attrs.get("transA", 0)
-        return Layer(node) if fits else None
+        fits = fits and len(node.inputs[0].shape) >= 2
+        return Layer(node) if fits and _adds_per_output(node) else None
 
     @property
     def is_conv(self) -> bool:
@@ -80,6 +81,14 @@ class Layer:
     @property
     def _out_first(self) -> bool:
         return self.is_conv or (self.node.op == "Gemm" and bool(self.node.attrs.get("transB", 0)))
+
+    @property
+    def weight(self) -> np.ndarray:
+        """The weights [K, C / g, taps...] in their own dtype, not copied; Gemm's alpha is included, which copies."""
+        W = self.node.inputs[1].values
+        W = W if self._out_first else W.T
+        alpha = self.node.attrs.get("alpha", 1.0) if self.node.op == "Gemm" else 1.0
+        return W if alpha == 1 else W * W.dtype.type(alpha)
 
     @property
     def matrix(self) -> np.ndarray:
@@ -174,5 +183,29 @@ class Layer:
             node.inputs = [*node.inputs[:2], made]
 
 
+def _adds_per_output(node: gs.Node) -> bool:
+    """Whether what a node adds is one number per output, and not another one in every row."""
+    if len(node.inputs) < 3 or node.inputs[2].is_empty():
+        return True
+    *rows, columns = node.inputs[2].shape or [1]
+    return math.prod(rows) == 1 and columns in (1, node.outputs[0].shape[1])
+
+
 def _every(step: int) -> slice:
     return slice(None, None, step)
+
+
+def dequantized(tensor: gs.Tensor) -> np.ndarray:
+    """The values of a constant, or of what DequantizeLinear makes of one, float64."""
+    if isinstance(tensor, gs.Constant):
+        return tensor.values.astype(np.float64)
+    quantize = tensor.inputs[0]
+    if quantize.op != "DequantizeLinear":
+        return dequantized(quantize.inputs[0])
+    stored, scale, *zero = quantize.inputs
+    values = stored.values.astype(np.float64) if isinstance(stored, gs.Constant) else dequantized(stored)
+    shape = [1] * values.ndim
+    if scale.values.size > 1:
+        shape[quantize.attrs.get("axis", 1)] = scale.values.size
+    shift = zero[0].values.astype(np.float64).reshape(shape) if zero and not zero[0].is_empty() else 0.0
+    return (values - shift) * scale.values.astype(np.float64).reshape(shape)

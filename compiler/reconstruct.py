@@ -9,7 +9,7 @@ branches that correct their shortcut). Zhang, Zou, He, Sun, Accelerating very de
 classification and detection, 2015 (asymmetric reconstruction).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +18,7 @@ import onnx_graphsurgeon as gs
 from nnc import calibrate
 from nnc.calibrate import Flow, Moments
 from nnc.channels import Channels
-from nnc.factorize import Factors
+from nnc.factorize import Factors, Stage
 from nnc.layers import Layer
 from nnc.proto import is_standard
 from nnc.rewrite import Context, Draft, Driver, node
@@ -26,8 +26,12 @@ from nnc.rewrite import Context, Draft, Driver, node
 #: Strength of the ridge that holds a layer near the weights that it had, a share of the mean of E[x x].
 RIDGE = 1e-3
 
-#: Chooses the chain in place of a layer, given its best weights float64 [g, K / g, D]; None keeps the one layer.
-Factorize = Callable[[Layer, np.ndarray, Moments], Factors | None]
+#: Columns of a layer up to which it is fitted: the moments of more would not fit into memory.
+MOST_COLUMNS = 8192
+
+#: Chooses the chain in place of a layer, given its best weights [g, K / g, D]; None keeps the one layer. The weights
+#: are float64 and there are moments, or the layer has more than `MOST_COLUMNS` and its weights are its own.
+Factorize = Callable[[Layer, np.ndarray, Moments | None], Factors | None]
 
 
 @dataclass
@@ -54,7 +58,7 @@ def fit(
     context: Context,
     *,
     kept: Kept | None = None,
-    factorize: Mapping[str, Factorize] = {},  # noqa: B006  # never changed
+    factorize: Mapping[str, Factorize] = {},  # never changed
     changed: set[str] | None = None,
 ) -> dict[str, float]:
     """Refit the layers of `graph`, in place; returns the share of its output's energy that each layer loses, by name.
@@ -100,6 +104,8 @@ class _Fit:
         return moves
 
     def _fit(self, layer: Layer) -> float:
+        if layer.columns > MOST_COLUMNS:
+            return self._split_unfitted(layer)
         self.after.run_before(layer.node)
         name, x = layer.node.name, self.after.value(layer.node.inputs[0])
         moments = calibrate.moments(layer, x, self._target(layer), self.context.seed)
@@ -113,6 +119,15 @@ class _Fit:
             replace(layer, factors, moments.bias(W), driver)
         energy = moments.yy.sum()
         return float(moments.error(W).sum() / energy) if energy else 0.0
+
+    def _split_unfitted(self, layer: Layer) -> float:
+        name, W = layer.node.name, layer.weight
+        W = W.reshape(layer.groups, -1, layer.columns)
+        factors = self.factorize[name](layer, W, None) if name in self.factorize else None
+        if factors is None:
+            return 0.0
+        replace(layer, factors, layer.bias, Driver(self.graph))
+        return factors.error
 
     def _target(self, layer: Layer) -> np.ndarray:
         """What the layer shall give: the original's output, less the error of the shortcut that is added to it."""
@@ -146,21 +161,27 @@ class _Fit:
 
 def replace(layer: Layer, factors: Factors, bias: np.ndarray, driver: Driver) -> None:
     """Put a chain of convolutions, or of Gemm nodes, in the place of a layer; the last one adds the bias [K]."""
+    driver.replace(layer.node, chain(layer, factors.stages, factors.weights, bias))
+    driver.tidy()
+
+
+def chain(layer: Layer, stages: Sequence[Stage], weights: Sequence[np.ndarray], bias: np.ndarray) -> Draft:
+    """The nodes that compute a layer in stages."""
     x: gs.Tensor | Draft = layer.node.inputs[0]
     dtype = layer.node.inputs[1].dtype
-    last = len(factors.stages) - 1
-    for index, (stage, W) in enumerate(zip(factors.stages, factors.weights, strict=True)):
-        added = [bias.astype(dtype)] if index == last and (bias.any() or layer.node.op != "MatMul") else []
-        x = _stage(layer, stage.attributes(layer.node.attrs), x, W.astype(dtype), added)
-    driver.replace(layer.node, x)
-    driver.tidy()
+    last = len(stages) - 1
+    for index, (stage, W) in enumerate(zip(stages, weights, strict=True)):
+        added = [bias.astype(dtype)] if index == last and bias.any() else []
+        x = _stage(layer, stage.attributes(layer.node.attrs), x, W.astype(dtype, copy=False), added)
+    assert isinstance(x, Draft)
+    return x
 
 
 def _stage(layer: Layer, attributes: dict, x: gs.Tensor | Draft, W: np.ndarray, bias: list[np.ndarray]) -> Draft:
     if layer.is_conv:
         return node("Conv", x, W, *bias, **attributes)
-    matrix = np.ascontiguousarray(W.reshape(W.shape[:2]).T)
+    matrix = W.reshape(W.shape[:2])
     if len(layer.node.inputs[0].shape) == 2:
-        return node("Gemm", x, matrix, *bias)
-    made = node("MatMul", x, matrix)
+        return node("Gemm", x, matrix, *bias, transB=1)
+    made = node("MatMul", x, matrix.T)
     return node("Add", made, *bias) if bias else made

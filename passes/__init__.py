@@ -13,6 +13,11 @@ from nnc.passes.merge_views import MergeViews
 from nnc.passes.remove_dead_nodes import RemoveDeadNodes
 from nnc.passes.remove_identity import RemoveIdentity
 from nnc.passes.simplify_shapes import SimplifyShapes
+from nnc.passes.split_conv_cp import SplitConvCp
+from nnc.passes.split_conv_spatial import SplitConvSpatial
+from nnc.passes.split_conv_svd import SplitConvSvd
+from nnc.passes.split_conv_tucker import SplitConvTucker
+from nnc.passes.split_gemm_svd import SplitGemmSvd
 from nnc.rewrite import Pass
 
 #: Exact passes that need neither parameters nor data, in the order in which they leave the fewest nodes.
@@ -32,4 +37,6 @@ GRAPH_PASSES: tuple[type[Pass], ...] = (
 )
 
 #: Every pass that a recipe can name.
-PASSES: tuple[type[Pass], ...] = (*GRAPH_PASSES, CheckAccuracy)
+PASSES: tuple[type[Pass], ...] = (
+    *GRAPH_PASSES, SplitGemmSvd, SplitConvSvd, SplitConvSpatial, SplitConvCp, SplitConvTucker, CheckAccuracy,
+)  # fmt: skip
