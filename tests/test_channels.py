@@ -779,6 +779,35 @@ def test_a_layer_that_reads_columns() -> None:
     assert [len(group.ids) for group in channels.groups] == [8]
 
 
+def test_a_transformer() -> None:
+    """Its feed-forward layers can lose hidden features; attention and the residual stream keep theirs."""
+    text = """
+    net (float[2, 6, 8] x) => (float[2, 6, 8] y)
+    <float[8] g, float[8, 8] Q, float[8, 8] K, float[8, 8] V, float[8, 20] W, float[20] B, float[20, 8] U>
+    {
+        n = LayerNormalization(x, g)
+        q = MatMul(n, Q)
+        k = MatMul(n, K)
+        v = MatMul(n, V)
+        turned = Transpose<perm = [0, 2, 1]>(k)
+        scores = MatMul(q, turned)
+        weights = Softmax<axis = -1>(scores)
+        mixed = MatMul(weights, v)
+        r = Add(x, mixed)
+        h = MatMul(r, W)
+        b = Add(h, B)
+        s = Sigmoid(b)
+        e = Mul(b, s)
+        f = MatMul(e, U)
+        y = Add(r, f)
+    }
+    """
+    channels = check(testing.graph(text))
+    assert [(group.name, len(group.ids)) for group in channels.groups] == [("h", 20)]
+    assert channels.fixed["v"] == "MatMul 'mixed' is no product with a constant matrix"
+    assert channels.fixed["f"] == "Add 'y' combines it with 'r', a part of which stays"
+
+
 def test_operators_of_other_domains_are_unknown() -> None:
     graph = between("t = Relu(c)", 512)
     node_of(graph, "t").domain = "com.example"
