@@ -4,8 +4,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nnc import graph as graphs
 from nnc import channels, measure
+from nnc import graph as graphs
 from nnc.report import remarks
 from nnc.simulation.analytic import predict
 from nnc.simulation.kernels import Kernel, kernels, peak_bytes
