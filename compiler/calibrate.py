@@ -20,13 +20,16 @@ Arrays = Mapping[str, np.ndarray]
 #: What the tensors that are alive at once may take, in bytes, for all samples of one flow.
 FLOW_BYTES = 2 << 30
 
+#: Samples that are used of the calibration data: layers are fitted at many positions of each.
+MOST_SAMPLES = 1024
+
 #: Rows of patches per column that determine a layer well; more only cost time.
 _ROWS_PER_COLUMN = 24
 _LEAST_ROWS = 1 << 15
 _CHUNK_VALUES = 1 << 24
 
 
-def samples(graph: gs.Graph, dataset: Dataset, seed: int, most: int | None = None) -> dict[str, np.ndarray]:
+def samples(graph: gs.Graph, dataset: Dataset, seed: int, most: int = MOST_SAMPLES) -> dict[str, np.ndarray]:
     """Calibration data as arrays [batches, *shape of the input] by input name, as many as `FLOW_BYTES` leaves room for.
 
     The graph's own batch size is kept, so that a last batch which is not full is left out; where there are fewer
@@ -34,7 +37,7 @@ def samples(graph: gs.Graph, dataset: Dataset, seed: int, most: int | None = Non
     """
     batch = graph.inputs[0].shape[0]
     room = max(1, FLOW_BYTES // max(1, _peak_bytes(graph))) * batch
-    count = min(len(dataset), room, most or len(dataset))
+    count = min(len(dataset), room, most)
     chosen = dataset if count == len(dataset) else dataset.subset(seed, count)
     batches = [_filled(each, batch) for each in chosen.batches(batch)]
     full = batches[: max(1, count // batch)]
