@@ -39,13 +39,22 @@ class Ranking:
 
 
 def rank(
-    graph: gs.Graph, channels: Channels, groups: Sequence[Group], samples: Mapping[str, np.ndarray], context: Context
+    graph: gs.Graph,
+    channels: Channels,
+    groups: Sequence[Group],
+    samples: Mapping[str, np.ndarray],
+    context: Context,
+    weights: Mapping[str, np.ndarray] | None = None,
 ) -> list[Ranking]:
-    """The ranking of every group; errors are shares of the energy of the outputs, see nnc.sensitivity."""
+    """The ranking of every group; errors are shares of the energy of the outputs.
+
+    `weights` are the sensitivities by layer (nnc.sensitivity), which are measured where none are given.
+    """
     flow = Flow(graph, samples)
     names = {use.node.name for group in groups for use in group.consumers}
     readers = [node for node in graph.nodes if node.name in names]
-    weights = sensitivity.output_sensitivity(graph, readers, samples, context)
+    if weights is None:
+        weights = sensitivity.output_sensitivity(graph, readers, samples, context)
     blocks: dict[int, list[_Block]] = defaultdict(list)
     for index, node in enumerate(readers):
         context.progress("moments", index, len(readers))

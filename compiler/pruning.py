@@ -132,3 +132,9 @@ def widths(group: Group, multiple: int) -> np.ndarray:
     count = len(group.ids)
     step = multiple // math.gcd(multiple, channels_per_unit(group))
     return np.array([count, *range((count - 1) // step * step, 0, -step)])
+
+
+def readers(groups: Sequence[Group], ids: np.ndarray) -> set[str]:
+    """The names of the layers that read one of the channels."""
+    uses = (use for group in groups for use in group.consumers)
+    return {use.node.name for use in uses if np.isin(use.ids, ids).any()}

@@ -10,6 +10,7 @@ from nnc.passes.fuse_gemm import FuseGemm
 from nnc.passes.fuse_padding import FusePadding
 from nnc.passes.merge_duplicates import MergeDuplicates
 from nnc.passes.merge_views import MergeViews
+from nnc.passes.prune_channels import PruneChannels
 from nnc.passes.remove_dead_nodes import RemoveDeadNodes
 from nnc.passes.remove_identity import RemoveIdentity
 from nnc.passes.simplify_shapes import SimplifyShapes
@@ -38,5 +39,5 @@ GRAPH_PASSES: tuple[type[Pass], ...] = (
 
 #: Every pass that a recipe can name.
 PASSES: tuple[type[Pass], ...] = (
-    *GRAPH_PASSES, SplitGemmSvd, SplitConvSvd, SplitConvSpatial, SplitConvCp, SplitConvTucker, CheckAccuracy,
+    *GRAPH_PASSES, PruneChannels, SplitGemmSvd, SplitConvSvd, SplitConvSpatial, SplitConvCp, SplitConvTucker, CheckAccuracy,
 )  # fmt: skip

@@ -79,7 +79,7 @@ class PruneChannels(Pass):
         channels.remove(graph, traced, ids.tolist())
         if samples and self.refit and ids.size:
             kept = reconstruct.Kept(traced, frozenset(ids.tolist()))
-            reconstruct.fit(original, graph, samples, context, kept=kept, changed=_readers(groups, ids))
+            reconstruct.fit(original, graph, samples, context, kept=kept, changed=pruning.readers(groups, ids))
         return len(ids)
 
     def _groups(self, graph: gs.Graph, traced: Channels, context: Context) -> list[Group]:
@@ -130,12 +130,6 @@ class PruneChannels(Pass):
         if self.budget.metric == "latency":
             return context.predict(graph).latency_ms
         return float(getattr(measure(graph), self.budget.metric))
-
-
-def _readers(groups: list[Group], ids: np.ndarray) -> set[str]:
-    """The layers that read one of the channels."""
-    uses = (use for group in groups for use in group.consumers)
-    return {use.node.name for use in uses if np.isin(use.ids, ids).any()}
 
 
 def _explain(before: gs.Graph, after: gs.Graph, context: Context) -> None:
