@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -30,6 +30,8 @@ from nnc.rewrite import Context, Driver, Effect, Pass, selected
 
 #: What a method calls a rank: a number, or several where a chain has more than one.
 Rank = Any
+
+Choice = TypeVar("Choice")
 
 #: Ranks that a layer is offered within a budget.
 MOST_OPTIONS = 24
@@ -70,6 +72,8 @@ class Place:
     shape: tuple[int, ...]
     """Of the weight of one group."""
     options: list[Option]
+    reason: str = ""
+    """Why it has no option but the first."""
 
 
 class Split(Pass):
@@ -143,8 +147,6 @@ class Split(Pass):
         samples = calibrate.samples(graph, context.calibration, context.seed) if context.calibration else None
         ranks = self._ranks(graph, layers, samples, context)
         splits = Splits(self, graph, layers, ranks, biased=samples is not None, context=context)
-        for place in splits.places:
-            self._decline(place, context)
         solution = splits.within(self.budget) if self.budget else splits.all()
         splits.announce(solution, self.budget)
         chosen = splits.chosen(solution.state)
@@ -234,27 +236,25 @@ class Split(Pass):
             if not enough:
                 context.skip(layer.node, f"no rank that saves parameters keeps {self.energy:g} of its energy")
             return [min(enough, key=lambda each: (size[each[0]], each[1]))] if enough else []
-        return thinned(undominated(measured, [size[rank] for rank, _ in measured], [lost for _, lost in measured]))
+        return undominated(measured, [size[rank] for rank, _ in measured], [lost for _, lost in measured])
 
-    def _decline(self, place: Place, context: Context) -> None:
-        """Drop the options that are not worth their while, and say so where none is left."""
-        whole, offered = place.options[0], place.options[1:]
-        when = self.when or ("smaller" if self.budget and self.budget.metric == "params" else "faster")
-        if when != "always":
-            metric: Metric = "latency" if when == "faster" else "params"
-            worth = [each for each in offered if each.cost.of(metric) < whole.cost.of(metric)]
-            if offered and not worth:
-                best = min(offered, key=lambda each: each.cost.of(metric))
-                context.skip(place.node, self._no_gain(place, best, whole, metric))
-            offered = worth
-        place.options = [whole, *(each for each in offered if not any(slower(each, other) for other in offered))]
-
-    def _no_gain(self, place: Place, best: Option, whole: Option, metric: Metric) -> str:
-        rank = self.spelled(place.shape, best.rank)
+    def worth(self, options: Sequence[Option], whole: Option) -> tuple[list[Option], str]:
+        """The options that are faster, or smaller, as asked; and why there is none."""
+        metric = self._wished()
+        if metric is None or not options:
+            return list(options), ""
+        worth = [each for each in options if each.cost.of(metric) < whole.cost.of(metric)]
+        best = min(options, key=lambda each: each.cost.of(metric))
         if metric == "params":
-            return f"{rank} is no smaller: {best.cost.params} parameters instead of {whole.cost.params}"
+            return worth, f"no smaller: {best.cost.params} parameters instead of {whole.cost.params}"
         times = (units.milliseconds(each.cost.latency_ms) for each in (best, whole))
-        return f"{rank} is no faster: {' instead of '.join(times)}"
+        return worth, f"no faster: {' instead of '.join(times)}"
+
+    def _wished(self) -> Metric | None:
+        if self.when is None:
+            return "params" if self.budget and self.budget.metric == "params" else "latency"
+        wished: dict[str, Metric | None] = {"faster": "latency", "smaller": "params", "always": None}
+        return wished[self.when]
 
     def _apply(
         self, graph: gs.Graph, chosen: Mapping[str, Rank], samples: Mapping[str, np.ndarray] | None, context: Context
@@ -318,23 +318,31 @@ class Splits:
         self, method: Split, graph: gs.Graph, layers: list[Layer], ranks: list[list[tuple[Rank, float]]], *,
         biased: bool, context: Context,
     ) -> None:  # fmt: skip
-        self.method, self.graph, self.biased, self.context = method, graph, biased, context
+        self.method, self.graph, self.biased, self.context, self.ranks = method, graph, biased, context, ranks
         self.places = [Place(layer.node, layer.node.name, group_shape(layer), []) for layer in layers]
-        for place, cost in zip(self.places, self._costs({}), strict=True):
-            place.options = [Option(None, 0.0, cost)]
-        rounds = max(map(len, ranks), default=0)
-        for index in range(rounds):
-            context.progress("predict ranks", index, rounds)
-            self._offer([each[min(index, len(each) - 1)] if each else None for each in ranks])
+        self._keep = [Option(None, 0.0, cost) for cost in self._costs({})]
+        self._offer(ranks)
         for place, own in zip(self.places, ranks, strict=True):
-            del place.options[len(own) + 1 :]
+            if own and len(place.options) == 1:
+                context.skip(place.node, place.reason)
 
-    def _offer(self, offered: Sequence[tuple[Rank, float] | None]) -> None:
-        """Give every place its next option, at the cost that it has where all others take theirs."""
-        chosen = {place.name: each[0] for place, each in zip(self.places, offered, strict=True) if each}
-        for place, each, cost in zip(self.places, offered, self._costs(chosen), strict=True):
-            if each:
-                place.options.append(Option(*each, cost))
+    def _offer(self, ranks: list[list[tuple[Rank, float]]]) -> None:
+        """Let every place choose among some of its ranks, the largest first, at the costs that they have there."""
+        offered = [thinned(each) for each in ranks]
+        options: list[list[Option]] = [[] for _ in self.places]
+        rounds = max(map(len, offered), default=0)
+        for index in range(rounds):
+            self.context.progress("predict ranks", index, rounds)
+            each = [own[min(index, len(own) - 1)] if own else None for own in offered]
+            chosen = {place.name: rank[0] for place, rank in zip(self.places, each, strict=True) if rank}
+            for place, (own, cost) in enumerate(zip(offered, self._costs(chosen), strict=True)):
+                if index < len(own):
+                    options[place].append(Option(*own[index], cost))
+        for place, keep, found in zip(self.places, self._keep, options, strict=True):
+            worth, reason = self.method.worth(found, keep)
+            if reason:
+                place.reason = f"{self.method.spelled(place.shape, found[-1].rank)} is {reason}"
+            place.options = [keep, *(one for one in worth if not any(slower(one, other) for other in worth))]
 
     def _costs(self, chosen: Mapping[str, Rank]) -> list[Cost]:
         """What every place costs in the network whose layers are split like this."""
@@ -371,7 +379,32 @@ class Splits:
         return {place.name: place.options[option].rank for place, option in pairs if option}
 
     def within(self, budget: Budget) -> Solution:
-        """The state of least error that costs at most a share of what the network costs now.
+        """The state of least error that costs at most a share of what the network costs now."""
+        first, offered = self._within(budget), [place.options for place in self.places]
+        windows = [self._window(*each) for each in zip(self.places, self.ranks, first.state, strict=True)]
+        if all(len(window) < len(place.options) for place, window in zip(self.places, windows, strict=True)):
+            return first  # there are no ranks between those that were offered
+        self._offer(windows)
+        try:
+            finer = self._within(budget)
+        except NncError:  # latencies depend on what all other layers are
+            for place, options in zip(self.places, offered, strict=True):
+                place.options = options
+            return first
+        seen = [each for each in first.points if not each["chosen"]]
+        return replace(finer, points=seen + [each for each in finer.points if each["chosen"]])
+
+    def _window(self, place: Place, ranks: list[tuple[Rank, float]], option: int) -> list[tuple[Rank, float]]:
+        """The ranks of a place from the option above the chosen one to the one below."""
+        if len(place.options) == 1:
+            return []
+        names = [rank for rank, _ in ranks]
+        above, below = max(option - 1, 0), min(option + 1, len(place.options) - 1)
+        start = names.index(place.options[above].rank) if above else 0
+        return ranks[start : names.index(place.options[below].rank) + 1]
+
+    def _within(self, budget: Budget) -> Solution:
+        """`within` for the options that are offered.
 
         The costs of layers are taken to add up; what that misses (constants that several layers read, caches that hold
         the network or don't) is corrected.
@@ -555,24 +588,21 @@ def growth(errors: np.ndarray) -> np.ndarray:
     return -np.log1p(-np.minimum(errors, 1 - 1e-9))
 
 
-def undominated(
-    measured: Sequence[tuple[Rank, float]], sizes: Sequence[float], errors: Sequence[float]
-) -> list[tuple[Rank, float]]:
-    """The candidates that no smaller one beats in error, the largest first."""
-    order = sorted(range(len(measured)), key=lambda index: (sizes[index], errors[index]))
+def undominated(choices: Sequence[Choice], sizes: Sequence[float], errors: Sequence[float]) -> list[Choice]:
+    """The choices that no smaller one beats in error, the largest first."""
     kept, best = [], math.inf
-    for index in order:
+    for index in sorted(range(len(choices)), key=lambda index: (sizes[index], errors[index])):
         if errors[index] < best:
-            kept.append(measured[index])
+            kept.append(choices[index])
             best = errors[index]
     return kept[::-1]
 
 
-def thinned(options: list[tuple[Rank, float]]) -> list[tuple[Rank, float]]:
-    """At most `MOST_OPTIONS` of them, evenly spread."""
-    if len(options) <= MOST_OPTIONS:
-        return options
-    return [options[round(index)] for index in np.linspace(0, len(options) - 1, MOST_OPTIONS)]
+def thinned(choices: list[Choice]) -> list[Choice]:
+    """At most `MOST_OPTIONS` of them, evenly spread, the first and the last included."""
+    if len(choices) <= MOST_OPTIONS:
+        return choices
+    return [choices[round(index)] for index in np.linspace(0, len(choices) - 1, MOST_OPTIONS)]
 
 
 def slower(option: Option, other: Option) -> bool:
