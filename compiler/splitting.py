@@ -36,6 +36,9 @@ Choice = TypeVar("Choice")
 #: Ranks that a layer is offered within a budget.
 MOST_OPTIONS = 24
 
+#: Of the energy of weights that are stored in float32.
+_ROUNDING = 1e-10
+
 #: How often the price of what the cost of a network is not the sum of is corrected, and what may be left of a budget.
 _ROUNDS = 8
 _UNUSED = 0.01
@@ -232,10 +235,11 @@ class Split(Pass):
         if self.rank is not None:
             return [min(measured, key=lambda each: (each[1], size[each[0]]))]
         if self.energy is not None:
-            enough = [each for each in measured if each[1] <= 1 - self.energy + 1e-12]
+            enough = [each for each in measured if each[1] <= 1 - self.energy + _ROUNDING]
             if not enough:
                 context.skip(layer.node, f"no rank that saves parameters keeps {self.energy:g} of its energy")
-            return [min(enough, key=lambda each: (size[each[0]], each[1]))] if enough else []
+                return []
+            return [min(enough, key=lambda each: (size[each[0]], each[1]))]
         return undominated(measured, [size[rank] for rank, _ in measured], [lost for _, lost in measured])
 
     def worth(self, options: Sequence[Option], whole: Option) -> tuple[list[Option], str]:

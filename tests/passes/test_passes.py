@@ -30,7 +30,7 @@ def test_names_and_documentation(pass_: type[Pass]) -> None:
     assert pass_.__name__ == "".join(word.capitalize() for word in words).replace("Batchnorm", "BatchNorm")
     assert (Path(__file__).parent / f"test_{file.stem}.py").exists()
     text = inspect.getdoc(pass_) or ""
-    places = [text.find(part) for part in ("->", "Exact", "Declines", "Reference:")]
+    places = [text.find(part) for part in ("->", pass_.effect.capitalize(), "Declines", "Reference:")]
     assert places == sorted(places)
     assert min(places) > 0
     assert all(field.description for field in pass_.model_fields.values())
