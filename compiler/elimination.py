@@ -95,7 +95,7 @@ class _Block:
     """Columns of the block by channel id."""
 
     def costs(self, ids: np.ndarray) -> np.ndarray:
-        """What each channel adds when it goes and all other columns are refitted: W_c (P_cc)^-1 W_c^T, P the inverse."""
+        """What each channel c adds when it goes and all others are refitted: W_c (P_cc)^-1 W_c^T, P the inverse."""
         costs = np.zeros(len(ids))
         by_size: dict[int, list[int]] = defaultdict(list)
         for index, one in enumerate(ids.tolist()):

@@ -1,21 +1,23 @@
 """Which channels to remove: widths for every group, within a budget or by a share, and the channels that go."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal, TypeAlias
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from nnc import channels, costs, measure
+from nnc import budget, channels, costs, measure
 from nnc import graph as graphs
-from nnc.budget import Allocation, Metric, Solution
+from nnc.budget import Allocation, Solution
 from nnc.channels import Channels, Group
 from nnc.importance import Ranking
 from nnc.rewrite import Context
 
-#: How often widths that a wider one beats are taken out and the rest is allocated anew.
-_ROUNDS = 4
+#: What a share of a network is kept of.
+Metric: TypeAlias = budget.Metric | Literal["channels"]
 
 
 @dataclass
@@ -34,43 +36,24 @@ class Pruning:
     context: Context
 
     def within(self, metric: Metric, share: float) -> Solution:
-        """The best state that keeps at most `share` of the network's cost, no width slower than a wider one."""
-        for _ in range(_ROUNDS):
-            solution = self._allocation(metric).within(share)
-            slow = self._slower_than_wider(solution.state)
-            if not slow:
-                break
-            for group in slow:
-                self.options[group] = np.delete(self.options[group], solution.state[group])
-        return solution
+        """The best state that keeps at most `share` of the network's cost, no width slower than a wider one.
 
-    def of_sparsity(self, sparsity: float) -> Solution:
-        """The best state that removes a share of all channels."""
-        errors, sizes = self._errors(), self._channels_per_unit()
-        total = sum(size * options[0] for size, options in zip(sizes, self.options, strict=True))
-        allocation = Allocation(
-            errors,
-            lambda group, state: self.options[group] * float(sizes[group]),
-            lambda state: sum(size * width for size, width in zip(sizes, self.widths(state), strict=True)),
-        )
-        least = sum(size * options[-1] for size, options in zip(sizes, self.options, strict=True)) / total
-        return allocation.within(max(1 - sparsity, least))
+        Raises NncError where no state keeps within it.
+        """
+        return self._fast(lambda: budget.corrected(self._allocation(metric), partial(self.cost, metric), share))
 
-    def uniform(self, share: float) -> list[int]:
-        """The state in which every group keeps the width nearest to `share` of its own."""
-        return [int(np.argmin(np.abs(options - share * options[0]))) for options in self.options]
+    def uniform(self, shares: Sequence[float]) -> Solution:
+        """The state in which every group keeps the width nearest to its share, none slower than a wider one."""
+
+        def choose() -> Solution:
+            state = self._nearest(shares)
+            return Solution(state, self.cost("channels", state) / self.cost("channels", self._keep), self.error(state))
+
+        return self._fast(choose)
 
     def uniform_within(self, metric: Metric, share: float) -> Solution:
-        """The widest `uniform` state that keeps at most `share` of the network's cost."""
-        full, low, high = self.cost(metric, [0] * len(self.groups)), 0.0, 1.0
-        for _ in range(16):
-            middle = (low + high) / 2
-            if self.cost(metric, self.uniform(middle)) <= share * full:
-                low = middle
-            else:
-                high = middle
-        state = self.uniform(low)
-        return Solution(state, self.cost(metric, state) / full, 0.0)
+        """As `within`, for the state in which every group keeps about the same share of its width."""
+        return self._fast(lambda: self._uniform_within(metric, share))
 
     def removed(self, state: Sequence[int]) -> np.ndarray:
         """The ids of the channels that go."""
@@ -84,22 +67,67 @@ class Pruning:
         """Units that every group keeps."""
         return np.array([options[chosen] for options, chosen in zip(self.options, state, strict=True)])
 
-    def cost(self, metric: Metric, state: Sequence[int]) -> float:
-        """What is left of the network by `metric`: MACs, parameters, or milliseconds."""
+    def error(self, state: Sequence[int]) -> float:
+        """The sum of what the groups lose."""
+        return float(sum(errors[option] for errors, option in zip(self._errors(), state, strict=True)))
+
+    def hollow(self, state: Sequence[int]) -> gs.Graph:
+        """The pruned graph, with weights that take no memory."""
         pruned = graphs.copy(self.graph)
         channels.remove(pruned, self.traced, self.removed(state), hollow=True)
-        if metric == "latency":
-            return self.context.predict(pruned).latency_ms
-        figures = measure.measure(pruned)
-        return float(figures.macs if metric == "macs" else figures.params)
+        return pruned
+
+    def cost(self, metric: Metric, state: Sequence[int]) -> float:
+        """What is left of the network by `metric`: MACs, parameters, milliseconds, or channels of the groups."""
+        if metric == "channels":
+            return float(sum(self.widths(state) * [channels_per_unit(group) for group in self.groups]))
+        return cost(self.hollow(state), metric, self.context)
+
+    @property
+    def _keep(self) -> list[int]:
+        return [0] * len(self.groups)
+
+    def _fast(self, choose: Callable[[], Solution]) -> Solution:
+        """What `choose` chooses, once no group has an option that is slower than a wider one."""
+        solution = choose()
+        while slow := self._slower_than_wider(solution.state):
+            for group in slow:
+                self.options[group] = np.delete(self.options[group], solution.state[group])
+            solution = choose()
+        return solution
+
+    def _slower_than_wider(self, state: list[int]) -> list[int]:
+        """The groups for which the cost model knows a wider option that is faster."""
+        latency = self.cost("latency", state)
+        return [
+            group
+            for group in np.flatnonzero(state).tolist()
+            if any(self.cost("latency", wider) < latency for wider in self._wider(state, group))
+        ]
+
+    def _wider(self, state: list[int], group: int) -> Iterator[list[int]]:
+        """`state` with the next wider option of a group, and with the next one at a multiple that the target likes."""
+        unit = self.context.target.unit.channel_multiple / channels_per_unit(self.groups[group])
+        wider = self.options[group][: state[group]]
+        for option in sorted({state[group] - 1, *np.flatnonzero(wider % unit == 0)[-1:].tolist()}):
+            yield [*state[:group], option, *state[group + 1 :]]
 
     def _allocation(self, metric: Metric) -> Allocation:
+        """Errors and costs that add up over the groups, which is nearly what the network costs."""
+        if metric == "channels":
+            sizes = [float(channels_per_unit(group)) for group in self.groups]
+            return Allocation(
+                self._errors(), lambda group, _: self.options[group] * sizes[group], partial(self.cost, metric)
+            )
         layers = costs.layers(self.graph, self.traced, self.groups, metric, self.context.predict(self.graph))
+        rest = self.cost(metric, self._keep) - costs.total(layers, self.widths(self._keep), layers.dense)
 
         def of_options(group: int, state: list[int]) -> np.ndarray:
             return layers.of_group(group, self.options[group], self.widths(state), layers.dense)
 
-        return Allocation(self._errors(), of_options, lambda state: self.cost(metric, state))
+        return Allocation(
+            self._errors(), of_options, lambda state: rest + costs.total(layers, self.widths(state), layers.dense)
+        )
 
     def _errors(self) -> list[np.ndarray]:
         return [
@@ -107,18 +135,33 @@ class Pruning:
             for ranking, options in zip(self.rankings, self.options, strict=True)
         ]
 
-    def _slower_than_wider(self, state: list[int]) -> list[int]:
-        """The groups for which the cost model knows a wider option that is no slower."""
-        latency = self.cost("latency", state)
-        pruned = [group for group, option in enumerate(state) if option]
-        return [
-            group
-            for group in pruned
-            if self.cost("latency", [*state[:group], state[group] - 1, *state[group + 1 :]]) <= latency
-        ]
+    def _nearest(self, shares: Sequence[float]) -> list[int]:
+        pairs = zip(self.options, self.groups, shares, strict=True)
+        return [int(np.argmin(np.abs(options - share * len(group.ids)))) for options, group, share in pairs]
 
-    def _channels_per_unit(self) -> list[int]:
-        return [channels_per_unit(group) for group in self.groups]
+    def _uniform_within(self, metric: Metric, share: float) -> Solution:
+        """Bisection of the share that groups keep; then those that keep the least get one width more, where it fits."""
+        full, low, high = self.cost(metric, self._keep), 0.0, 1.0
+        for _ in range(16):
+            middle = (low + high) / 2
+            fits = self.cost(metric, self._nearest([middle] * len(self.groups))) <= share * full
+            low, high = (middle, high) if fits else (low, middle)
+        state = self._nearest([1.0 if share >= 1 else low] * len(self.groups))
+        if (left := self.cost(metric, state)) > share * full:
+            raise budget.unreachable(share, left / full)
+        kept = self.widths(state) / self.widths(self._keep)
+        for group in np.argsort(kept, kind="stable").tolist():
+            wider = [*state[:group], max(0, state[group] - 1), *state[group + 1 :]]
+            state = wider if self.cost(metric, wider) <= share * full else state
+        return Solution(state, self.cost(metric, state) / full, self.error(state))
+
+
+def cost(graph: gs.Graph, metric: budget.Metric, context: Context) -> float:
+    """MACs, parameters, or predicted milliseconds of a graph."""
+    if metric == "latency":
+        return context.predict(graph).latency_ms
+    figures = measure.measure(graph)
+    return float(figures.macs if metric == "macs" else figures.params)
 
 
 def channels_per_unit(group: Group) -> int:

@@ -60,20 +60,23 @@ def fit(
     kept: Kept | None = None,
     factorize: Mapping[str, Factorize] = {},  # never changed
     changed: set[str] | None = None,
+    layers: bool = True,
 ) -> dict[str, float]:
     """Refit the layers of `graph`, in place; returns the share of its output's energy that each layer loses, by name.
 
     `graph` is the original without the channels that `kept` tells of. `factorize` names the layers to split.
-    Layers in front of the first node named in `changed` stay as they are.
+    Layers in front of the first node named in `changed` stay as they are. Without `layers` only the statistics of
+    BatchNormalization are estimated anew.
     """
-    return _Fit(original, graph, samples, context, kept or Kept(), factorize, changed or set()).run()
+    return _Fit(original, graph, samples, context, kept or Kept(), factorize, changed or set(), layers).run()
 
 
 class _Fit:
     def __init__(
         self, original: gs.Graph, graph: gs.Graph, samples: Mapping[str, np.ndarray], context: Context, kept: Kept,
-        factorize: Mapping[str, Factorize], changed: set[str],
+        factorize: Mapping[str, Factorize], changed: set[str], layers: bool,
     ) -> None:  # fmt: skip
+        self.layers = layers
         self.graph, self.context, self.kept, self.factorize, self.changed = graph, context, kept, factorize, changed
         self.before, self.after = Flow(original, samples), Flow(graph, samples)
         self.originals = {node.name: node for node in original.nodes}
@@ -89,7 +92,7 @@ class _Fit:
             self.context.progress("fit layers", index, len(nodes))
             if each.name not in refitted or each.name not in self.originals:
                 continue
-            if (layer := Layer.of(each)) is not None:
+            if self.layers and (layer := Layer.of(each)) is not None:
                 errors[each.name] = self._fit(layer)
             elif is_standard(each, "BatchNormalization"):
                 self._estimate(each)

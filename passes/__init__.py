@@ -39,5 +39,6 @@ GRAPH_PASSES: tuple[type[Pass], ...] = (
 
 #: Every pass that a recipe can name.
 PASSES: tuple[type[Pass], ...] = (
-    *GRAPH_PASSES, PruneChannels, SplitGemmSvd, SplitConvSvd, SplitConvSpatial, SplitConvCp, SplitConvTucker, CheckAccuracy,
+    *GRAPH_PASSES, PruneChannels, SplitGemmSvd, SplitConvSvd, SplitConvSpatial, SplitConvCp, SplitConvTucker,
+    CheckAccuracy,
 )  # fmt: skip

@@ -1,5 +1,8 @@
 """prune-channels: the channels that a network misses least are taken out."""
 
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal, Self
 
 import numpy as np
@@ -59,14 +62,15 @@ class PruneChannels(Pass):
             hint = "give it with --data calibration=PATH or in the recipe's [data]"
             raise NncError(f"importance '{self.importance}' needs calibration data", hint)
         before = graphs.copy(graph)
-        removed = sum(self._step(graph, context, before, step) for step in range(1, self.iterations + 1))
+        start = _channels(channels.trace(graph).groups)
+        removed = sum(self._step(graph, context, before, start, step) for step in range(1, self.iterations + 1))
         _explain(before, graph, context)
         return removed
 
-    def _step(self, graph: gs.Graph, context: Context, before: gs.Graph, step: int) -> int:
-        """Prune part of the way; returns the number of channels removed."""
+    def _step(self, graph: gs.Graph, context: Context, before: gs.Graph, start: Counter[str], step: int) -> int:
+        """Prune part of the way from `before`, whose groups had `start` channels; returns how many units it removed."""
         traced = channels.trace(graph)
-        groups = self._groups(graph, traced, context)
+        groups = self._groups(graph, traced, context, step)
         if not groups:
             return 0
         samples = calibrate.samples(graph, context.calibration, context.seed) if context.calibration else None
@@ -74,71 +78,122 @@ class PruneChannels(Pass):
         rankings = importance.rank(criterion, graph, traced, groups, samples, context)
         options = [pruning.widths(group, self._multiple(context)) for group in groups]
         plan = Pruning(graph, traced, groups, rankings, options, context)
-        ids = plan.removed(self._solve(plan, before, step).state)
-        original = graphs.copy(graph)
-        channels.remove(graph, traced, ids.tolist())
-        if samples and self.refit and ids.size:
-            kept = reconstruct.Kept(traced, frozenset(ids.tolist()))
-            reconstruct.fit(original, graph, samples, context, kept=kept, changed=pruning.readers(groups, ids))
+        solution = self._solve(plan, before, start, step)
+        if step == self.iterations:
+            self._predict(plan, solution, criterion)
+        ids = plan.removed(solution.state)
+        _remove(plan, ids, samples, self.refit)
         return len(ids)
 
-    def _groups(self, graph: gs.Graph, traced: Channels, context: Context) -> list[Group]:
-        """The groups that may lose channels; of the others the reason is told."""
+    def _groups(self, graph: gs.Graph, traced: Channels, context: Context, step: int) -> list[Group]:
+        """The groups that may lose channels; of the others the first step tells the reason."""
         nodes = {node.name: node for node in graph.nodes}
-        for name, reason in traced.fixed.items():
-            context.skip(nodes[name], reason)
+        left = [(nodes[name], reason) for name, reason in traced.fixed.items()]
         chosen = []
         for group in traced.groups:
             writers = [nodes[use.node.name] for use in group.producers] or [nodes[group.name]]
-            if reason := self._refusal(group, writers, context):
-                for node in writers:
-                    context.skip(node, reason)
-            else:
+            if reason := self._refusal(group, writers):
+                left += [(node, reason) for node in writers]
+            elif step > 1 or not (reason := self._too_narrow(group, context)):
                 chosen.append(group)
+            else:
+                left += [(node, reason) for node in writers]
+        for node, reason in left if step == 1 else ():
+            context.skip(node, reason)
         return chosen
 
-    def _refusal(self, group: Group, writers: list[gs.Node], context: Context) -> str:
+    def _refusal(self, group: Group, writers: list[gs.Node]) -> str:
         """Why a group keeps its channels, or nothing."""
-        multiple = self._multiple(context)
         if not all(selected(node.name, self.include, self.exclude) for node in writers):
             return "excluded by the recipe"
-        if not group.consumers:
-            return "no layer with weights reads its channels"
-        if len(pruning.widths(group, multiple)) == 1:
-            width = len(group.ids) * pruning.channels_per_unit(group)
-            return f"{width} channels are no more than the multiple of {multiple}, which 'round_to' can change"
-        return ""
+        return "" if group.consumers else "no layer with weights reads its channels"
+
+    def _too_narrow(self, group: Group, context: Context) -> str:
+        multiple = self._multiple(context)
+        if len(pruning.widths(group, multiple)) > 1:
+            return ""
+        width = len(group.ids) * pruning.channels_per_unit(group)
+        return f"{width} channels are no more than the multiple of {multiple}, which 'round_to' can change"
 
     def _multiple(self, context: Context) -> int:
         return self.round_to or context.target.unit.channel_multiple
 
-    def _solve(self, plan: Pruning, before: gs.Graph, step: int) -> Solution:
+    def _solve(self, plan: Pruning, before: gs.Graph, start: Counter[str], step: int) -> Solution:
+        """The state that this step ends in."""
         way = step / self.iterations
         if self.budget is None:
             assert self.sparsity is not None
-            share = (1 - self.sparsity) ** (1 / self.iterations)
+            now, share = _channels(plan.groups), (1 - self.sparsity) ** way
             if self.ranking == "per-layer":
-                return Solution(plan.uniform(share), share, 0.0)
-            return plan.of_sparsity(1 - share)
+                return plan.uniform([share * start[group.name] / now[group.name] for group in plan.groups])
+            return plan.within("channels", min(1.0, share * sum(start[name] for name in now) / now.total()))
         metric = self.budget.metric
-        whole, now = (self._cost(each, plan.context) for each in (before, plan.graph))
-        share = min(1.0, self.budget.share**way * whole / now)
+        whole, left = (pruning.cost(graph, metric, plan.context) for graph in (before, plan.graph))
+        share = min(1.0, self.budget.share**way * whole / left)
         return plan.within(metric, share) if self.ranking == "global" else plan.uniform_within(metric, share)
 
-    def _cost(self, graph: gs.Graph, context: Context) -> float:
-        assert self.budget is not None
-        if self.budget.metric == "latency":
-            return context.predict(graph).latency_ms
-        return float(getattr(measure(graph), self.budget.metric))
+    def _predict(self, plan: Pruning, solution: Solution, criterion: Importance) -> None:
+        """Say what the last step expects."""
+        hollow = plan.hollow(solution.state)
+        figures = measure(hollow)
+        known = criterion == "reconstruction" and self.iterations == 1  # other criteria don't predict errors
+        plan.context.predicted(
+            macs=figures.macs,
+            params=figures.params,
+            latency_ms=plan.context.predict(hollow).latency_ms,
+            error=math.sqrt(solution.error) if known else None,
+        )
+        if known and solution.points:
+            metric = "channels" if self.budget is None else _FIGURES[self.budget.metric]
+            points = ({**point, "error": math.sqrt(point["error"])} for point in solution.points)
+            plan.context.curve(metric, points)
+
+
+#: Metrics of budgets as figures are called.
+_FIGURES = {"macs": "macs", "params": "params", "latency": "latency_ms"}
+
+
+def _channels(groups: Sequence[Group]) -> Counter[str]:
+    """Channels by the groups' names."""
+    found: Counter[str] = Counter()
+    for group in groups:
+        found[group.name] += len(group.ids) * pruning.channels_per_unit(group)
+    return found
+
+
+def _remove(plan: Pruning, ids: np.ndarray, samples: Mapping[str, np.ndarray] | None, refit: bool) -> None:
+    """Take the channels out, and fit what is left to the samples."""
+    original = graphs.copy(plan.graph)
+    channels.remove(plan.graph, plan.traced, ids.tolist())
+    if samples and ids.size:
+        kept, changed = reconstruct.Kept(plan.traced, frozenset(ids.tolist())), pruning.readers(plan.groups, ids)
+        reconstruct.fit(original, plan.graph, samples, plan.context, kept=kept, changed=changed, layers=refit)
 
 
 def _explain(before: gs.Graph, after: gs.Graph, context: Context) -> None:
-    """What became of every layer."""
+    """Say what became of every layer."""
     originals = {node.name: node for node in before.nodes}
+    old_ms, new_ms = (
+        {layer.name: layer.latency_ms for layer in context.predict(each).layers} for each in (before, after)
+    )
     for node in after.nodes:
         old = originals.get(node.name)
-        if old is not None and macs(old):
-            wide, narrow = old.outputs[0].shape, node.outputs[0].shape
-            axis = next((axis for axis, size in enumerate(wide) if narrow[axis] != size), None)
-            choice = "keep" if axis is None else f"{wide[axis]} -> {narrow[axis]} channels"
-            context.decide(node.name, choice, macs=(macs(old), macs(node)), params=(params(old), params(node)))
+        if old is None or not macs(old):
+            continue
+        latency = (old_ms[node.name], new_ms[node.name]) if node.name in old_ms and node.name in new_ms else None
+        context.decide(
+            node.name, _choice(old, node), macs=(macs(old), macs(node)), params=(params(old), params(node)),
+            latency_ms=latency,
+        )  # fmt: skip
+
+
+def _choice(old: gs.Node, new: gs.Node) -> str:
+    """'64 -> 40 channels', of what a layer writes or else of what it reads."""
+    for kind, before, after in (
+        ("channels", old.outputs[0].shape, new.outputs[0].shape),
+        ("inputs", old.inputs[0].shape, new.inputs[0].shape),
+    ):
+        for wide, narrow in zip(before, after, strict=True):
+            if wide != narrow:
+                return f"{wide} -> {narrow} {kind}"
+    return "keep"
