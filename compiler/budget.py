@@ -4,7 +4,7 @@ Errors add up over the places (an additive model); costs may depend on what is c
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
 import numpy as np
@@ -46,6 +46,11 @@ class Budget(BaseModel):
         return next(iter(self._given().values()))
 
 
+#: How often the price of what costs are not the sum of is corrected, and the share of a budget that may be left.
+_ROUNDS = 8
+_UNUSED = 0.01
+
+
 @dataclass(frozen=True)
 class Solution:
     """An option per place, and what was seen on the way to it."""
@@ -75,6 +80,11 @@ class Allocation:
         self._errors, self._costs, self._measure = errors, costs, measure
         self._seen: dict[tuple[int, ...], float] = {}
 
+    @property
+    def keep(self) -> list[int]:
+        """The state in which every place stays as it is."""
+        return [0] * len(self._errors)
+
     def within(self, share: float) -> Solution:
         """The state of least error that costs at most `share` of what the network costs now.
 
@@ -82,16 +92,12 @@ class Allocation:
         changes; the price is found by bisection, and what is left of the budget is used up step by step (Everett,
         Generalized Lagrange multiplier method, 1963). Raises NncError where no options keep within the budget.
         """
-        keep = [0] * len(self._errors)
-        full = self._cost(keep)
-        cheapest = self._settled(keep, price=np.inf)
+        full = self._cost(self.keep)
+        cheapest = self._settled(self.keep, price=np.inf)
         if self._cost(cheapest) > share * full:
             least = self._cost(cheapest) / full if full else 1.0
-            raise NncError(
-                f"the budget of {share:g} can't be reached: {least:.3g} is left with the smallest options",
-                "raise the budget, or let the pass change more layers",
-            )
-        above, below = self._bracket(keep, cheapest, share * full)
+            raise unreachable(share, least)
+        above, below = self._bracket(self.keep, cheapest, share * full)
         state = self._filled(above, below, share * full)
         return Solution(state, self._cost(state) / full if full else 1.0, self._error(state), self._points(state, full))
 
@@ -167,3 +173,38 @@ class Allocation:
                 best = min(best, error)
                 points.append({"budget": cost / full if full else 1.0, "error": error, "chosen": mine})
         return points
+
+
+def corrected(allocation: Allocation, cost: Callable[[list[int]], float], share: float) -> Solution:
+    """The solution within `share` by the true `cost` of a state, which the allocation only approximates.
+
+    What it misses (constants that several layers read, caches that hold the network or don't) moves its target, until
+    the budget is kept and nearly used up. Raises NncError as `Allocation.within` does.
+    """
+    full = cost(allocation.keep)
+    target, best, least = share, None, 1.0
+    for _ in range(_ROUNDS):
+        try:
+            solution = allocation.within(target)
+        except NncError:
+            if best is None and least == 1:
+                raise
+            break
+        reached = cost(solution.state) / full if full else 1.0
+        least = min(least, reached)
+        if reached <= share and (best is None or reached > best.share):
+            best = replace(solution, share=reached)
+        if share * (1 - _UNUSED) <= reached <= share or target >= 1:
+            break
+        target = min(1.0, target * share / reached)
+    if best is None:
+        raise unreachable(share, least)
+    return best
+
+
+def unreachable(share: float, least: float) -> NncError:
+    """The error of a budget that the smallest options don't keep within."""
+    return NncError(
+        f"the budget of {share:g} can't be reached: {least:.3g} is left with the smallest options",
+        "raise the budget, or let the pass change more layers",
+    )

@@ -13,6 +13,8 @@ import onnx_graphsurgeon as gs
 
 from nnc.budget import Metric
 from nnc.channels import Channels, Group
+from nnc.factorize import Stage
+from nnc.layers import Layer
 from nnc.measure import macs
 from nnc.simulation.analytic import Prediction
 
@@ -43,6 +45,37 @@ class Layers:
     def of_layer(self, layer: int, options: np.ndarray, widths: np.ndarray) -> np.ndarray:
         """The cost of a layer for each of the coefficients `options` [options, 4]."""
         return cost(options, *self.channels(widths)[:, layer])
+
+
+def total(layers: Layers, widths: np.ndarray, coefficients: np.ndarray) -> float:
+    """The cost of all layers at the widths [groups] and the coefficients [layers, 4]."""
+    return float(cost(coefficients, *layers.channels(widths)).sum())
+
+
+def coefficients(layer: Layer, stages: Sequence[Stage], metric: Metric, latency_ms: float) -> np.ndarray:
+    """The coefficients of a chain of all the layer's groups; its latency is shared out like its MACs.
+
+    The first stage reads the layer's channels and the last one writes them; what is between has the width of a rank.
+    """
+    sizes = [math.prod(stage.shape) for stage in stages]
+    if metric != "params":
+        sizes = [size * place for size, place in zip(sizes, _positions(layer, stages), strict=True)]
+    scale = latency_ms / (sum(sizes) or 1) if metric == "latency" else 1.0
+    first, *middle, last = (size * scale for size in sizes)
+    return np.array([0.0, first / layer.inputs, last / layer.outputs, sum(middle)])
+
+
+def _positions(layer: Layer, stages: Sequence[Stage]) -> list[int]:
+    """Places at which every stage of a chain is applied, over the batch."""
+    if not layer.is_conv:
+        return [math.prod(layer.node.outputs[0].shape[:-1])] * len(stages)
+    read, written = list(layer.node.inputs[0].shape[2:]), layer.node.outputs[0].shape
+    places = []
+    for stage in stages:
+        for axis in stage.axes:
+            read[axis] = written[2 + axis]
+        places.append(written[0] * math.prod(read))
+    return places
 
 
 def cost(coefficients: np.ndarray, read: np.ndarray, written: np.ndarray) -> np.ndarray:

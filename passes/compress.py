@@ -1,0 +1,138 @@
+"""compress: one budget for pruning and splitting together."""
+
+import math
+from typing import ClassVar, Literal
+
+import onnx_graphsurgeon as gs
+from pydantic import Field
+
+from nnc import calibrate, channels, splitting
+from nnc import graph as graphs
+from nnc.budget import Budget, Solution
+from nnc.compression import Network, chain_nodes
+from nnc.layers import Layer
+from nnc.measure import macs, measure, params
+from nnc.passes.prune_channels import PruneChannels
+from nnc.passes.split_conv_cp import SplitConvCp
+from nnc.passes.split_conv_spatial import SplitConvSpatial
+from nnc.passes.split_conv_svd import SplitConvSvd
+from nnc.passes.split_conv_tucker import SplitConvTucker
+from nnc.passes.split_gemm_svd import SplitGemmSvd
+from nnc.proto import is_standard
+from nnc.rewrite import Context, Effect, Pass, selected
+from nnc.splitting import Split
+
+Method = Literal["prune", "svd", "spatial", "tucker", "cp"]
+
+_SPLITS: dict[str, tuple[type[Split], ...]] = {
+    "svd": (SplitConvSvd, SplitGemmSvd),
+    "spatial": (SplitConvSpatial,),
+    "tucker": (SplitConvTucker,),
+    "cp": (SplitConvCp,),
+}
+
+
+class Compress(Pass):
+    """Prune channels and split layers within one budget for the whole network.
+
+    For every group of channels a width, and for every layer one of: keep, split by a method to a rank.
+
+    Approximate. What each choice costs the outputs is measured once on calibration data and kept in the output folder,
+    so that other budgets only solve the allocation anew; the errors of the choices are taken to add up, and the
+    least sum within the budget is taken. Then the layers are fitted one after the other by least squares. `nnc plan`
+    shows the choices and the trade-off. Declines what prune-channels and the split passes decline.
+
+    Reference: the choices, see prune-channels and split-conv-spatial; the allocation, Everett, Generalized Lagrange
+    multiplier method for solving problems of optimum allocation of resources, 1963.
+    """
+
+    name: ClassVar[str] = "compress"
+    effect: ClassVar[Effect] = "approximate"
+    needs: ClassVar[tuple[str, ...]] = ("calibration",)
+
+    budget: Budget = Field(description="what to keep of the network")
+    methods: tuple[Method, ...] = Field(
+        ("prune", "svd", "spatial", "tucker"), min_length=1, description="the ways to choose from"
+    )
+    round_to: int | None = Field(
+        None, ge=1, description="widths and ranks are multiples of it; without it, of the target's"
+    )
+    include: tuple[str, ...] = Field(("*",), description="change only layers whose name fits a glob")
+    exclude: tuple[str, ...] = Field((), description="change no layers whose name fits a glob")
+
+    def run(self, graph: gs.Graph, context: Context) -> int:
+        before = graphs.copy(graph)
+        samples = calibrate.samples(graph, context.calibration, context.seed)
+        traced = channels.trace(graph)
+        groups = self._prune()._groups(graph, traced, context) if "prune" in self.methods else []
+        methods = [split(budget=self.budget) for name in self.methods for split in _SPLITS.get(name, ())]
+        layers = self._layers(graph, methods, context)
+        multiple = self.round_to or context.target.unit.channel_multiple
+        network = Network(graph, traced, groups, layers, methods, multiple, samples, context)
+        solution = network.within(self.budget)
+        self._announce(network, solution, context)
+        errors = network.compress(solution.state)
+        return _explain(before, graph, network, solution, errors, context)
+
+    def _prune(self) -> PruneChannels:
+        return PruneChannels(budget=self.budget, round_to=self.round_to, include=self.include, exclude=self.exclude)
+
+    def _layers(self, graph: gs.Graph, methods: list[Split], context: Context) -> list[Layer]:
+        """The layers that some method may split; of the others the reasons are told."""
+        chosen = []
+        for node in graph.nodes:
+            able = [method for method in methods if is_standard(node, *method.ops)]
+            if not able:
+                continue
+            layer = Layer.of(node)
+            if not selected(node.name, self.include, self.exclude):
+                context.skip(node, "excluded by the recipe")
+            elif layer is None or (reason := splitting.unfit(layer)):
+                context.skip(node, splitting.no_layer(node) if layer is None else reason)
+            elif not (reasons := [method.refusal(layer) for method in able]) or not all(reasons):
+                chosen.append(layer)
+            else:
+                context.skip(node, reasons[0])
+        return chosen
+
+    def _announce(self, network: Network, solution: Solution, context: Context) -> None:
+        """Tell what the network will be like, and the trade-off."""
+        after = network.hollow(solution.state)
+        figures, latency = measure(after), context.predict(after).latency_ms
+        error = math.sqrt(solution.error)
+        context.predicted(macs=figures.macs, params=figures.params, latency_ms=latency, error=error)
+        metric = "latency_ms" if self.budget.metric == "latency" else self.budget.metric
+        context.curve(metric, [{**each, "error": math.sqrt(each["error"])} for each in solution.points])
+
+
+def _explain(
+    before: gs.Graph, after: gs.Graph, network: Network, solution: Solution, errors: dict[str, float], context: Context
+) -> int:
+    """Tell what became of every layer; returns how many changed."""
+    last, splits, changed = {node.outputs[0].name: node for node in after.nodes}, network.split(solution.state), 0
+    for old in before.nodes:
+        new = last.get(old.outputs[0].name)
+        if not macs(old) or new is None:
+            continue
+        chain = chain_nodes(new, old.inputs[0].name)
+        choices = [_narrowed(old, new)]
+        if len(chain) > 1:
+            choice = splits[old.name]
+            layer = Layer(old)
+            choices.append(network.methods[choice.method].spelled(splitting.group_shape(layer), choice.rank))
+        sizes = (sum(map(macs, chain)), sum(map(params, chain)))
+        changed += sizes != (macs(old), params(old))
+        context.decide(
+            old.name,
+            ", ".join(filter(None, choices)) or ("keep" if sizes[0] == macs(old) else "reads fewer channels"),
+            macs=(macs(old), sizes[0]),
+            params=(params(old), sizes[1]),
+            error=math.sqrt(errors[old.name]) if old.name in errors else None,
+        )
+    return changed
+
+
+def _narrowed(old: gs.Node, new: gs.Node) -> str:
+    """The channels that are left of a layer's output, or nothing where all are."""
+    pairs = zip(old.outputs[0].shape, new.outputs[0].shape, strict=True)
+    return next((f"{wide} -> {narrow} channels" for wide, narrow in pairs if wide != narrow), "")
