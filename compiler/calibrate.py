@@ -4,13 +4,14 @@ Two flows side by side, one over the original network and one over the compresse
 original computed from what the layers before it now give.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc.data import Dataset
+from nnc.errors import NncError
 from nnc.layers import Layer
 from nnc.measure import has_shape, tensor_bytes
 from nnc.session import Session
@@ -25,8 +26,8 @@ MOST_SAMPLES = 1024
 
 #: Rows of patches per column that determine a layer well; more only cost time.
 _ROWS_PER_COLUMN = 24
-_LEAST_ROWS = 1 << 15
-_CHUNK_VALUES = 1 << 24
+_LEAST_ROWS = 1 << 14
+_CHUNK_VALUES = 1 << 22
 
 
 def samples(graph: gs.Graph, dataset: Dataset, seed: int, most: int = MOST_SAMPLES) -> dict[str, np.ndarray]:
@@ -192,24 +193,27 @@ class Moments:
         )
 
 
-def moments(layer: Layer, x: np.ndarray, y: np.ndarray, seed: int) -> Moments:
-    """The moments of a layer that reads x [batches, N, C, ...] and shall give y [batches, N, K, ...].
+def moments(layer: Layer, x: np.ndarray, target: Callable[[slice], np.ndarray], seed: int) -> Moments:
+    """The moments of a layer that reads x [batches, N, C, ...] and shall give `target`, by samples [n, K, ...].
 
-    Positions are drawn at random where there are more than the layer needs to be determined.
+    The samples of all batches are numbered through. Positions are drawn at random where there are more than the layer needs
+    to be determined. Raises NncError where x or the targets are not finite.
     """
     sums: list[np.ndarray] = [np.zeros(())] * 5
     rows = 0
-    x, y = _samples(x), _samples(y)
-    for part, chosen in _positions(layer, len(x), seed):
-        patches, targets = layer.rows(x[part], chosen), layer.targets(y[part], chosen)
+    x = _samples(x)
+    for part, chosen in _positions(layer, x, seed):
+        patches, targets = layer.rows(x[part], chosen), layer.targets(target(part), chosen)
         each = [
             patches.sum(1, dtype=np.float64), targets.sum(1, dtype=np.float64),
-            np.einsum("grk,grk->gk", targets, targets, dtype=np.float64),
+            np.square(targets).sum(1, dtype=np.float64),
             patches.transpose(0, 2, 1) @ patches, patches.transpose(0, 2, 1) @ targets,
         ]  # fmt: skip
         sums = [total + more for total, more in zip(sums, each, strict=True)]
         rows += chosen.size
     x_mean, y_mean, yy, xx, xy = (each / rows for each in sums)
+    _require_finite(layer, layer.node.inputs[0], xx)
+    _require_finite(layer, layer.node.outputs[0], yy)
     return Moments(
         xx=xx - x_mean[:, :, None] * x_mean[:, None],
         xy=xy - x_mean[:, :, None] * y_mean[:, None],
@@ -224,13 +228,35 @@ def input_moments(layer: Layer, x: np.ndarray, seed: int) -> np.ndarray:
     """`Moments.xx` alone."""
     total, mean, rows = np.zeros(()), np.zeros(()), 0
     x = _samples(x)
-    for part, chosen in _positions(layer, len(x), seed):
+    for part, chosen in _positions(layer, x, seed):
         patches = layer.rows(x[part], chosen)
         total = total + patches.transpose(0, 2, 1) @ patches
         mean = mean + patches.sum(1, dtype=np.float64)
         rows += chosen.size
+    _require_finite(layer, layer.node.inputs[0], total)
     mean = mean / rows
     return total / rows - mean[:, :, None] * mean[:, None]
+
+
+def channel_moments(x: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of x [batches, *shape] by channel, which `axis` of the shape counts; float64."""
+    x = np.moveaxis(_samples(x), axis, 1)
+    sums, squares = np.zeros(x.shape[1]), np.zeros(x.shape[1])
+    for part in _parts(len(x), x[0].size):
+        values = x[part].reshape(*x[part].shape[:2], -1).astype(np.float64)
+        sums += values.sum((0, 2))
+        squares += np.square(values).sum((0, 2))
+    count = x.size // x.shape[1]
+    mean = sums / count
+    return mean, np.maximum(squares / count - mean**2, 0.0)
+
+
+def _require_finite(layer: Layer, tensor: gs.Tensor, moments: np.ndarray) -> None:
+    if not np.isfinite(moments).all():
+        raise NncError(
+            f"'{tensor.name}' of '{layer.node.name}' is not finite on the calibration data",
+            "check the data and [data.preprocess]",
+        )
 
 
 def _samples(values: np.ndarray) -> np.ndarray:
@@ -238,14 +264,18 @@ def _samples(values: np.ndarray) -> np.ndarray:
     return values.reshape(-1, *values.shape[2:])
 
 
-def _positions(layer: Layer, count: int, seed: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """Parts of `count` samples, with random positions [samples, n] of each."""
+def _parts(count: int, values: int) -> Iterator[slice]:
+    """`count` samples in parts, when something is made that has so many values per sample."""
+    step = max(1, _CHUNK_VALUES // max(1, values))
+    return (slice(start, min(start + step, count)) for start in range(0, count, step))
+
+
+def _positions(layer: Layer, x: np.ndarray, seed: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """Parts of the samples x, with random positions [samples, n] of each."""
     wanted = max(_LEAST_ROWS, _ROWS_PER_COLUMN * layer.columns)
-    each = min(layer.positions, -(-wanted // count))
-    step = max(1, _CHUNK_VALUES // (each * layer.columns * layer.groups))
+    each = min(layer.positions, -(-wanted // len(x)))
     rng = np.random.default_rng(seed)
-    for start in range(0, count, step):
-        part = slice(start, min(start + step, count))
+    for part in _parts(len(x), max(each * layer.columns * layer.groups, x[0].size)):
         yield part, np.stack([rng.permutation(layer.positions)[:each] for _ in range(part.stop - part.start)])
 
 

@@ -108,7 +108,8 @@ class Layer:
         return np.broadcast_to(beta * values, self.outputs).copy()
 
     def rows(self, x: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-        """Patches of x [N, C, ...] at the positions `chosen` [N, n] (flat indices): [g, N n, D]."""
+        """Patches of x [N, C, ...] at the positions `chosen` [N, n] (flat indices): float32 [g, N n, D]."""
+        x = x.astype(np.float32, copy=False)  # sums of float16 would overflow
         if not self.is_conv:
             features = x.reshape(len(x), -1, x.shape[-1])
             return np.take_along_axis(features, chosen[:, :, None], 1).reshape(1, -1, x.shape[-1])
@@ -120,7 +121,8 @@ class Layer:
         return np.ascontiguousarray(grouped.transpose(1, 0, 2))
 
     def targets(self, y: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-        """Values of y [N, K, ...] at the positions `chosen`: [g, N n, K / g]."""
+        """Values of y [N, K, ...] at the positions `chosen`: float32 [g, N n, K / g]."""
+        y = y.astype(np.float32, copy=False)
         if self.is_conv:
             y = np.moveaxis(y.reshape(*y.shape[:2], -1), 1, 2)
         features = y.reshape(len(y), -1, y.shape[-1])

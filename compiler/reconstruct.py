@@ -42,13 +42,13 @@ class Kept:
     removed: frozenset[int] = field(default_factory=frozenset)
 
     def of(self, tensor: gs.Tensor, values: np.ndarray) -> np.ndarray:
-        """`values` [batches, *shape] of a tensor of the original, without the removed channels."""
+        """`values` of a tensor of the original for some samples, without the removed channels."""
         found = self.channels.of(tensor) if self.channels and self.removed else None
         if found is None:
             return values
         axis, ids = found
         stays = ~np.isin(ids, list(self.removed))
-        return values if stays.all() else np.compress(stays, values, axis + 1)
+        return values if stays.all() else np.compress(stays, values, axis)
 
 
 def fit(
@@ -132,34 +132,50 @@ class _Fit:
         replace(layer, factors, layer.bias, Driver(self.graph))
         return factors.error
 
-    def _target(self, layer: Layer) -> np.ndarray:
+    def _target(self, layer: Layer) -> Callable[[slice], np.ndarray]:
         """What the layer shall give: the original's output, less the error of the shortcut that is added to it."""
-        output = layer.node.outputs[0]
-        y = self._original(self.originals[layer.node.name].outputs[0])
-        if len(output.outputs) != 1 or not is_standard(output.outputs[0], "Add"):
-            return y
-        shortcut = next((each for each in output.outputs[0].inputs if each is not output), None)
-        if not isinstance(shortcut, gs.Variable) or shortcut.shape != output.shape or not self.after.holds(shortcut):
-            return y
-        added = self.originals.get(output.outputs[0].name)
-        theirs = next((each for each in added.inputs if each.name == shortcut.name), None) if added else None
-        if theirs is None or not self.before.holds(theirs):
-            return y
-        return y + self.kept.of(theirs, self.before.value(theirs)) - self.after.value(shortcut)
+        output = self.originals[layer.node.name].outputs[0]
+        self.before.run_through(output.inputs[0])
+        shortcut = self._shortcut(layer)
 
-    def _original(self, tensor: gs.Tensor) -> np.ndarray:
-        if tensor.inputs:
-            self.before.run_through(tensor.inputs[0])
-        return self.kept.of(tensor, self.before.value(tensor))
+        def target(part: slice) -> np.ndarray:
+            y = self._original(output, part)
+            return y if shortcut is None else y + self._original(shortcut[0], part) - self._now(shortcut[1], part)
+
+        return target
+
+    def _shortcut(self, layer: Layer) -> tuple[gs.Tensor, gs.Tensor] | None:
+        """What is added to the layer's output, in the original and now, where both are known."""
+        output = layer.node.outputs[0]
+        if len(output.outputs) != 1 or not is_standard(output.outputs[0], "Add"):
+            return None
+        now = next((each for each in output.outputs[0].inputs if each is not output), None)
+        if not isinstance(now, gs.Variable) or now.shape != output.shape or not self.after.holds(now):
+            return None
+        added = self.originals.get(output.outputs[0].name)
+        then = next((each for each in added.inputs if each.name == now.name), None) if added else None
+        return (then, now) if then is not None and self.before.holds(then) else None
+
+    def _original(self, tensor: gs.Tensor, part: slice) -> np.ndarray:
+        """What the original computes for some samples, without the removed channels."""
+        return self.kept.of(tensor, _samples(self.before.value(tensor))[part])
+
+    def _now(self, tensor: gs.Tensor, part: slice) -> np.ndarray:
+        return _samples(self.after.value(tensor))[part]
 
     def _estimate(self, batchnorm: gs.Node) -> None:
         """Mean and variance of what a BatchNormalization now reads."""
         self.after.run_before(batchnorm)
-        x = self.after.value(batchnorm.inputs[0])
-        axes = (0, 1, *range(3, x.ndim))
+        moments = calibrate.channel_moments(self.after.value(batchnorm.inputs[0]), 1)
         driver, name = Driver(self.graph), batchnorm.outputs[0].name
-        for index, role, values in ((3, "mean", x.mean(axes, np.float64)), (4, "var", x.var(axes, np.float64))):
-            batchnorm.inputs[index] = driver.constant(f"{name}.{role}", values.astype(batchnorm.inputs[index].dtype))
+        for index, role, values in zip((3, 4), ("mean", "var"), moments, strict=True):
+            dtype = batchnorm.inputs[index].dtype
+            batchnorm.inputs[index] = driver.constant(f"{name}.{role}", values.astype(dtype))
+
+
+def _samples(values: np.ndarray) -> np.ndarray:
+    """[batches, N, ...] -> [batches N, ...]."""
+    return values.reshape(-1, *values.shape[2:])
 
 
 def replace(layer: Layer, factors: Factors, bias: np.ndarray, driver: Driver) -> None:
