@@ -196,8 +196,8 @@ class Moments:
 def moments(layer: Layer, x: np.ndarray, target: Callable[[slice], np.ndarray], seed: int) -> Moments:
     """The moments of a layer that reads x [batches, N, C, ...] and shall give `target`, by samples [n, K, ...].
 
-    The samples of all batches are numbered through. Positions are drawn at random where there are more than the layer needs
-    to be determined. Raises NncError where x or the targets are not finite.
+    The samples of all batches are numbered through. Positions are drawn at random where there are more than the layer
+    needs to be determined. Raises NncError where x or the targets are not finite.
     """
     sums: list[np.ndarray] = [np.zeros(())] * 5
     rows = 0

@@ -63,6 +63,10 @@ net (float[1, 3, 16, 16] image) => (float[1, 4] scores, float[1, 8, 16, 16] dept
 """
 
 
+#: What the network can't do: most of its channels lead to an output.
+SET = {"prune": ("prune-channels.budget.macs=0.85",)}
+
+
 @pytest.fixture
 def options(tmp_path: Path) -> tuple[str, ...]:
     """--data, with labels that are what the network says."""
@@ -77,7 +81,7 @@ def options(tmp_path: Path) -> tuple[str, ...]:
 @pytest.mark.parametrize("name", recipe.names())
 def test_plan(name: str, golden: Golden, options: tuple[str, ...]) -> None:
     graph = testing.graph(NETWORK)
-    loaded = recipe.load(name, data=options)
+    loaded = recipe.load(name, SET.get(name, ()), data=options)
     context = pipeline.Context(target.load("qcs605"), test=loaded.open_data(graph)["test"], imported=graph)
     after, rows = pipeline.run(graph, loaded.passes, context)
     lines = []
@@ -86,7 +90,8 @@ def test_plan(name: str, golden: Golden, options: tuple[str, ...]) -> None:
         lines += [f"  {skip['node']} left alone: {skip['reason']}" for skip in row.skipped]
     nodes = [f"{node.op} {node.name}" for node in after.nodes]
     golden(f"recipes/{name}.txt", "\n".join([*lines, "", *nodes]) + "\n")
-    assert {row.proof for row in rows} <= {"outputs equal", "unchanged"}
+    assert {row.proof for row in rows if row.effect == "exact"} <= {"outputs equal", "unchanged"}
+    assert {row.proof for row in rows if row.effect != "exact"} <= {"measured", "unchanged"}
 
 
 def test_names_and_descriptions() -> None:
