@@ -196,7 +196,7 @@ def corrected(allocation: Allocation, cost: Callable[[list[int]], float], share:
             best = replace(solution, share=reached)
         if share * (1 - _UNUSED) <= reached <= share or target >= 1:
             break
-        target = min(1.0, target * share / reached)
+        target = min(1.0, target + share * (1 - _UNUSED / 2) - reached)  # aimed within, or it comes near from above
     if best is None:
         raise unreachable(share, least)
     return best
