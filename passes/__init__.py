@@ -1,6 +1,7 @@
 """The rewrite passes: one file each, called like the pass."""
 
 from nnc.passes.check_accuracy import CheckAccuracy
+from nnc.passes.compress import Compress
 from nnc.passes.fold_affine import FoldAffine
 from nnc.passes.fold_batchnorm import FoldBatchNorm
 from nnc.passes.fold_constants import FoldConstants
@@ -39,6 +40,6 @@ GRAPH_PASSES: tuple[type[Pass], ...] = (
 
 #: Every pass that a recipe can name.
 PASSES: tuple[type[Pass], ...] = (
-    *GRAPH_PASSES, PruneChannels, SplitGemmSvd, SplitConvSvd, SplitConvSpatial, SplitConvCp, SplitConvTucker,
+    *GRAPH_PASSES, Compress, PruneChannels, SplitGemmSvd, SplitConvSvd, SplitConvSpatial, SplitConvCp, SplitConvTucker,
     CheckAccuracy,
 )  # fmt: skip

@@ -6,13 +6,13 @@ from typing import ClassVar, Literal
 import onnx_graphsurgeon as gs
 from pydantic import Field
 
-from nnc import calibrate, channels, splitting
+from nnc import calibrate, channels, pruning, splitting
 from nnc import graph as graphs
 from nnc.budget import Budget, Solution
+from nnc.channels import Channels, Group
 from nnc.compression import Network, chain_nodes
 from nnc.layers import Layer
 from nnc.measure import macs, measure, params
-from nnc.passes.prune_channels import PruneChannels
 from nnc.passes.split_conv_cp import SplitConvCp
 from nnc.passes.split_conv_spatial import SplitConvSpatial
 from nnc.passes.split_conv_svd import SplitConvSvd
@@ -64,18 +64,25 @@ class Compress(Pass):
         before = graphs.copy(graph)
         samples = calibrate.samples(graph, context.calibration, context.seed)
         traced = channels.trace(graph)
-        groups = self._prune()._groups(graph, traced, context) if "prune" in self.methods else []
+        multiple = self.round_to or context.target.unit.channel_multiple
+        groups = self._groups(graph, traced, multiple) if "prune" in self.methods else []
         methods = [split(budget=self.budget) for name in self.methods for split in _SPLITS.get(name, ())]
         layers = self._layers(graph, methods, context)
-        multiple = self.round_to or context.target.unit.channel_multiple
         network = Network(graph, traced, groups, layers, methods, multiple, samples, context)
         solution = network.within(self.budget)
         self._announce(network, solution, context)
         errors = network.compress(solution.state)
         return _explain(before, graph, network, solution, errors, context)
 
-    def _prune(self) -> PruneChannels:
-        return PruneChannels(budget=self.budget, round_to=self.round_to, include=self.include, exclude=self.exclude)
+    def _groups(self, graph: gs.Graph, traced: Channels, multiple: int) -> list[Group]:
+        """The groups that may become narrower."""
+        return [
+            group
+            for group in traced.groups
+            if group.consumers
+            and len(pruning.widths(group, multiple)) > 1
+            and all(selected(use.node.name, self.include, self.exclude) for use in group.producers)
+        ]
 
     def _layers(self, graph: gs.Graph, methods: list[Split], context: Context) -> list[Layer]:
         """The layers that some method may split; of the others the reasons are told."""
@@ -89,10 +96,10 @@ class Compress(Pass):
                 context.skip(node, "excluded by the recipe")
             elif layer is None or (reason := splitting.unfit(layer)):
                 context.skip(node, splitting.no_layer(node) if layer is None else reason)
-            elif not (reasons := [method.refusal(layer) for method in able]) or not all(reasons):
-                chosen.append(layer)
-            else:
+            elif all(reasons := [method.refusal(layer) for method in able]):
                 context.skip(node, reasons[0])
+            else:
+                chosen.append(layer)
         return chosen
 
     def _announce(self, network: Network, solution: Solution, context: Context) -> None:
