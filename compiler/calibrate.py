@@ -204,11 +204,12 @@ def moments(layer: Layer, x: np.ndarray, target: Callable[[slice], np.ndarray], 
     x = _samples(x)
     for part, chosen in _positions(layer, x, seed):
         patches, targets = layer.rows(x[part], chosen), layer.targets(target(part), chosen)
-        each = [
-            patches.sum(1, dtype=np.float64), targets.sum(1, dtype=np.float64),
-            np.square(targets).sum(1, dtype=np.float64),
-            patches.transpose(0, 2, 1) @ patches, patches.transpose(0, 2, 1) @ targets,
-        ]  # fmt: skip
+        with np.errstate(invalid="ignore", over="ignore"):  # told below
+            each = [
+                patches.sum(1, dtype=np.float64), targets.sum(1, dtype=np.float64),
+                np.square(targets).sum(1, dtype=np.float64),
+                patches.transpose(0, 2, 1) @ patches, patches.transpose(0, 2, 1) @ targets,
+            ]  # fmt: skip
         sums = [total + more for total, more in zip(sums, each, strict=True)]
         rows += chosen.size
     x_mean, y_mean, yy, xx, xy = (each / rows for each in sums)
@@ -230,8 +231,9 @@ def input_moments(layer: Layer, x: np.ndarray, seed: int) -> np.ndarray:
     x = _samples(x)
     for part, chosen in _positions(layer, x, seed):
         patches = layer.rows(x[part], chosen)
-        total = total + patches.transpose(0, 2, 1) @ patches
-        mean = mean + patches.sum(1, dtype=np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):  # told below
+            total = total + patches.transpose(0, 2, 1) @ patches
+            mean = mean + patches.sum(1, dtype=np.float64)
         rows += chosen.size
     _require_finite(layer, layer.node.inputs[0], total)
     mean = mean / rows

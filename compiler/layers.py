@@ -198,16 +198,20 @@ def _every(step: int) -> slice:
 
 
 def dequantized(tensor: gs.Tensor) -> np.ndarray:
-    """The values of a constant, or of what DequantizeLinear makes of one, float64."""
+    """The values of a constant, or of what quantized weights and moved axes make of one, float64."""
     if isinstance(tensor, gs.Constant):
         return tensor.values.astype(np.float64)
-    quantize = tensor.inputs[0]
-    if quantize.op != "DequantizeLinear":
-        return dequantized(quantize.inputs[0])
-    stored, scale, *zero = quantize.inputs
-    values = stored.values.astype(np.float64) if isinstance(stored, gs.Constant) else dequantized(stored)
+    maker = tensor.inputs[0]
+    if maker.op == "Transpose":
+        return dequantized(maker.inputs[0]).transpose(maker.attrs.get("perm"))
+    stored, *scales = maker.inputs
+    if maker.op != "DequantizeLinear":
+        return dequantized(stored)
+    if not isinstance(stored, gs.Constant) and stored.inputs[0].op == "QuantizeLinear":
+        return dequantized(stored.inputs[0].inputs[0])
+    values = dequantized(stored)
     shape = [1] * values.ndim
-    if scale.values.size > 1:
-        shape[quantize.attrs.get("axis", 1)] = scale.values.size
-    shift = zero[0].values.astype(np.float64).reshape(shape) if zero and not zero[0].is_empty() else 0.0
-    return (values - shift) * scale.values.astype(np.float64).reshape(shape)
+    if scales[0].values.size > 1:
+        shape[maker.attrs.get("axis", 1)] = scales[0].values.size
+    scale, *zero = (each.values.astype(np.float64).reshape(shape) for each in scales if not each.is_empty())
+    return (values - (zero[0] if zero else 0.0)) * scale
