@@ -200,11 +200,18 @@ def moments(layer: Layer, x: np.ndarray, target: Callable[[slice], np.ndarray], 
     needs to be determined. Raises NncError where x or the targets are not finite.
     """
     sums: list[np.ndarray] = [np.zeros(())] * 5
+    near = y_near = np.zeros(())
     rows = 0
     x = _samples(x)
     for part, chosen in _positions(layer, x, seed):
         patches, targets = layer.rows(x[part], chosen), layer.targets(target(part), chosen)
+        if not rows:
+            near, y_near = _near_mean(patches), _near_mean(targets)
+        patches, targets = _less(patches, near), _less(targets, y_near)
         with np.errstate(invalid="ignore", over="ignore"):  # told below
+            if not rows:
+                near, y_near = _near_mean(patches), _near_mean(targets)
+            patches, targets = patches - near, targets - y_near
             each = [
                 patches.sum(1, dtype=np.float64), targets.sum(1, dtype=np.float64),
                 np.square(targets).sum(1, dtype=np.float64),
@@ -218,26 +225,36 @@ def moments(layer: Layer, x: np.ndarray, target: Callable[[slice], np.ndarray], 
     return Moments(
         xx=xx - x_mean[:, :, None] * x_mean[:, None],
         xy=xy - x_mean[:, :, None] * y_mean[:, None],
-        yy=yy - y_mean**2,
-        x_mean=x_mean,
-        y_mean=y_mean,
+        yy=np.maximum(yy - y_mean**2, 0.0),
+        x_mean=x_mean + near[:, 0],
+        y_mean=y_mean + y_near[:, 0],
         rows=rows,
     )
 
 
 def input_moments(layer: Layer, x: np.ndarray, seed: int) -> np.ndarray:
     """`Moments.xx` alone."""
-    total, mean, rows = np.zeros(()), np.zeros(()), 0
+    total, mean, near, rows = np.zeros(()), np.zeros(()), np.zeros(()), 0
     x = _samples(x)
     for part, chosen in _positions(layer, x, seed):
         patches = layer.rows(x[part], chosen)
+        near = near if rows else _near_mean(patches)
+        patches = _less(patches, near)
         with np.errstate(invalid="ignore", over="ignore"):  # told below
+            near = near if rows else _near_mean(patches)
+            patches = patches - near
             total = total + patches.transpose(0, 2, 1) @ patches
             mean = mean + patches.sum(1, dtype=np.float64)
         rows += chosen.size
     _require_finite(layer, layer.node.inputs[0], total)
     mean = mean / rows
     return total / rows - mean[:, :, None] * mean[:, None]
+
+
+def _near_mean(values: np.ndarray) -> np.ndarray:
+    """The mean of the first rows [g, rows, n], [g, 1, n]: about it, float32 holds the variance of nearly constant x."""
+    with np.errstate(invalid="ignore"):  # of infinities, which are reported
+        return values.mean(1, dtype=np.float64, keepdims=True).astype(values.dtype)
 
 
 def channel_moments(x: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
