@@ -1,4 +1,4 @@
-"""Interleaved timing of a compiled library and of onnxruntime, which runs the same model.
+"""Interleaved timing of a compiled library and of onnxruntime on the same model, or of two compiled libraries.
 
 Each side lives in its own process and sleeps while the other one is timed, so that their thread pools, which spin when
 they wait, never compete for the cores. Slices of a fraction of a second alternate, so that both see the same machine.
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from nnc import units
 from nnc.artifact import Artifact
 from nnc.errors import NncError
 
@@ -28,7 +29,18 @@ _PAUSE = 0.02
 
 Progress = Callable[[str, int, int], None]
 Timed = Callable[[], object]
-Side = tuple[Callable[..., Timed], tuple[object, ...]]  # what prepares it in its process, and the arguments
+
+#: What a compile is timed against unless it is the folder of another one.
+ONNXRUNTIME = "onnxruntime"
+
+
+@dataclass(frozen=True)
+class Side:
+    """What is timed in a process of its own."""
+
+    prepare: Callable[[Path, int, Sequence[np.ndarray]], Timed]
+    path: Path
+    inputs: Sequence[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -36,31 +48,37 @@ class Timing:
     """Medians in milliseconds per inference; a value per round, in order."""
 
     nnc: list[float]
-    onnxruntime: list[float]
+    peer: list[float]
     threads: int
+    against: str = ONNXRUNTIME
+    """Who the peer is: onnxruntime, or the folder of another compile."""
+    name: str = "nnc"
+    """What people read for nnc's library: its folder, where the peer is another one."""
 
     @property
     def nnc_ms(self) -> float:
         return statistics.median(self.nnc)
 
     @property
-    def onnxruntime_ms(self) -> float:
-        return statistics.median(self.onnxruntime)
+    def peer_ms(self) -> float:
+        return statistics.median(self.peer)
 
     @property
     def ratio(self) -> float:
-        """How many times faster nnc's library is."""
-        return self.onnxruntime_ms / self.nnc_ms
+        """How many times faster than the peer nnc's library is."""
+        return self.peer_ms / self.nnc_ms
 
     @property
     def ratios(self) -> list[float]:
         """The ratio in every round."""
-        return [peer / own for own, peer in zip(self.nnc, self.onnxruntime, strict=True)]
+        return [peer / own for own, peer in zip(self.nnc, self.peer, strict=True)]
 
     def to_dict(self) -> dict[str, Any]:
+        """What `nnc bench --json` prints; a folder is named in "against"."""
+        peer: dict[str, Any] = {"against_ms": self.peer_ms, "against": self.against}
         return {
             "nnc_ms": self.nnc_ms,
-            "onnxruntime_ms": self.onnxruntime_ms,
+            **({"onnxruntime_ms": self.peer_ms} if self.against == ONNXRUNTIME else peer),
             "ratio": self.ratio,
             "rounds": len(self.nnc),
             "threads": self.threads,
@@ -68,23 +86,43 @@ class Timing:
         }
 
 
-def compare(artifact: Artifact, rounds: int, threads: int, progress: Progress) -> Timing:
-    """Time both sides in alternating slices, `rounds` of each, on inputs of random numbers."""
+def compare(
+    artifact: Artifact, rounds: int, threads: int | None, progress: Progress, other: Artifact | None = None
+) -> Timing:
+    """Time both sides in alternating slices, `rounds` of each, on inputs of random numbers.
+
+    The other side is onnxruntime on the same model, or the library of another compile. Both use `threads`, without it
+    as many as they were compiled for. Raises NncError for a library that can't be timed here, and for another compile
+    that reads other inputs or, without `threads`, was compiled for another number of them.
+    """
     _require_host(artifact)
-    inputs = artifact.checked(artifact.random_inputs())
-    sides = ((_library, (artifact.library_path, threads)), (_onnxruntime, (artifact.model_path, threads)))
+    if other is not None:
+        _require_host(other)
+        _require_alike(artifact, other, threads)
+    threads = threads or artifact.threads
+    own, peer = _sides(artifact, other)
     times: tuple[list[float], list[float]] = ([], [])
-    with _process(sides[0], inputs) as own, _process(sides[1], inputs) as peer:
-        for side in (own, peer):
-            _answer(side)  # it is ready
-        counts = [_per_slice(side) for side in (own, peer)]
+    with _process(own, threads) as first, _process(peer, threads) as second:
+        pipes = (first, second)
+        for pipe in pipes:
+            _answer(pipe)  # it is ready
+        counts = [_per_slice(pipe) for pipe in pipes]
         for index in range(rounds):
             progress("time both sides", index, rounds)
             order = (0, 1) if index % 2 == 0 else (1, 0)  # who goes first changes too
             for which in order:
                 time.sleep(_PAUSE)
-                times[which].append(statistics.median(_ask((own, peer)[which], counts[which])))
-    return Timing(*times, threads)
+                times[which].append(statistics.median(_ask(pipes[which], counts[which])))
+    names = () if other is None else (str(other.folder), str(artifact.folder))
+    return Timing(*times, threads, *names)
+
+
+def _sides(artifact: Artifact, other: Artifact | None) -> tuple[Side, Side]:
+    inputs = artifact.random_inputs()
+    own = Side(_library, artifact.library_path, artifact.checked(inputs))
+    if other is None:
+        return own, Side(_onnxruntime, artifact.model_path, own.inputs)
+    return own, Side(_library, other.library_path, other.checked(inputs))
 
 
 def profile(artifact: Artifact, threads: int) -> list[dict[str, Any]]:
@@ -104,6 +142,18 @@ def _require_host(artifact: Artifact) -> None:
         hint = "an emulator says nothing about time; nnc inspect --target predicts it"
         raise NncError(f"{artifact.folder}: compiled for {architecture}, which can't be timed on this machine", hint)
     artifact.check_library()
+
+
+def _require_alike(artifact: Artifact, other: Artifact, threads: int | None) -> None:
+    if set(artifact.inputs) != set(other.inputs):
+        own, others = (" and ".join(map(str, each.inputs)) for each in (artifact, other))
+        message = f"{other.folder}: reads {others}, but {artifact.folder} reads {own}"
+        raise NncError(message, "compile both from the same model, with the same --shape")
+    if threads is None and artifact.threads != other.threads:
+        message = f"{other.folder}: compiled for {units.plural(other.threads, 'thread')}"
+        raise NncError(
+            f"{message}, {artifact.folder} for {artifact.threads}", "give the number for both with --threads"
+        )
 
 
 def _per_slice(side: Connection) -> int:
@@ -132,13 +182,11 @@ def _answer(side: Connection) -> list[float]:
 
 
 @contextmanager
-def _process(
-    side: tuple[Callable[..., Timed], tuple[object, ...]], inputs: Sequence[np.ndarray]
-) -> Iterator[Connection]:
+def _process(side: Side, threads: int) -> Iterator[Connection]:
     """A process that answers each number it is sent with as many times."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there, *side, inputs), daemon=True)
+    process = context.Process(target=_serve, args=(there, side, threads), daemon=True)
     process.start()
     there.close()
     try:
@@ -149,12 +197,10 @@ def _process(
         process.join()
 
 
-def _serve(
-    pipe: Connection, prepare: Callable[..., Timed], arguments: tuple[object, ...], inputs: Sequence[np.ndarray]
-) -> None:
+def _serve(pipe: Connection, side: Side, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
     try:
-        run = prepare(*arguments, inputs)
+        run = side.prepare(side.path, threads, side.inputs)
     except NncError as error:
         pipe.send(error)
         return

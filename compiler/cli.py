@@ -20,6 +20,7 @@ from nnc import __version__
 from nnc.errors import NncError
 
 if TYPE_CHECKING:
+    from nnc.artifact import Artifact
     from nnc.compilation import Job
 
 
@@ -208,19 +209,24 @@ def run(
 @app.command()
 def bench(
     folder: FolderArgument,
-    against: Annotated[str, typer.Option("--against", metavar="onnxruntime", help="The other side.")] = "onnxruntime",
+    against: Annotated[
+        str, typer.Option("--against", metavar="DIR", help="The folder of another compile, or onnxruntime.")
+    ] = "onnxruntime",
     rounds: Annotated[int, typer.Option("--rounds", min=1, metavar="N", help="How often each side has its turn.")] = 20,
     threads: ThreadsOption = None,
     profile: Annotated[bool, typer.Option("--profile", help="Time every kernel of the library instead.")] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Time a compiled model on this machine, in turns with onnxruntime on the same model."""
+    """Time a compiled model on this machine, in turns with onnxruntime on the same model or with another compile.
+
+    The ratio says how many times faster than the other side DIR is: give the compile before as --against.
+    """
     if folder.suffix == ".onnx":
         hint = f"compile it first (nnc compile RECIPE {folder} --target x86 -o DIR), then nnc bench DIR"
         raise typer.BadParameter(f"{folder} is a model, not the folder of a compile: {hint}", param_hint="DIR")
-    if against != "onnxruntime":
-        raise typer.BadParameter(f"only onnxruntime is known, not '{against}'", param_hint="--against")
+    if profile and against != "onnxruntime":
+        raise typer.BadParameter("it times the kernels of one library, there is no other side", param_hint="--profile")
     from nnc import benchmark, console, measurements
     from nnc.artifact import Artifact
 
@@ -229,8 +235,9 @@ def bench(
         kernels = benchmark.profile(artifact, threads or artifact.threads)
         _print_json(kernels) if as_json else measurements.show_profile(kernels)
         return
+    other = None if against == benchmark.ONNXRUNTIME else _other_side(against)
     with console.progress(quiet) as progress:
-        timing = benchmark.compare(artifact, rounds, threads or artifact.threads, progress)
+        timing = benchmark.compare(artifact, rounds, threads, progress, other)
     _print_json(timing.to_dict()) if as_json else measurements.show_timing(timing)
 
 
@@ -428,6 +435,15 @@ def _job(
     default = Path(f"{model.stem}-{chip.name}" + (f"-{chip.unit.name}" if chip.unit != chip.units[0] else ""))
     read = recipes.load(recipe, overrides, data)
     return Job(read, model, chip, out or default, _shapes(shape), threads, lower, seed)
+
+
+def _other_side(folder: str) -> Artifact:
+    """The compile that `nnc bench --against` names."""
+    from nnc.artifact import Artifact
+
+    if not Path(folder).exists():
+        raise NncError(f"--against {folder}: no such folder", "give onnxruntime, or the folder of another compile")
+    return Artifact.open(Path(folder))
 
 
 def _shapes(options: Sequence[str]) -> dict[str, list[int]]:

@@ -65,11 +65,11 @@ def _highest(scores: np.ndarray) -> list[list[tuple[int, float]]]:
 def show_timing(timing: Timing) -> None:
     out = tables.console()
     made = tables.table("rounds", "median", "lowest", "highest", numbers=("median", "lowest", "highest"))
-    for name, values in (("nnc", timing.nnc), ("onnxruntime", timing.onnxruntime)):
+    for name, values in ((timing.name, timing.nnc), (timing.against, timing.peer)):
         tables.add(made, name, *map(units.milliseconds, (statistics.median(values), min(values), max(values))))
     tables.add(
         made,
-        "onnxruntime / nnc",
+        f"{timing.against} / {timing.name}",
         *map(units.times, (timing.ratio, min(timing.ratios), max(timing.ratios))),
         style="bold",
     )

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +19,10 @@ from nnc.errors import NncError
 from nnc.session import Session
 
 x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="this machine runs no x86 library")
+
+
+def silent(step: str, done: int, total: int) -> None:
+    pass
 
 
 def compiled(project: Path, spec: str = "qcs605", lower: bool = False) -> Path:
@@ -154,10 +159,16 @@ def test_a_library_of_this_machine(project: Path) -> None:
     compiled(project, "x86", lower=True)
     assert (out / "module.so").read_bytes() == first, "the same inputs give the same bytes"
     artifact = Artifact.open(out)
-    timing = benchmark.compare(artifact, 2, 1, lambda step, done, total: None)
-    assert timing.to_dict().keys() >= {"nnc_ms", "onnxruntime_ms", "ratio", "rounds", "threads"}
-    assert timing.ratio == timing.onnxruntime_ms / timing.nnc_ms > 0
+    timing = benchmark.compare(artifact, 2, 1, silent)
+    assert timing.to_dict().keys() == {"nnc_ms", "onnxruntime_ms", "ratio", "rounds", "threads", "round_ratios"}
+    assert timing.ratio == timing.to_dict()["onnxruntime_ms"] / timing.nnc_ms > 0
     assert (timing.to_dict()["rounds"], timing.threads) == (2, 1)
+    timing = benchmark.compare(artifact, 3, None, silent, artifact)
+    found = timing.to_dict()
+    assert found.keys() == {"nnc_ms", "against_ms", "against", "ratio", "rounds", "threads", "round_ratios"}
+    assert found["ratio"] == found["against_ms"] / found["nnc_ms"] > 0
+    assert found["against"] == str(out)
+    assert (found["rounds"], len(found["round_ratios"]), found["threads"]) == (3, 3, artifact.threads)
     profile = benchmark.profile(artifact, 1)
     assert [row["name"] for row in profile] == [kernel["name"] for kernel in artifact.report["kernels"]]
     assert all(row["ms"] >= 0 for row in profile)
@@ -170,7 +181,7 @@ def test_a_library_of_another_machine(project: Path) -> None:
     out = compiled(project, "qcs605", lower=True)
     agrees_with_onnxruntime(out)
     with pytest.raises(NncError, match="compiled for aarch64, which can't be timed on this machine"):
-        benchmark.compare(Artifact.open(out), 1, 1, lambda step, done, total: None)
+        benchmark.compare(Artifact.open(out), 1, 1, silent)
 
 
 def with_library(project: Path, tvm: dict[str, object]) -> Path:
@@ -183,6 +194,34 @@ def with_library(project: Path, tvm: dict[str, object]) -> Path:
     (out / "nnc.lock").write_text(json.dumps(lock))
     (out / "report.json").write_text(json.dumps(written | {"library_bytes": 1}))
     return out
+
+
+@x86
+def test_two_compiles_that_can_not_be_compared(project: Path) -> None:
+    """Every reason is told before anything is started."""
+    own = Artifact.open(with_library(project, {}))
+    image, small = own.inputs[0], replace(own.inputs[0], shape=(1, 3, 4, 4))
+    others = {
+        "reads 'image' float32 [1, 3, 4, 4], but": replace(own, inputs=(small,)),
+        "reads 'picture' float32 [1, 3, 8, 8], but": replace(own, inputs=(replace(image, name="picture"),)),
+        "reads 'image' float32 [1, 3, 8, 8] and 'more'": replace(own, inputs=(image, replace(image, name="more"))),
+        f"compiled for 99 threads, {own.folder} for {own.threads}": replace(own, threads=99),
+        "compiled for aarch64, which can't be timed": replace(own, target=target.load("qcs605")),
+        "was compiled with --no-lower": replace(own, report={}),
+    }
+    for message, other in others.items():
+        with pytest.raises(NncError, match=re.escape(f"{own.folder}: {message}")):
+            benchmark.compare(own, 1, None, silent, other)
+    (own.folder / "module.so").write_bytes(b"")
+    with pytest.raises(NncError, match=r"module\.so: not the file that the compile wrote"):
+        benchmark.compare(own, 1, None, silent, own)
+
+
+def test_the_ratio_is_that_of_the_peer() -> None:
+    """Above 1 this library is the faster one, whoever the peer is."""
+    timing = benchmark.Timing([2.0, 1.0, 2.0], [4.0, 4.0, 3.0], 2, "before", "after")
+    expected = {"nnc_ms": 2.0, "against_ms": 4.0, "against": "before", "ratio": 2.0, "rounds": 3, "threads": 2}
+    assert timing.to_dict() == expected | {"round_ratios": [2.0, 4.0, 1.5]}
 
 
 def test_a_damaged_library_is_refused(project: Path) -> None:

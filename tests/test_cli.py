@@ -17,7 +17,7 @@ import onnx
 import pytest
 from typer.testing import CliRunner, Result
 
-from nnc import __version__, compilation
+from nnc import __version__, benchmark, compilation, measurements
 from nnc.cli import app
 
 COMMANDS = [
@@ -88,6 +88,22 @@ def test_version() -> None:
     assert output_of("--version") == f"nnc {__version__}\n"
 
 
+def test_the_other_side_of_bench(here: Path) -> None:
+    output_of(*COMPILE, "--no-lower", "-o", "after")
+    (here / "onnxruntime").mkdir()
+    assert error_of("bench", "after", "--against", "tvm") == "nnc: error: --against tvm: no such folder"
+    assert error_of("bench", "after", "--against", "./onnxruntime").endswith("onnxruntime: holds no finished compile")
+    assert "onnxruntime, or" in nnc("bench", "after", "--against", "tvm").stderr
+    assert "a model, not the folder of a compile" in error_of("bench", "after", "--against", "model.onnx")
+    assert "after: compiled for aarch64, which can't be timed" in error_of("bench", "after", "--against", "after")
+
+
+def test_two_compiles_are_called_by_their_folders(capsys: pytest.CaptureFixture[str]) -> None:
+    measurements.show_timing(benchmark.Timing([2.0], [4.0], 2, "before", "after"))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["before", "/", "after", "2.00x", "2.00x", "2.00x"] in lines
+
+
 def test_help_imports_nothing_heavy() -> None:
     heavy = ["numpy", "onnx", "onnxruntime", "pydantic", "tvm", "torch", "jinja2", "PIL"]
     code = f"import sys; from nnc import cli; print(*set({heavy}) & set(sys.modules))"
@@ -104,7 +120,7 @@ def test_help_imports_nothing_heavy() -> None:
         (["compile", "r.toml", "m.onnx", "--target", "x86", "--threads", "0"], "Invalid value for '--threads'"),
         (["compile", "r.toml", "m.onnx", "--targe", "x86"], "No such option: --targe"),
         (["bench", "m.onnx"], "compile it first (nnc compile RECIPE m.onnx --target x86 -o DIR), then nnc bench DIR"),
-        (["bench", "out", "--against", "tvm"], "only onnxruntime is known, not 'tvm'"),
+        (["bench", "out", "--against", "old", "--profile"], "it times the kernels of one library"),
     ],
 )
 def test_usage_errors(words: Sequence[str], message: str) -> None:

@@ -679,6 +679,7 @@ COMMANDS = [
     ("run folder.toml --input random", "folder.toml: holds no finished compile", "give the folder that nnc compile"),
     ("run model.onnx --input random", "model.onnx: a model, not the folder of a compile", GIVE_A_COMPILE),
     ("bench folder.toml", "folder.toml: holds no finished compile", "give the folder that nnc compile"),
+    ("bench absent", "absent: no such folder", None),
     ("eval absent.onnx --data test.npz", "absent.onnx: no such file", None),
     ("eval model.onnx --data absent.npz", "absent.npz: no such file or folder", None),
     (
