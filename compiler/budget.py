@@ -14,7 +14,7 @@ from nnc.errors import NncError
 
 Metric = Literal["macs", "params", "latency"]
 
-#: Errors below this share of the largest are noise of the arithmetic.
+#: Differences below this share of a figure are noise of the arithmetic.
 _NOISE = 1e-9
 
 
@@ -94,11 +94,12 @@ class Allocation:
         """
         full = self._cost(self.keep)
         cheapest = self._settled(self.keep, price=np.inf)
-        if self._cost(cheapest) > share * full:
+        most = share * full * (1 + _NOISE)
+        if self._cost(cheapest) > most:
             least = self._cost(cheapest) / full if full else 1.0
             raise unreachable(share, least)
-        above, below = self._bracket(self.keep, cheapest, share * full)
-        state = self._filled(above, below, share * full)
+        above, below = self._bracket(self.keep, cheapest, most)
+        state = self._filled(above, below, most)
         return Solution(state, self._cost(state) / full if full else 1.0, self._error(state), self._points(state, full))
 
     def _bracket(self, above: list[int], below: list[int], most: float) -> tuple[list[int], list[int]]:
