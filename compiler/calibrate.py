@@ -205,9 +205,6 @@ def moments(layer: Layer, x: np.ndarray, target: Callable[[slice], np.ndarray], 
     x = _samples(x)
     for part, chosen in _positions(layer, x, seed):
         patches, targets = layer.rows(x[part], chosen), layer.targets(target(part), chosen)
-        if not rows:
-            near, y_near = _near_mean(patches), _near_mean(targets)
-        patches, targets = _less(patches, near), _less(targets, y_near)
         with np.errstate(invalid="ignore", over="ignore"):  # told below
             if not rows:
                 near, y_near = _near_mean(patches), _near_mean(targets)
@@ -238,8 +235,6 @@ def input_moments(layer: Layer, x: np.ndarray, seed: int) -> np.ndarray:
     x = _samples(x)
     for part, chosen in _positions(layer, x, seed):
         patches = layer.rows(x[part], chosen)
-        near = near if rows else _near_mean(patches)
-        patches = _less(patches, near)
         with np.errstate(invalid="ignore", over="ignore"):  # told below
             near = near if rows else _near_mean(patches)
             patches = patches - near
@@ -253,8 +248,7 @@ def input_moments(layer: Layer, x: np.ndarray, seed: int) -> np.ndarray:
 
 def _near_mean(values: np.ndarray) -> np.ndarray:
     """The mean of the first rows [g, rows, n], [g, 1, n]: about it, float32 holds the variance of nearly constant x."""
-    with np.errstate(invalid="ignore"):  # of infinities, which are reported
-        return values.mean(1, dtype=np.float64, keepdims=True).astype(values.dtype)
+    return values.mean(1, dtype=np.float64, keepdims=True).astype(values.dtype)
 
 
 def channel_moments(x: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
