@@ -24,7 +24,7 @@ without a header it is at opset 17.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ from onnx.parser import parse_graph, parse_model
 
 from nnc import graph as graphs
 from nnc import pipeline, target, verify
+from nnc.channels import Channels
 from nnc.rewrite import Pass
 
 
@@ -133,6 +134,28 @@ def check_outputs(before: gs.Graph, after: gs.Graph, seed: int = 0) -> None:
     assert max(moved.values(), default=0.0) <= verify.tolerance(before), (
         f"outputs moved, relative to the largest: {moved}"
     )
+
+
+def zeroed(graph: gs.Graph, channels: Channels, ids: Collection[int]) -> gs.Graph:
+    """A copy in which channels are 0 in every tensor: its outputs are those of the graph without them.
+
+    `ids` are some of the channels that `nnc.channels.trace` found. Channels that were not a number are 0 too.
+    """
+    copy = graphs.copy(graph)
+    nodes = []
+    for node in copy.nodes:
+        nodes.append(node)
+        for index, tensor in enumerate(node.outputs):
+            place = channels.of(tensor)
+            if place is None or tensor.dtype != np.float32:
+                continue
+            shape = [-1 if axis == place[0] else 1 for axis in range(len(tensor.shape))]
+            removed = gs.Constant(f"{tensor.name}.removed", np.isin(place[1], list(ids)).reshape(shape))
+            zero = gs.Constant(f"{tensor.name}.zero", np.zeros((), np.float32))
+            node.outputs[index] = gs.Variable(f"{tensor.name}.whole", tensor.dtype, list(tensor.shape))
+            nodes.append(gs.Node("Where", removed.name, {}, [removed, zero, node.outputs[index]], [tensor]))
+    copy.nodes = nodes
+    return copy
 
 
 def weights(graph: gs.Graph) -> Mapping[str, np.ndarray]:

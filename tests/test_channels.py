@@ -24,25 +24,6 @@ from nnc.passes.simplify_shapes import SimplifyShapes
 from nnc.session import Session
 
 
-def zeroed(graph: gs.Graph, channels: Channels, ids: Collection[int]) -> gs.Graph:
-    """A copy in which the channels are 0 in every tensor, also where they were not a number."""
-    copy = graphs.copy(graph)
-    nodes = []
-    for node in copy.nodes:
-        nodes.append(node)
-        for index, tensor in enumerate(node.outputs):
-            place = channels.of(tensor)
-            if place is None or tensor.dtype != np.float32:
-                continue
-            shape = [-1 if axis == place[0] else 1 for axis in range(len(tensor.shape))]
-            removed = gs.Constant(f"{tensor.name}.removed", np.isin(place[1], list(ids)).reshape(shape))
-            zero = gs.Constant(f"{tensor.name}.zero", np.zeros((), np.float32))
-            node.outputs[index] = gs.Variable(f"{tensor.name}.whole", tensor.dtype, list(tensor.shape))
-            nodes.append(gs.Node("Where", removed.name, {}, [removed, zero, node.outputs[index]], [tensor]))
-    copy.nodes = nodes
-    return copy
-
-
 def draw(channels: Channels, rng: np.random.Generator) -> list[int]:
     """Some channels of every group, not all of any."""
     return [
@@ -65,7 +46,7 @@ def check(graph: gs.Graph, rounds: int = 3, seed: int = 0, tolerance: float = 1e
     for ids in (most, *(draw(channels, rng) for _ in range(rounds))):
         after = pruned(graph, channels, ids)
         verify.check_invariants(after)
-        expected = Session(zeroed(graph, channels, ids)).run(inputs)
+        expected = Session(testing.zeroed(graph, channels, ids)).run(inputs)
         found = Session(after).run(inputs)
         differences = {name: verify.difference(expected[name], found[name]) for name in expected}
         assert max(differences.values()) <= tolerance, differences
@@ -948,7 +929,7 @@ def test_all_channels_of_a_group_where_others_are_left() -> None:
     inputs = verify.probe_inputs(graph, 0)
     ids = channels.groups[1].ids
     expected, found = (
-        Session(zeroed(graph, channels, ids)).run(inputs),
+        Session(testing.zeroed(graph, channels, ids)).run(inputs),
         Session(pruned(graph, channels, ids)).run(inputs),
     )
     np.testing.assert_allclose(found["y"], expected["y"], rtol=1e-4)

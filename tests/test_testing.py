@@ -7,6 +7,7 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from nnc import testing, verify
+from nnc.channels import trace
 from nnc.pattern import Match, NoMatch, Pattern, op, var
 from nnc.rewrite import Context, Effect, Pass, PatternPass, node
 
@@ -90,3 +91,21 @@ def test_variances_are_positive() -> None:
     weights = testing.weights(testing.graph(text))
     assert (weights["v"] > 0).all()
     assert not (weights["s"] > 0).all()
+
+
+def test_zeroed_channels_are_0_wherever_they_go() -> None:
+    text = """
+    net (float[1, 3, 4, 4] x) => (float[1, 2, 4, 4] y) <float[6, 3, 1, 1] W, float[6] B, float[2, 6, 1, 1] V>
+    { c = Conv(x, W, B) r = Sigmoid(c) y = Conv(r, V) }
+    """
+    graph = testing.graph(text)
+    channels = trace(graph)
+    ids = channels.groups[0].ids[[1, 4]].tolist()
+    V = testing.weights(graph)["V"].copy()
+    V[:, [1, 4]] = 0
+    inputs = verify.probe_inputs(graph, 0)
+    expected = verify.outputs(testing.graph(text, V=V), inputs)["y"]
+    found = verify.outputs(testing.zeroed(graph, channels, ids), inputs)["y"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert verify.difference(verify.outputs(graph, inputs)["y"], found) > 0.01
+    assert len(graph.nodes) == 3, "the graph itself stays as it is"
