@@ -186,6 +186,8 @@ def _named(path: Sequence[str | int]) -> str:
 
 def _mended(key: str | int, wanted: parameters.Schema, given: object) -> str | None:
     """A hint that spells out what was probably meant."""
+    if "anyOf" in wanted:
+        return next(filter(None, (_mended(key, each, given) for each in wanted["anyOf"])), None)
     match wanted.get("type"):
         case _ if isinstance(key, int):
             return None
@@ -199,7 +201,10 @@ def _mended(key: str | int, wanted: parameters.Schema, given: object) -> str | N
             return f"it is a share: write {key} = {given / 100:g}"
         case "array" if not isinstance(given, list | dict):
             return f"write {key} = {toml.value([given] * wanted.get('minItems', 1))}"
-    return toml.nearest(given, wanted["enum"]) if "enum" in wanted and isinstance(given, str) else None
+        case "object" if wanted.get("properties") and isinstance(given, int | float):
+            return f"write {key} = {toml.value({next(iter(wanted['properties'])): given})}"
+    words = wanted.get("enum", [wanted["const"]] if "const" in wanted else [])
+    return toml.nearest(given, words) if isinstance(given, str) else None
 
 
 def _models(model: type[BaseModel]) -> list[type[BaseModel]]:

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from nnc import calibrate, factorize, reconstruct, units
 from nnc import graph as graphs
-from nnc.budget import Allocation, Budget, Metric, Solution
+from nnc.budget import Allocation, Budget, Metric, Solution, corrected
 from nnc.calibrate import Flow, Moments
 from nnc.digests import digest, graph_digest
 from nnc.errors import NncError
@@ -38,10 +38,6 @@ MOST_OPTIONS = 24
 
 #: Of the energy of weights that are stored in float32.
 _ROUNDING = 1e-10
-
-#: How often the price of what the cost of a network is not the sum of is corrected, and what may be left of a budget.
-_ROUNDS = 8
-_UNUSED = 0.01
 
 
 @dataclass(frozen=True)
@@ -211,7 +207,6 @@ class Split(Pass):
                 if flow is not None and layer.columns <= reconstruct.MOST_COLUMNS:
                     flow.run_before(layer.node)
                     moments = calibrate.input_moments(layer, flow.value(layer.node.inputs[0]), context.seed)
-                    require_finite(layer, moments)
                 errors.append(self._curve(layer, moments, ranks))
             return errors
 
@@ -223,7 +218,7 @@ class Split(Pass):
     def _curve(self, layer: Layer, moments: np.ndarray | None, ranks: list[Rank]) -> list[float]:
         if not ranks:
             return []
-        blocks = None if moments is None else list(moments)
+        blocks = None if moments is None else held(moments)
         curve = partial(self.errors, ranks=ranks)
         return list(map(float, factorize.errors_by_group(curve, layer.weight, layer.groups, blocks)))
 
@@ -278,10 +273,7 @@ class Split(Pass):
 
     def _split(self, layer: Layer, W: np.ndarray, moments: Moments | None, rank: Rank, context: Context) -> Factors:
         """`reconstruct.Factorize`."""
-        blocks = None
-        if moments is not None:
-            require_finite(layer, moments.xx)
-            blocks = list(moments.xx)
+        blocks = None if moments is None else held(moments.xx)
         return self._factors(layer, W.reshape(weight_shape(layer)), blocks, rank, context.seed)
 
     def _factors(self, layer: Layer, W: np.ndarray, blocks: list[np.ndarray] | None, rank: Rank, seed: int) -> Factors:
@@ -339,9 +331,9 @@ class Splits:
             self.context.progress("predict ranks", index, rounds)
             each = [own[min(index, len(own) - 1)] if own else None for own in offered]
             chosen = {place.name: rank[0] for place, rank in zip(self.places, each, strict=True) if rank}
-            for place, (own, cost) in enumerate(zip(offered, self._costs(chosen), strict=True)):
+            for found, own, cost in zip(options, offered, self._costs(chosen), strict=True):
                 if index < len(own):
-                    options[place].append(Option(*own[index], cost))
+                    found.append(Option(*own[index], cost))
         for place, keep, found in zip(self.places, self._keep, options, strict=True):
             worth, reason = self.method.worth(found, keep)
             if reason:
@@ -384,7 +376,12 @@ class Splits:
 
     def within(self, budget: Budget) -> Solution:
         """The state of least error that costs at most a share of what the network costs now."""
-        first, offered = self._within(budget), [place.options for place in self.places]
+        try:
+            first = self._within(budget)
+        except NncError as error:
+            hint = "raise the budget, or split where it pays less: include, exclude, when"
+            raise NncError(error.message, hint) from None
+        offered = [place.options for place in self.places]
         windows = [self._window(*each) for each in zip(self.places, self.ranks, first.state, strict=True)]
         if all(len(window) < len(place.options) for place, window in zip(self.places, windows, strict=True)):
             return first  # there are no ranks between those that were offered
@@ -408,36 +405,13 @@ class Splits:
         return ranks[start : names.index(place.options[below].rank) + 1]
 
     def _within(self, budget: Budget) -> Solution:
-        """`within` for the options that are offered.
+        """`within` for the options that are offered, whose costs are taken to add up at first."""
+        return corrected(self._allocation(budget.metric), partial(self.cost, budget.metric), budget.share)
 
-        The costs of layers are taken to add up; what that misses (constants that several layers read, caches that hold
-        the network or don't) is corrected.
-        """
-        full = self.cost(budget.metric, [0] * len(self.places))
-        allocation = self._allocation(budget.metric, full)
-        target, best, least = budget.share, None, 1.0
-        for _ in range(_ROUNDS):
-            try:
-                solution = allocation.within(target)
-            except NncError:
-                if best is None and least == 1:
-                    raise
-                break
-            reached = self.cost(budget.metric, solution.state) / full if full else 1.0
-            least = min(least, reached)
-            if reached <= budget.share and (best is None or reached > best.share):
-                best = replace(solution, share=reached)
-            if budget.share * (1 - _UNUSED) <= reached <= budget.share or target >= 1:
-                break
-            target = min(1.0, target * budget.share / reached)
-        if best is None:
-            raise unreachable(budget, least)
-        return best
-
-    def _allocation(self, metric: Metric, full: float) -> Allocation:
+    def _allocation(self, metric: Metric) -> Allocation:
         growths = [growth(np.array([each.error for each in place.options])) for place in self.places]
         prices = [np.array([each.cost.of(metric) for each in place.options]) for place in self.places]
-        fixed = full - sum(each[0] for each in prices)
+        fixed = self.cost(metric, [0] * len(self.places)) - sum(each[0] for each in prices)
 
         def total(state: Sequence[int]) -> float:
             return fixed + sum(float(each[option]) for each, option in zip(prices, state, strict=True))
@@ -536,7 +510,8 @@ def factor(layer: Layer) -> str:
     rank of one of them is a lower rank of both: splitting it once more would only add a layer.
     """
     x, y = layer.node.inputs[0], layer.node.outputs[0]
-    pairs = [(Layer.of(each), layer, each) for each in x.inputs if len(x.outputs) == 1]
+    pairs: list[tuple[Layer | None, Layer | None, gs.Node]] = []
+    pairs += [(Layer.of(each), layer, each) for each in x.inputs if len(x.outputs) == 1]
     pairs += [(layer, Layer.of(each), each) for each in y.outputs if len(y.outputs) == 1]
     for first, second, other in pairs:
         if first and second and first.groups == second.groups and _is_bottleneck(first, second):
@@ -549,19 +524,18 @@ def _is_bottleneck(first: Layer, second: Layer) -> bool:
     return between < first.columns and between < second.outputs // second.groups * math.prod(second.kernel)
 
 
+def held(moments: np.ndarray) -> list[np.ndarray]:
+    """The moments [g, D, D] by group; what hardly any input excites counts as much as it does in the fit of a layer."""
+    damping = reconstruct.RIDGE * np.trace(moments, axis1=1, axis2=2) / moments.shape[1]
+    return list(moments + damping[:, None, None] * np.eye(moments.shape[1]))
+
+
 def require_finite(layer: Layer, moments: np.ndarray) -> None:
     if not np.isfinite(moments).all():
         raise NncError(
             f"'{layer.node.inputs[0].name}', which '{layer.node.name}' reads, is not finite on the calibration data",
             "check the data and [data.preprocess]",
         )
-
-
-def unreachable(budget: Budget, least: float) -> NncError:
-    return NncError(
-        f"the budget of {budget.share:g} can't be reached: {least:.3g} is left with the smallest options",
-        "raise the budget, or let the pass change more layers",
-    )
 
 
 # --- Which ranks to offer

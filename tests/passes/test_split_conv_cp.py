@@ -54,11 +54,10 @@ def test_any_convolution(
     depth: int, width: int, kernel: tuple[int, int], stride: int, dilation: int, seed: int
 ) -> None:
     shape = (width, depth, *kernel)
-    conv = (
-        f"Conv<strides = [1, {stride}], dilations = [{dilation}, 1], pads = [{kernel[0]}, 1, 0, {dilation}]>(x, W, B)"
-    )
-    graph = testing.graph(text(conv, f"1, {depth}, 9, 8", ", ".join(map(str, shape))), seed=seed,
-                          W=low_rank(shape, 1, 1, seed))  # fmt: skip
+    pads = f"[{kernel[0]}, 1, 0, {dilation}]"
+    conv = f"Conv<strides = [1, {stride}], dilations = [{dilation}, 1], pads = {pads}>(x, W, B)"
+    before = text(conv, f"1, {depth}, 9, 8", ", ".join(map(str, shape)))
+    graph = testing.graph(before, seed=seed, W=low_rank(shape, 1, 1, seed))
     testing.check(SplitConvCp(rank=1, when="always"), graph, ops=["Conv"] * 4, exact=True, seed=seed)
 
 
