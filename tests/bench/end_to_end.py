@@ -8,24 +8,19 @@ left out, and said to be, where these are absent (NNC_DATA, `nnc doctor`). Exits
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
+import table
+from table import DATA, THREADS, Row, facts, nnc, samples, usage
 
 from nnc import graph as graphs
 from nnc import networks, verify
@@ -36,45 +31,16 @@ RECIPE = "simplify"
 TIMED = ("vgg16", "resnet50", "mobilenet_v2", "densenet201")
 SECONDS = {"mobilenet_v2": 60, "resnet50": 120, "densenet201": 240}
 BOARDS = ("qcs605", "jetson-xavier")
-DATA = Path(os.environ.get("NNC_DATA", Path(__file__).parents[3] / "shared/data"))
-THREADS = 2
-NNC = str(Path(sys.executable).parent / "nnc")
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    what: str
-    wanted: str
-    measured: str
-    reached: bool | None
-    """None: nothing is promised."""
-
-
-def nnc(*arguments: object) -> str:
-    """Run the command and return what it prints; its complaint ends the benchmark."""
-    command = [NNC, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}\n{done.stderr}")
-    return done.stdout
-
-
-class Workshop:
-    """Models and what they compile to, made once."""
+class Workshop(table.Workshop):
+    """Models, and what the recipe makes of them."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        super().__init__(folder)
         self.seconds: dict[tuple[Path, str], float] = {}
 
     @cache  # noqa: B019  # one workshop per run
-    def network(self, name: str) -> Path:
-        path = self.folder / f"{name}.onnx"
-        nnc("network", name, "-o", path)
-        return path
-
-    @cache  # noqa: B019
     def compiled(self, model: Path, target: str) -> Path:
         out = self.folder / f"{model.stem}-{target}"
         started = time.perf_counter()
@@ -109,15 +75,12 @@ def compile_time(shop: Workshop) -> Iterator[Row]:
 def graph_passes(shop: Workshop) -> Iterator[Row]:
     """All graph passes, with their checks and the report, on the largest network; graph_passes.py has the peers."""
     model = shop.network("vgg16")
-    started = time.perf_counter()
-    command = [NNC, "compile", RECIPE, model, "--target", "x86", "-o", shop.folder / "passes", "--no-lower", "--quiet"]
-    process = subprocess.Popen(list(map(str, command)))
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds, size = time.perf_counter() - started, model.stat().st_size
-    peak = usage.ru_maxrss * 1024 / size
+    out, size = shop.folder / "passes", model.stat().st_size
+    used = usage("compile", RECIPE, model, "--target", "x86", "-o", out, "--no-lower", "--quiet")
+    peak = used.peak_bytes / size
     name = f"graph passes: vgg16 ({size / 1e6:.0f} MB)"
-    yield Row(f"{name}, seconds", "< 10 s", f"{seconds:.1f} s", status == 0 and seconds < 10)
-    yield Row(f"{name}, peak memory", "< 2.5x the file", f"{peak:.2f}x", status == 0 and peak < 2.5)
+    yield Row(f"{name}, seconds", "< 10 s", f"{used.seconds:.1f} s", used.seconds < 10)
+    yield Row(f"{name}, peak memory", "< 2.5x the file", f"{peak:.2f}x", peak < 2.5)
 
 
 def targets(shop: Workshop) -> Iterator[Row]:
@@ -125,7 +88,7 @@ def targets(shop: Workshop) -> Iterator[Row]:
     if not shutil.which("qemu-aarch64"):
         yield Row("targets", "within 1e-3", "left out: no qemu-aarch64", None)
         return
-    models = [shop.network("mobilenet_v2"), shop.network("resnet18"), *_samples("cifar10_resnet56")]
+    models = [shop.network("mobilenet_v2"), shop.network("resnet18"), *samples("cifar10_resnet56")]
     for model in models:
         for board in BOARDS:
             error = _error(model, shop.compiled(model, board))
@@ -134,7 +97,7 @@ def targets(shop: Workshop) -> Iterator[Row]:
 
 def exactness(shop: Workshop) -> Iterator[Row]:
     """The library of this machine against onnxruntime with its optimizations off, on the model as it came."""
-    models = [*_samples(), *(shop.network(name) for name in networks.NAMES)]
+    models = [*samples(), *(shop.network(name) for name in networks.NAMES)]
     for model in models:
         error, graph = _error(model, shop.compiled(model, "x86")), graphs.load(model)
         if not verify.rounds(graph):
@@ -148,7 +111,7 @@ def exactness(shop: Workshop) -> Iterator[Row]:
 
 def accuracy(shop: Workshop) -> Iterator[Row]:
     """Top-1 on the sample data: the model in onnxruntime, and its library."""
-    for model in _samples():
+    for model in samples():
         options = _preprocessing(model)
         before = json.loads(nnc("eval", model, *options, "--json"))
         after = json.loads(nnc("eval", shop.compiled(model, "x86"), *options, "--json"))
@@ -158,8 +121,8 @@ def accuracy(shop: Workshop) -> Iterator[Row]:
 
 def wrong_inputs(shop: Workshop) -> Iterator[Row]:
     """The table of broken recipes, models, data files and targets."""
-    table = Path(__file__).parents[1] / "test_wrong_inputs.py"
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", table], capture_output=True, text=True)
+    tests = Path(__file__).parents[1] / "test_wrong_inputs.py"
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", tests], capture_output=True, text=True)
     summary = done.stdout.strip().splitlines()[-1]
     passed = next(
         (
@@ -172,18 +135,13 @@ def wrong_inputs(shop: Workshop) -> Iterator[Row]:
     yield Row("wrong inputs told in one line", ">= 40", str(passed), done.returncode == 0 and passed >= 40)
 
 
-def _samples(*names: str) -> list[Path]:
-    """The pretrained models of the sample data, by name or all."""
-    return [path for path in sorted(DATA.glob("models/*.onnx")) if not names or path.stem in names]
-
-
 def _preprocessing(model: Path) -> list[object]:
-    facts: dict[str, Any] = json.loads((DATA / "models/models.json").read_text())[model.name]
-    data = DATA / ("cifar10/test.npz" if facts["dataset"] == "cifar10" else "imagenet_sample")
+    known = facts(model)
+    data = DATA / ("cifar10/test.npz" if known["dataset"] == "cifar10" else "imagenet_sample")
     options: list[object] = ["--data", data]
     for key in ("mean", "std"):
-        options += [f"--{key}", ",".join(map(str, facts[key]))]
-    return [*options, *(["--crop", facts["crop"]] if facts.get("crop") else [])]
+        options += [f"--{key}", ",".join(map(str, known[key]))]
+    return [*options, *(["--crop", known["crop"]] if known.get("crop") else [])]
 
 
 def _error(model: Path, folder: Path) -> float:
@@ -204,23 +162,5 @@ SECTIONS: dict[str, Callable[[Workshop], Iterator[Row]]] = {
 }
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sections", nargs="*", choices=[*SECTIONS, []], help="all of them unless named")
-    sections = parser.parse_args().sections or list(SECTIONS)
-    table = Table("what", "must reach", "measured", "")
-    rows = []
-    with tempfile.TemporaryDirectory(prefix="nnc-bench-") as name, Console(stderr=True).status("") as status:
-        shop = Workshop(Path(name))
-        for section in sections:
-            for row in SECTIONS[section](shop):
-                status.update(row.what)
-                rows.append(row)
-                table.add_row(row.what, row.wanted, row.measured, {True: "yes", False: "NO", None: ""}[row.reached])
-            table.add_section()
-    Console(width=None if sys.stdout.isatty() else 110).print(table)
-    return int(any(row.reached is False for row in rows))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(table.main(__doc__, SECTIONS, Workshop))
