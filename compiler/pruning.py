@@ -1,8 +1,9 @@
 """Which channels to remove: widths for every group, within a budget or by a share, and the channels that go."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, TypeAlias
 
@@ -13,11 +14,16 @@ from nnc import budget, channels, costs, measure
 from nnc import graph as graphs
 from nnc.budget import Allocation, Solution
 from nnc.channels import Channels, Group
+from nnc.errors import NncError
 from nnc.importance import Ranking
 from nnc.rewrite import Context
 
 #: What a share of a network is kept of.
 Metric: TypeAlias = budget.Metric | Literal["channels"]
+
+#: Share of a budget that may stay unused, and how many groups are then tried wider.
+_UNUSED = 0.01
+_TRIED = 8
 
 
 @dataclass
@@ -40,7 +46,7 @@ class Pruning:
 
         Raises NncError where no state keeps within it.
         """
-        return self._fast(lambda: budget.corrected(self._allocation(metric), partial(self.cost, metric), share))
+        return self._fast(lambda: self._best(metric, share))
 
     def uniform(self, shares: Sequence[float]) -> Solution:
         """The state in which every group keeps the width nearest to its share, none slower than a wider one."""
@@ -69,7 +75,7 @@ class Pruning:
 
     def error(self, state: Sequence[int]) -> float:
         """The sum of what the groups lose."""
-        return float(sum(errors[option] for errors, option in zip(self._errors(), state, strict=True)))
+        return float(sum(errors[option] for errors, option in self._chosen(state)))
 
     def hollow(self, state: Sequence[int]) -> gs.Graph:
         """The pruned graph, with weights that take no memory."""
@@ -112,6 +118,35 @@ class Pruning:
         for option in sorted({state[group] - 1, *np.flatnonzero(wider % unit == 0)[-1:].tolist()}):
             yield [*state[:group], option, *state[group + 1 :]]
 
+    def _best(self, metric: Metric, share: float) -> Solution:
+        """The best of the solution and, where it leaves much unused, of those with a group kept wider than in it.
+
+        Prices find only what lies on the convex hull of costs and errors, which has gaps where there are few options.
+        """
+        solution = self._solution(metric, share)
+        if solution.share > share * (1 - _UNUSED):
+            return solution
+        pruned = np.flatnonzero(solution.state)
+        tried = [solution]
+        for group in sorted(pruned.tolist(), key=lambda group: -self._errors()[group][solution.state[group]])[:_TRIED]:
+            options = list(self.options)
+            options[group] = options[group][: solution.state[group]]
+            with suppress(NncError):
+                tried.append(replace(self, options=options)._solution(metric, share))
+        return min(tried, key=lambda each: each.error)
+
+    def _solution(self, metric: Metric, share: float) -> Solution:
+        least = [len(options) - 1 for options in self.options]
+        full = self.cost(metric, self._keep)
+        if (left := self.cost(metric, least) / full) > share:
+            raise budget.unreachable(share, left)
+        try:
+            solution = budget.corrected(self._allocation(metric), partial(self.cost, metric), share)
+        except NncError:  # costs that add up are only nearly those of the network
+            return Solution(least, left, self.error(least))
+        saved = [errors[option] - errors[max(0, option - 1)] for errors, option in self._chosen(solution.state)]
+        return self._used_up(solution, metric, share, np.argsort(saved, kind="stable")[::-1])
+
     def _allocation(self, metric: Metric) -> Allocation:
         """Errors and costs that add up over the groups, which is nearly what the network costs."""
         if metric == "channels":
@@ -135,25 +170,39 @@ class Pruning:
             for ranking, options in zip(self.rankings, self.options, strict=True)
         ]
 
+    def _chosen(self, state: Sequence[int]) -> Iterable[tuple[np.ndarray, int]]:
+        """Every group's errors by option, and its option."""
+        return zip(self._errors(), state, strict=True)
+
     def _nearest(self, shares: Sequence[float]) -> list[int]:
         pairs = zip(self.options, self.groups, shares, strict=True)
         return [int(np.argmin(np.abs(options - share * len(group.ids)))) for options, group, share in pairs]
 
     def _uniform_within(self, metric: Metric, share: float) -> Solution:
-        """Bisection of the share that groups keep; then those that keep the least get one width more, where it fits."""
+        """Bisection of the share that groups keep; those that keep the least are then widened as far as it fits."""
         full, low, high = self.cost(metric, self._keep), 0.0, 1.0
         for _ in range(16):
             middle = (low + high) / 2
             fits = self.cost(metric, self._nearest([middle] * len(self.groups))) <= share * full
             low, high = (middle, high) if fits else (low, middle)
         state = self._nearest([1.0 if share >= 1 else low] * len(self.groups))
-        if (left := self.cost(metric, state)) > share * full:
-            raise budget.unreachable(share, left / full)
-        kept = self.widths(state) / self.widths(self._keep)
-        for group in np.argsort(kept, kind="stable").tolist():
+        left = self.cost(metric, state) / full
+        if left > share:
+            raise budget.unreachable(share, left)
+        order = np.argsort(self.widths(state) / self.widths(self._keep), kind="stable")
+        return self._used_up(Solution(state, left, self.error(state)), metric, share, order)
+
+    def _used_up(self, solution: Solution, metric: Metric, share: float, order: np.ndarray) -> Solution:
+        """With groups one option wider, in this order, until little of the budget is left."""
+        state, left, full = list(solution.state), solution.share, self.cost(metric, self._keep)
+        for group in order.tolist():
+            if left > share * (1 - _UNUSED):
+                break
             wider = [*state[:group], max(0, state[group] - 1), *state[group + 1 :]]
-            state = wider if self.cost(metric, wider) <= share * full else state
-        return Solution(state, self.cost(metric, state) / full, self.error(state))
+            cost = self.cost(metric, wider) / full
+            if left < cost <= share:
+                state, left = wider, cost
+        return replace(solution, state=state, share=left, error=self.error(state))
 
 
 def cost(graph: gs.Graph, metric: budget.Metric, context: Context) -> float:

@@ -66,7 +66,7 @@ def fit(
 
     `graph` is the original without the channels that `kept` tells of. `factorize` names the layers to split.
     Layers in front of the first node named in `changed` stay as they are. Without `layers` only the statistics of
-    BatchNormalization are estimated anew.
+    BatchNormalization are estimated anew, as they are behind layers that can't be fitted.
     """
     return _Fit(original, graph, samples, context, kept or Kept(), factorize, changed or set(), layers).run()
 
@@ -80,6 +80,7 @@ class _Fit:
         self.graph, self.context, self.kept, self.factorize, self.changed = graph, context, kept, factorize, changed
         self.before, self.after = Flow(original, samples), Flow(graph, samples)
         self.originals = {node.name: node for node in original.nodes}
+        self.fitted: set[str] = set()
         self.moved: set[int] = set()  # ids of tensors that differ from the original's
 
     def run(self) -> dict[str, float]:
@@ -94,7 +95,7 @@ class _Fit:
                 continue
             if self.layers and (layer := Layer.of(each)) is not None:
                 errors[each.name] = self._fit(layer)
-            elif is_standard(each, "BatchNormalization"):
+            elif is_standard(each, "BatchNormalization") and not self._reads_fitted(each):
                 self._estimate(each)
             self.before.release(*(tensor.name for tensor in self.originals[each.name].outputs))
         return errors
@@ -112,6 +113,7 @@ class _Fit:
         self.after.run_before(layer.node)
         name, x = layer.node.name, self.after.value(layer.node.inputs[0])
         moments = calibrate.moments(layer, x, self._target(layer), self.context.seed)
+        self.fitted.add(name)
         W = calibrate.ridge(moments, layer.matrix, RIDGE)
         factors = self.factorize[name](layer, W, moments) if name in self.factorize else None
         driver = Driver(self.graph)
@@ -162,6 +164,15 @@ class _Fit:
 
     def _now(self, tensor: gs.Tensor, part: slice) -> np.ndarray:
         return _samples(self.after.value(tensor))[part]
+
+    def _reads_fitted(self, batchnorm: gs.Node) -> bool:
+        """Whether its statistics are still right: those of the layer's target.
+
+        What a fitted layer gives varies less than its target, by what it can't explain. To scale that up again makes the
+        outputs worse (on ResNet-20 at half of the MACs 47 % of error instead of 44 %).
+        """
+        producers = self.originals[batchnorm.name].inputs[0].inputs
+        return bool(producers) and producers[0].name in self.fitted
 
     def _estimate(self, batchnorm: gs.Node) -> None:
         """Mean and variance of what a BatchNormalization now reads."""
