@@ -253,15 +253,17 @@ def _near_mean(values: np.ndarray) -> np.ndarray:
 
 def channel_moments(x: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean and variance of x [batches, *shape] by channel, which `axis` of the shape counts; float64."""
-    x = np.moveaxis(_samples(x), axis, 1)
+    x = np.moveaxis(x, axis + 1, 1)
     sums, squares = np.zeros(x.shape[1]), np.zeros(x.shape[1])
     for part in _parts(len(x), x[0].size):
         values = x[part].reshape(*x[part].shape[:2], -1).astype(np.float64)
-        sums += values.sum((0, 2))
-        squares += np.square(values).sum((0, 2))
+        with np.errstate(invalid="ignore", over="ignore"):
+            sums += values.sum((0, 2))
+            squares += np.square(values).sum((0, 2))
     count = x.size // x.shape[1]
     mean = sums / count
-    return mean, np.maximum(squares / count - mean**2, 0.0)
+    with np.errstate(invalid="ignore"):
+        return mean, np.maximum(squares / count - mean**2, 0.0)
 
 
 def _require_finite(layer: Layer, tensor: gs.Tensor, moments: np.ndarray) -> None:

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from nnc import elimination
+from nnc import calibrate, elimination
 from nnc.calibrate import Flow
 from nnc.channels import Channels, Group, Use
 from nnc.elimination import Ranking
@@ -141,17 +141,17 @@ def _energies(graph: gs.Graph, channels: Channels, samples: Arrays, count: int) 
                 continue
             flow.run_before(node)
             axis, ids = channels.axes[tensor.name]
-            energy = _along(np.square(flow.value(tensor)).mean(0, dtype=np.float64), axis)
+            mean, var = calibrate.channel_moments(flow.value(tensor), axis)
+            energy = mean**2 + var
+            if not np.isfinite(energy).all():
+                raise NncError(
+                    f"'{tensor.name}' is not finite on the calibration data", "check the data and [data.preprocess]"
+                )
             energy /= energy.mean() or 1.0
             known = np.where(ids < count, ids, 0)
             total += np.bincount(known, energy, count)
             uses += np.bincount(known, minlength=count)
     return total / np.maximum(uses, 1)
-
-
-def _along(values: np.ndarray, axis: int) -> np.ndarray:
-    """The mean over all axes but one."""
-    return np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1).mean(1)
 
 
 def _taylor(graph: gs.Graph, channels: Channels, samples: Arrays, count: int, context: Context) -> np.ndarray:
@@ -160,7 +160,10 @@ def _taylor(graph: gs.Graph, channels: Channels, samples: Arrays, count: int, co
     The loss is the cross-entropy with labels drawn from what the network itself predicts, so that none are needed.
     """
     tensors = _read_tensors(graph, channels)
-    network = Gradients(graph, list(tensors), seed=context.seed, threads=context.threads)
+    try:
+        network = Gradients(graph, list(tensors), seed=context.seed, threads=context.threads)
+    except NncError as error:
+        raise NncError(f"importance 'taylor': {error.message}", "choose another importance") from error
     total = np.zeros(count)
     batches = len(next(iter(samples.values())))
     for index in range(batches):

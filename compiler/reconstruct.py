@@ -168,7 +168,7 @@ class _Fit:
     def _reads_fitted(self, batchnorm: gs.Node) -> bool:
         """Whether its statistics are still right: those of the layer's target.
 
-        What a fitted layer gives varies less than its target, by what it can't explain. To scale that up again makes the
+        What a fitted layer gives varies less than its target, by what it can't explain. Scaling that up again makes the
         outputs worse (on ResNet-20 at half of the MACs 47 % of error instead of 44 %).
         """
         producers = self.originals[batchnorm.name].inputs[0].inputs
