@@ -23,7 +23,7 @@ from nnc.digests import digest, graph_digest
 from nnc.elimination import Ranking
 from nnc.factorize import Factors
 from nnc.layers import Layer
-from nnc.measure import measure
+from nnc.measure import macs, measure
 from nnc.rewrite import Context, Driver
 from nnc.splitting import Rank, Split
 
@@ -58,17 +58,17 @@ class Measured:
 class Network:
     """A graph whose channels may go and whose layers may be split.
 
-    A state holds an option per group, then one per layer: an index into `widths` and `choices`, option 0 of which leaves
-    the group or layer as it is.
+    A state holds an option per group, then one per layer: an index into `widths` and `choices`, whose option 0 leaves the
+    group or layer as it is.
     """
 
     def __init__(
         self, graph: gs.Graph, traced: Channels, groups: Sequence[Group], layers: Sequence[Layer],
-        methods: Sequence[Split], multiple: int, samples: Arrays, context: Context,
+        methods: Sequence[Split], multiple: int, budget: Budget, samples: Arrays, context: Context,
     ) -> None:  # fmt: skip
         self.graph, self.traced, self.groups, self.layers = graph, traced, groups, layers
         self.methods = {method.name: method for method in methods}
-        self.samples, self.context = samples, context
+        self.budget, self.samples, self.context = budget, samples, context
         self.widths = [pruning.widths(group, multiple) for group in groups]
         self.measured = self._measured(multiple)
         self.choices: list[list[Choice | None]] = [[None, *self.measured.choices[layer.node.name]] for layer in layers]
@@ -130,9 +130,10 @@ class Network:
 
     # --- What is chosen
 
-    def within(self, budget: Budget) -> Solution:
-        """The state of least error that costs at most a share of what the network costs now."""
-        return corrected(self._allocation(budget.metric), partial(self.cost, budget.metric), budget.share)
+    def solve(self) -> Solution:
+        """The state of least error within the budget."""
+        metric = self.budget.metric
+        return corrected(self._allocation(metric), partial(self.cost, metric), self.budget.share)
 
     def _allocation(self, metric: Metric) -> Allocation:
         predicted = self.context.predict(self.graph)
@@ -141,7 +142,7 @@ class Network:
         tables = [self._table(layer, metric, layers.dense[index[layer.node.name]]) for layer in self.layers]
         own = [index[layer.node.name] for layer in self.layers]
         count = len(self.groups)
-        fixed = self.cost(metric, [0] * (count + len(self.layers))) - costs.total(layers, self._units([]), layers.dense)
+        fixed = self.cost(metric, [0] * (count + len(self.layers))) - layers.total(self._units([]), layers.dense)
 
         def current(state: Sequence[int]) -> np.ndarray:
             table = layers.dense.copy()
@@ -156,7 +157,7 @@ class Network:
             return layers.of_layer(own[place - count], tables[place - count], units)
 
         return Allocation(
-            self._errors(), of_options, lambda state: fixed + costs.total(layers, self._units(state), current(state))
+            self._errors(), of_options, lambda state: fixed + layers.total(self._units(state), current(state))
         )
 
     def _table(self, layer: Layer, metric: Metric, dense: np.ndarray) -> np.ndarray:
@@ -251,10 +252,13 @@ class Network:
         return graph
 
     def _stages(self, layer: Layer, choice: Choice) -> list[factorize.Stage]:
-        """The chain for a layer as it now is; none where channels that went have made it as narrow as the rank."""
+        """The chain for a layer as it now is; none where channels that went have made the layer itself cheaper."""
         method, shape = self.methods[choice.method], splitting.group_shape(layer)
-        stages = method.stages(shape, choice.rank)
-        return splitting.grouped(stages, layer.groups) if _saves(stages, shape) else []
+        stages = splitting.grouped(method.stages(shape, method.clamped(shape, choice.rank)), layer.groups)
+        metric: Metric = "params" if self.budget.metric == "params" else "macs"
+        whole = {"params": math.prod(layer.node.inputs[1].shape), "macs": macs(layer.node)}[metric]
+        chain = float(costs.cost(coefficients(layer, stages, metric, 0.0), *np.array([layer.inputs, layer.outputs])))
+        return stages if chain < whole else []
 
     def compress(self, state: Sequence[int]) -> dict[str, float]:
         """Change the graph; returns the share of its output's energy that each layer loses, by name."""
@@ -275,13 +279,14 @@ class Network:
         """`reconstruct.Factorize`: outputs that the network's depend on most are kept best."""
         if not self._stages(layer, choice):
             return None
-        method = self.methods[choice.method]
+        method, rank = self.methods[choice.method], choice.rank
+        rank = method.clamped(splitting.group_shape(layer), rank)
         blocks = None if moments is None else list(moments.xx)
         W, importance = W.reshape(splitting.weight_shape(layer)), self.measured.weights.get(name)
         if importance is None:
-            return method._factors(layer, W, blocks, choice.rank, self.context.seed)
+            return method._factors(layer, W, blocks, rank, self.context.seed)
         factors = roots(importance)[self.stays[name]]
-        chain = method._factors(layer, scaled(W, factors), blocks, choice.rank, self.context.seed)
+        chain = method._factors(layer, scaled(W, factors), blocks, rank, self.context.seed)
         return unscaled(chain, factors)
 
 
@@ -308,15 +313,6 @@ def chain_nodes(last: gs.Node, start: str) -> list[gs.Node]:
     while nodes[-1].inputs[0].name != start:
         nodes.append(nodes[-1].inputs[0].inputs[0])
     return nodes[::-1]
-
-
-def _saves(stages: Sequence[factorize.Stage], shape: Sequence[int]) -> bool:
-    """Whether a chain is smaller than a weight of this shape, and no wider inside than it is outside."""
-    if factorize.params(stages) >= math.prod(shape):
-        return False
-    (inner, read, *_), (written, outer, *_) = stages[0].shape, stages[-1].shape
-    is_tucker = len(stages) == 3
-    return not is_tucker or (inner <= read and outer <= written)
 
 
 def unscaled(chain: Factors, factors: np.ndarray) -> Factors:

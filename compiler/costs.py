@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import ArrayLike
 
 from nnc.budget import Metric
 from nnc.channels import Channels, Group
@@ -40,16 +41,20 @@ class Layers:
         touched = np.flatnonzero(self.shares[:, :, group].any(0))
         now = self.channels(widths)[:, touched]
         moved = self.shares[:, touched, group, None] * (options - widths[group])
-        return cost(coefficients[touched, None], *(now[:, :, None] + moved)).sum(0)
+        return self._least(touched, coefficients[touched, None], now[:, :, None] + moved).sum(0)
 
     def of_layer(self, layer: int, options: np.ndarray, widths: np.ndarray) -> np.ndarray:
         """The cost of a layer for each of the coefficients `options` [options, 4]."""
-        return cost(options, *self.channels(widths)[:, layer])
+        return self._least([layer], options[None], self.channels(widths)[:, [layer], None])[0]
 
+    def total(self, widths: np.ndarray, coefficients: np.ndarray) -> float:
+        """The cost of all layers at the widths [groups] and the coefficients [layers, 4]."""
+        everything = np.arange(len(self.names))
+        return float(self._least(everything, coefficients[:, None], self.channels(widths)[:, :, None]).sum())
 
-def total(layers: Layers, widths: np.ndarray, coefficients: np.ndarray) -> float:
-    """The cost of all layers at the widths [groups] and the coefficients [layers, 4]."""
-    return float(cost(coefficients, *layers.channels(widths)).sum())
+    def _least(self, layers: ArrayLike, coefficients: np.ndarray, channels: np.ndarray) -> np.ndarray:
+        """Costs [layers, options] of chains, or of the layers as they are where the chains cost more by now."""
+        return np.minimum(cost(coefficients, *channels), cost(self.dense[layers][:, None], *channels))
 
 
 def coefficients(layer: Layer, stages: Sequence[Stage], metric: Metric, latency_ms: float) -> np.ndarray:

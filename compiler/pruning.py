@@ -139,7 +139,7 @@ class Pruning:
         least = [len(options) - 1 for options in self.options]
         full = self.cost(metric, self._keep)
         if (left := self.cost(metric, least) / full) > share:
-            raise budget.unreachable(share, left)
+            raise _unreachable(metric, share, left)
         try:
             solution = budget.corrected(self._allocation(metric), partial(self.cost, metric), share)
         except NncError:  # costs that add up are only nearly those of the network
@@ -155,13 +155,13 @@ class Pruning:
                 self._errors(), lambda group, _: self.options[group] * sizes[group], partial(self.cost, metric)
             )
         layers = costs.layers(self.graph, self.traced, self.groups, metric, self.context.predict(self.graph))
-        rest = self.cost(metric, self._keep) - costs.total(layers, self.widths(self._keep), layers.dense)
+        rest = self.cost(metric, self._keep) - layers.total(self.widths(self._keep), layers.dense)
 
         def of_options(group: int, state: list[int]) -> np.ndarray:
             return layers.of_group(group, self.options[group], self.widths(state), layers.dense)
 
         return Allocation(
-            self._errors(), of_options, lambda state: rest + costs.total(layers, self.widths(state), layers.dense)
+            self._errors(), of_options, lambda state: rest + layers.total(self.widths(state), layers.dense)
         )
 
     def _errors(self) -> list[np.ndarray]:
@@ -188,7 +188,7 @@ class Pruning:
         state = self._nearest([1.0 if share >= 1 else low] * len(self.groups))
         left = self.cost(metric, state) / full
         if left > share:
-            raise budget.unreachable(share, left)
+            raise _unreachable(metric, share, left)
         order = np.argsort(self.widths(state) / self.widths(self._keep), kind="stable")
         return self._used_up(Solution(state, left, self.error(state)), metric, share, order)
 
@@ -203,6 +203,15 @@ class Pruning:
             if left < cost <= share:
                 state, left = wider, cost
         return replace(solution, state=state, share=left, error=self.error(state))
+
+
+def _unreachable(metric: Metric, share: float, least: float) -> NncError:
+    if metric != "channels":
+        return budget.unreachable(share, least)
+    return NncError(
+        f"a sparsity of {1 - share:.3g} can't be reached: at most {1 - least:.3g} of the channels can go",
+        "lower 'sparsity' or 'round_to'",
+    )
 
 
 def cost(graph: gs.Graph, metric: budget.Metric, context: Context) -> float:

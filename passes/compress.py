@@ -68,8 +68,8 @@ class Compress(Pass):
         groups = self._groups(graph, traced, multiple) if "prune" in self.methods else []
         methods = [split(budget=self.budget) for name in self.methods for split in _SPLITS.get(name, ())]
         layers = self._layers(graph, methods, context)
-        network = Network(graph, traced, groups, layers, methods, multiple, samples, context)
-        solution = network.within(self.budget)
+        network = Network(graph, traced, groups, layers, methods, multiple, self.budget, samples, context)
+        solution = network.solve()
         self._announce(network, solution, context)
         errors = network.compress(solution.state)
         return _explain(before, graph, network, solution, errors, context)

@@ -56,6 +56,9 @@ class SplitConvTucker(Split):
     def of_noise(self, W: np.ndarray) -> Rank:
         return factorize.tucker_vbmf_ranks(W)
 
+    def clamped(self, shape: Sequence[int], rank: Rank) -> Rank:
+        return min(rank[0], shape[1]), min(rank[1], shape[0])
+
     def stages(self, shape: Sequence[int], rank: Rank) -> tuple[Stage, ...]:
         return factorize.tucker_stages(shape, rank)
 

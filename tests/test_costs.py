@@ -31,7 +31,7 @@ def test_narrower_groups_cost_what_the_pruned_network_does(name: str, metric: Me
         measure.macs(by_name[name]) if metric == "macs" else np.prod(by_name[name].inputs[1].shape)
         for name in layers.names
     )
-    assert costs.total(layers, widths, layers.dense) == pytest.approx(expected)
+    assert layers.total(widths, layers.dense) == pytest.approx(expected)
 
 
 def test_options_of_a_group_count_every_layer_that_it_touches() -> None:
@@ -43,7 +43,7 @@ def test_options_of_a_group_count_every_layer_that_it_touches() -> None:
         options = np.array([widths[group], widths[group] // 2, 1])
         found = layers.of_group(group, options, widths, layers.dense)
         totals = [
-            costs.total(layers, np.where(np.arange(len(widths)) == group, each, widths), layers.dense)
+            layers.total(np.where(np.arange(len(widths)) == group, each, widths), layers.dense)
             for each in options
         ]
         assert found - found[0] == pytest.approx(np.array(totals) - totals[0])
