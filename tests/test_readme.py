@@ -28,9 +28,21 @@ def commands() -> list[str]:
 
 
 def test_the_readme_has_files_and_commands() -> None:
-    assert set(files()) == {"recipe.toml", "my_passes.py", "cap.toml"}
+    assert set(files()) == {"recipe.toml", "smaller.toml", "my_passes.py", "cap.toml"}
     assert len(commands()) > 10
     assert len(files()["my_passes.py"].splitlines()) <= 27
+
+
+def test_every_recipe_is_one(tmp_path: Path) -> None:
+    """Those without passes of one's own."""
+    blocks = re.findall(r"^```toml\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 4
+    for name in ("calibration.npz", "test.npz"):
+        (tmp_path / name).touch()
+    for block in blocks:
+        if "use = " not in block:
+            (tmp_path / "block.toml").write_text(block)
+            assert recipe.load(str(tmp_path / "block.toml")).passes
 
 
 @pytest.mark.slow
