@@ -68,6 +68,9 @@ def _scales(graph: gs.Graph, samples: Mapping[str, np.ndarray]) -> dict[str, flo
 
     few = {name: values[: max(2, SAMPLES // 4)] for name, values in samples.items()}
     outputs = {name: values for name, values in Flow(graph, few).outputs().items() if values.dtype.kind == "f"}
+    for name, values in outputs.items():
+        if not np.isfinite(values).all():
+            raise NncError(f"'{name}' is not finite on the calibration data", "check the data and [data.preprocess]")
     energies = {
         name: float(values.var(0).sum() or np.square(values[0]).sum() or 1.0) for name, values in outputs.items()
     }

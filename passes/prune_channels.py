@@ -121,12 +121,13 @@ class PruneChannels(Pass):
     def _solve(self, plan: Pruning, before: gs.Graph, start: Counter[str], step: int) -> Solution:
         """The state that this step ends in."""
         way = step / self.iterations
-        if self.budget is None:
-            assert self.sparsity is not None
+        if self.sparsity is not None:
             now, share = _channels(plan.groups), (1 - self.sparsity) ** way
             if self.ranking == "per-layer":
                 return plan.uniform([share * start[group.name] / now[group.name] for group in plan.groups])
-            return plan.within("channels", min(1.0, share * sum(start[name] for name in now) / now.total()))
+            share *= sum(start[name] for name in now) / now.total()
+            return plan.within("channels", min(1.0, share + 1e-9))  # 7 / 12 of 12 channels are 7
+        assert self.budget is not None
         metric = self.budget.metric
         whole, left = (pruning.cost(graph, metric, plan.context) for graph in (before, plan.graph))
         share = min(1.0, self.budget.share**way * whole / left)

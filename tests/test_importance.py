@@ -175,7 +175,7 @@ def test_the_same_twice(criterion: Importance) -> None:
 @pytest.mark.parametrize("criterion", ["activation", "reconstruction"])
 def test_activations_that_are_not_finite(criterion: Importance) -> None:
     graph = testing.graph(CHAIN, **PLAIN | {"A": np.array([0, 0, np.inf, 0, 0])})
-    with pytest.raises(NncError, match="'r'.* is not finite on the calibration data"):
+    with pytest.raises(NncError, match=r"'\w'.* is not finite on the calibration data"):
         order(criterion, graph)
 
 
