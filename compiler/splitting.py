@@ -123,6 +123,10 @@ class Split(Pass):
         """The rank by variational Bayes."""
         raise NotImplementedError
 
+    def clamped(self, shape: Sequence[int], rank: Rank) -> Rank:
+        """A rank chosen for a wider layer, as it may be for a weight of this shape whose chain is cheaper than it."""
+        return rank
+
     def stages(self, shape: Sequence[int], rank: Rank) -> tuple[Stage, ...]:
         """The chain for a weight of this shape."""
         raise NotImplementedError
@@ -383,8 +387,8 @@ class Splits:
             raise NncError(error.message, hint) from None
         offered = [place.options for place in self.places]
         windows = [self._window(*each) for each in zip(self.places, self.ranks, first.state, strict=True)]
-        if all(len(window) < len(place.options) for place, window in zip(self.places, windows, strict=True)):
-            return first  # there are no ranks between those that were offered
+        if all(len(each) <= MOST_OPTIONS for each in self.ranks):
+            return first  # all ranks were offered
         self._offer(windows)
         try:
             finer = self._within(budget)
@@ -406,10 +410,29 @@ class Splits:
 
     def _within(self, budget: Budget) -> Solution:
         """`within` for the options that are offered, whose costs are taken to add up at first."""
-        return corrected(self._allocation(budget.metric), partial(self.cost, budget.metric), budget.share)
+        allocation, cost = self._allocation(budget.metric), partial(self.cost, budget.metric)
+        return self._grown(corrected(allocation, cost, budget.share), budget, cost([0] * len(self.places)))
+
+    def _grown(self, solution: Solution, budget: Budget, full: float) -> Solution:
+        """The solution with what it left of the budget used up, by the option first that saves the most."""
+        left = (budget.share - solution.share) * full
+        steps = [
+            (growth(here.error) - growth(option.error), place, index)
+            for place, chosen in enumerate(solution.state)
+            for here in self.places[place].options[chosen : chosen + 1]
+            for index, option in enumerate(self.places[place].options)
+            if option.error < here.error and option.cost.of(budget.metric) - here.cost.of(budget.metric) <= left
+        ]
+        for saved, place, index in sorted(steps, reverse=True):
+            state = [*solution.state[:place], index, *solution.state[place + 1 :]]
+            share = self.cost(budget.metric, state) / full
+            if share <= budget.share:
+                grown = Solution(state, share, solution.error - saved, _moved(solution.points, share, saved))
+                return self._grown(grown, budget, full)
+        return solution
 
     def _allocation(self, metric: Metric) -> Allocation:
-        growths = [growth(np.array([each.error for each in place.options])) for place in self.places]
+        growths = [np.array([growth(each.error) for each in place.options]) for place in self.places]
         prices = [np.array([each.cost.of(metric) for each in place.options]) for place in self.places]
         fixed = self.cost(metric, [0] * len(self.places)) - sum(each[0] for each in prices)
 
@@ -447,6 +470,13 @@ class Splits:
                 latency_ms=(before.latency_ms, after.latency_ms),
                 error=math.sqrt(errors[place.name]) if option else None,
             )
+
+
+def _moved(points: list[dict[str, float | bool]], share: float, saved: float) -> list[dict[str, float | bool]]:
+    """The points with the chosen one where it is now."""
+    return [
+        {**each, "budget": share, "error": float(each["error"]) - saved} if each["chosen"] else each for each in points
+    ]
 
 
 def _chain(last: gs.Node, start: str) -> list[gs.Node]:
@@ -557,13 +587,13 @@ def steps(most: int, step: int) -> list[int]:
     return list(range(step, most + 1, step))
 
 
-def growth(errors: np.ndarray) -> np.ndarray:
-    """What lost shares of energy cost a network: their sum's logarithm is that of the energy kept by all layers.
+def growth(error: float) -> float:
+    """What a lost share of energy costs a network: minus the logarithm of the share that is kept.
 
     Zhang, Zou, He, Sun, Accelerating very deep convolutional networks for classification and detection, 2015: the
     product of what layers keep tells accuracies well.
     """
-    return -np.log1p(-np.minimum(errors, 1 - 1e-9))
+    return -math.log1p(-min(error, 1 - 1e-9))
 
 
 def undominated(choices: Sequence[Choice], sizes: Sequence[float], errors: Sequence[float]) -> list[Choice]:

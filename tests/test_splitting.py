@@ -110,6 +110,15 @@ def test_budget_of_many_layers_is_used_up(split: type[Split], metric: str, share
     assert 0.98 * share <= share_left(metric, before, result.graph) <= share
 
 
+def test_budget_of_one_wide_layer_is_used_up() -> None:
+    """Its ranks are more than it is offered at once."""
+    text = "net (float[1, 1024] x) => (float y) <float[1024, 1024] W, float[1024] B> { y = Gemm(x, W, B) }"
+    before = testing.graph(text)
+    result = testing.run(SplitGemmSvd(budget={"params": 0.777}), before, context(before))  # type: ignore[arg-type]
+    assert result.graph.nodes[0].outputs[0].shape == [1, 396]
+    assert 0.77 <= share_left("params", before, result.graph) <= 0.777
+
+
 def test_budget_takes_what_loses_least() -> None:
     """Of two layers that are alike, the one of low rank is split."""
     rng = np.random.default_rng(0)
