@@ -44,8 +44,7 @@ def rank(
 
 def _ranked(group: Group, scores: np.ndarray) -> Ranking:
     order = np.argsort(scores, kind="stable")
-    mean = scores.mean() or 1.0  # layers differ in the scale of their weights, not in what they are worth
-    return Ranking(group.ids[order], np.concatenate([[0.0], np.cumsum(scores[order] / mean)]))
+    return Ranking(group.ids[order], np.concatenate([[0.0], np.cumsum(scores[order])]))
 
 
 def _scores(
@@ -56,7 +55,7 @@ def _scores(
     count = 1 + max([0, *(int(group.ids.max()) for group in groups)])
     match importance:
         case "l1" | "l2" | "fpgm":
-            return _mean_over_uses(groups, "producers", count, _NORMS[importance])
+            return _sum_over_uses(groups, "producers", count, _NORMS[importance])
         case "bn-scale":
             return _batchnorm_scales(groups, count)
         case "activation":
@@ -66,17 +65,19 @@ def _scores(
     return _taylor(graph, channels, samples, count, context)
 
 
-def _mean_over_uses(
+def _sum_over_uses(
     groups: Sequence[Group], role: str, count: int, norm: Callable[[np.ndarray, np.ndarray, int], np.ndarray]
 ) -> np.ndarray:
-    """The mean, over the layers where a channel lies, of its norm relative to the others of the layer."""
-    total, uses = np.zeros(count), np.zeros(count)
+    """The sum, over the layers where a channel lies, of its norm relative to the mean of the layer's channels.
+
+    Layers differ in the scale of their weights, not in what they are worth; a channel of many layers is worth more.
+    """
+    total = np.zeros(count)
     for use in _distinct(use for group in groups for use in getattr(group, role)):
         scores = norm(rows(use), np.where(use.ids < count, use.ids, 0), count)
         here = np.unique(use.ids[(use.ids > 0) & (use.ids < count)])
         total[here] += scores[here] / (scores[here].mean() or 1.0)
-        uses[here] += 1
-    return total / np.maximum(uses, 1)
+    return total
 
 
 def _distinct(uses: object) -> list[Use]:
@@ -95,7 +96,8 @@ def _l1(rows: np.ndarray, ids: np.ndarray, count: int) -> np.ndarray:
 
 
 def _l2(rows: np.ndarray, ids: np.ndarray, count: int) -> np.ndarray:
-    return np.sqrt(np.bincount(ids, np.square(rows).sum(1), count))
+    """The norm's square: what is lost with several channels adds up."""
+    return np.bincount(ids, np.square(rows).sum(1), count)
 
 
 def _fpgm(rows: np.ndarray, ids: np.ndarray, count: int) -> np.ndarray:
@@ -133,7 +135,7 @@ def _read_tensors(graph: gs.Graph, channels: Channels) -> dict[str, gs.Tensor]:
 
 def _energies(graph: gs.Graph, channels: Channels, samples: Arrays, count: int) -> np.ndarray:
     """Mean of the squared activations that layers read."""
-    flow, total, uses = Flow(graph, samples), np.zeros(count), np.zeros(count)
+    flow, total = Flow(graph, samples), np.zeros(count)
     found = _read_tensors(graph, channels)
     for node in graph.nodes:
         for tensor in node.inputs:
@@ -148,10 +150,8 @@ def _energies(graph: gs.Graph, channels: Channels, samples: Arrays, count: int) 
                     f"'{tensor.name}' is not finite on the calibration data", "check the data and [data.preprocess]"
                 )
             energy /= energy.mean() or 1.0
-            known = np.where(ids < count, ids, 0)
-            total += np.bincount(known, energy, count)
-            uses += np.bincount(known, minlength=count)
-    return total / np.maximum(uses, 1)
+            total += np.bincount(np.where(ids < count, ids, 0), energy, count)
+    return total
 
 
 def _taylor(graph: gs.Graph, channels: Channels, samples: Arrays, count: int, context: Context) -> np.ndarray:

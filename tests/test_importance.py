@@ -138,14 +138,16 @@ net (float[1, 3, 6, 6] x) => (float y) <float[4, 3, 1, 1] V, float[4, 4, 1, 1] U
 """
 
 
-def test_coupled_layers_are_averaged() -> None:
+def test_coupled_layers_are_added_up() -> None:
     """Each relative to its own mean, so that the scale of one layer does not decide."""
     V, U = (
         np.multiply.outer(np.array(f), np.ones((n, 1, 1))) for f, n in (([1, 2, 3, 4], 3), ([400, 300, 200, 50], 4))
     )
     graph = testing.graph(RESIDUAL, V=V, U=U)
     expected = np.array([1, 2, 3, 4]) / 2.5 + np.array([400, 300, 200, 50]) / 237.5
-    assert order("l2", graph) == np.argsort(expected).tolist()
+    assert order("l1", graph) == np.argsort(expected).tolist()
+    (ranking,) = ranked("l1", graph)
+    np.testing.assert_allclose(np.diff(ranking.errors), np.sort(expected))
 
 
 @pytest.mark.parametrize("criterion", ["l1", "l2", "fpgm", "activation", "taylor", "reconstruction"])
