@@ -146,6 +146,24 @@ class Allocation:
                 if self._cost(tried) <= most:
                     state = tried
                     break
+        return self._widened(state, most)
+
+    def _widened(self, state: list[int], most: float) -> list[int]:
+        """The state after steps back within the budget, those first that save most error per cost."""
+        for _ in range(4 * len(state)):
+            steps = []
+            for place, option in enumerate(state):
+                if option:
+                    costs, errors = self._costs(place, state), self._errors[place]
+                    spent, saved = costs[option - 1] - costs[option], errors[option] - errors[option - 1]
+                    steps.append((-saved / max(spent, 1e-30), place))
+            tried = (
+                [*state[:place], state[place] - 1, *state[place + 1 :]] for saving, place in sorted(steps) if saving < 0
+            )
+            wider = next((each for each in tried if self._cost(each) <= most), None)
+            if wider is None:
+                break
+            state = wider
         return state
 
     def _between(self, wide: int, narrow: int) -> list[int]:

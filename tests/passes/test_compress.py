@@ -1,0 +1,146 @@
+"""compress: one plan of widths and ranks that keeps within the budget, and tells the truth about it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import pytest
+
+from nnc import accuracy, compression, measure, pipeline, target, testing
+from nnc import graph as graphs
+from nnc.budget import Budget
+from nnc.data import Dataset, Preprocess
+from nnc.errors import NncError
+from nnc.passes.compress import Compress
+from nnc.passes.fold_batchnorm import FoldBatchNorm
+from nnc.passes.prune_channels import PruneChannels
+
+
+@pytest.fixture(scope="module")
+def network(written_example: Path) -> tuple[gs.Graph, Dataset, Dataset]:
+    """The trained example, folded, with its calibration and test data."""
+    graph = graphs.load(written_example / "model.onnx")
+    preprocess = Preprocess(mean=(0.5,), std=(0.25,))
+    data = [Dataset.open(written_example / f"{name}.npz", preprocess, graph.inputs) for name in ("calibration", "test")]
+    graph, _ = pipeline.run(graph, [FoldBatchNorm()], pipeline.Context(target.load("x86")))
+    return graph, data[0].subset(0, 200), data[1]
+
+
+def run(pass_: Any, network: Any, board: str = "x86", store: Any = None) -> tuple[gs.Graph, pipeline.Row]:
+    graph, calibration, _ = network
+    context = pipeline.Context(target.load(board), calibration=calibration, data_key="example")
+    if store is not None:
+        context.store = store
+    after, (row,) = pipeline.run(graph, [pass_], context)
+    return after, row
+
+
+# On x86 the network is so small that starting its kernels takes most of the time.
+@pytest.mark.parametrize(
+    ("board", "metric", "share"),
+    [("x86", "macs", 0.6), ("qcs605", "params", 0.6), ("x86", "latency", 0.9), ("qcs605", "latency", 0.7)],
+)
+def test_budgets_are_kept_and_used_up(network: Any, board: str, metric: str, share: float) -> None:
+    pass_ = Compress(budget=Budget(**{metric: share}), round_to=1, methods=("prune", "svd", "spatial"))
+    after, row = run(pass_, network, board)
+    figure = "latency_ms" if metric == "latency" else metric
+    context = pipeline.Context(target.load(board))
+
+    def cost(graph: gs.Graph) -> float:
+        return context.predict(graph).latency_ms if metric == "latency" else getattr(measure.measure(graph), metric)
+
+    reached = cost(after) / cost(network[0])
+    assert share - 0.02 <= reached <= share
+    assert row.predicted is not None
+    assert row.predicted[figure]["predicted"] == pytest.approx(row.predicted[figure]["reached"])
+
+
+def test_half_of_the_macs_cost_little_accuracy(network: Any) -> None:
+    graph, _, test = network
+    after, row = run(Compress(budget=Budget(macs=0.5), round_to=1), network)
+    plain, _ = pipeline.run(
+        graph,
+        [PruneChannels(budget=Budget(macs=0.5), importance="l2", round_to=1)],
+        pipeline.Context(target.load("x86")),
+    )
+    before, found, magnitude = (accuracy.evaluate(each, test).top1 for each in (graph, after, plain))
+    assert found >= before - 0.02
+    assert found > magnitude
+    assert row.curve is not None
+    errors = [point["error"] for point in row.curve["points"]]
+    assert errors == sorted(errors, reverse=True)
+    assert sum(point["chosen"] for point in row.curve["points"]) == 1
+
+
+def test_decisions_add_up_to_what_the_graph_is(network: Any) -> None:
+    after, row = run(Compress(budget=Budget(macs=0.5), round_to=1), network)
+    assert sum(each["macs"][1] for each in row.decisions) == measure.measure(after).macs
+    assert sum(each["macs"][0] for each in row.decisions) == measure.measure(network[0]).macs
+    changed = [each for each in row.decisions if each["choice"] != "keep"]
+    assert len(changed) >= row.changed > 0
+
+
+class Counting(dict):
+    """A store that counts what is computed."""
+
+    computed = 0
+
+    def once(self, name: str, key: str, compute: Any) -> Any:
+        if (name, key) not in self:
+            self.computed += 1
+            self[name, key] = json.loads(json.dumps(compute()))
+        return self[name, key]
+
+
+def test_other_budgets_use_the_measurements_again(network: Any) -> None:
+    store = Counting()
+    first, _ = run(Compress(budget=Budget(macs=0.7), round_to=1), network, store=store)
+    again, _ = run(Compress(budget=Budget(macs=0.5), round_to=1), network, store=store)
+    assert store.computed == 1
+    fresh, _ = run(Compress(budget=Budget(macs=0.5), round_to=1), network)
+    assert graphs.to_model(again).SerializeToString() == graphs.to_model(fresh).SerializeToString()
+    assert measure.measure(again).macs < measure.measure(first).macs
+    run(Compress(budget=Budget(macs=0.5), methods=("spatial",), round_to=1), network, store=store)
+    assert store.computed == 2
+
+
+@pytest.mark.parametrize("methods", [("prune",), ("svd",), ("tucker",), ("cp",)])
+def test_methods_are_the_only_ones(network: Any, methods: tuple[Any, ...]) -> None:
+    after, row = run(Compress(budget=Budget(macs=0.8), methods=methods, round_to=1), network)
+    choices = " ".join(each["choice"] for each in row.decisions)
+    assert row.changed > 0
+    assert ("channels" in choices) == ("prune" in methods) or "prune" in methods
+    assert len(after.nodes) == len(network[0].nodes) or methods != ("prune",)
+
+
+def test_excluded_layers_stay(network: Any) -> None:
+    after, row = run(Compress(budget=Budget(macs=0.8), exclude=("stage2*", "classifier*"), round_to=1), network)
+    before = {node.name: node.inputs[1].shape for node in network[0].nodes if node.op in ("Conv", "Gemm")}
+    for node in after.nodes:
+        if node.name in before and node.name.startswith("stage2"):
+            assert node.outputs[0].shape[1] == before[node.name][0]
+    assert any(entry["reason"] == "excluded by the recipe" for entry in row.skipped)
+
+
+def test_a_budget_out_of_reach_is_refused(network: Any) -> None:
+    with pytest.raises(NncError, match=r"pass compress: the budget of 0.001 can't be reached: .* is left"):
+        run(Compress(budget=Budget(macs=0.001), include=("stage1*",)), network)
+
+
+def test_calibration_data_is_needed() -> None:
+    graph = testing.graph("net (float[1, 4, 8, 8] x) => (float y) <float[8, 4, 3, 3] W> { y = Conv(x, W) }")
+    with pytest.raises(NncError, match="pass compress: needs calibration data"):
+        pipeline.run(graph, [Compress(budget=Budget(macs=0.5))], pipeline.Context(target.load("x86")))
+
+
+def test_outputs_that_matter_are_kept_best() -> None:
+    rng = np.random.default_rng(0)
+    W = rng.standard_normal((6, 10, 3, 3))
+    factors = compression.roots(np.array([1.0, 0.0, 4.0, 1.0, 1.0, 1.0]))
+    assert factors[2] == 2.0
+    assert 0 < factors[1] < 0.2
+    assert np.allclose(compression.scaled(compression.scaled(W, factors), 1 / factors), W)
