@@ -62,8 +62,8 @@ def rank(
         context.progress("moments", index, len(readers))
         flow.run_before(node)
         reader = _Reader(node, channels.read(node), flow.value(node.inputs[0]), weights.get(node.name))
-        for group, block in reader.blocks(groups, context.seed):
-            blocks[group].append(block)
+        for place, block in reader.blocks(groups, context.seed):
+            blocks[place].append(block)
     rankings = []
     for index, group in enumerate(groups):
         context.progress("rank channels", index, len(groups))

@@ -3,7 +3,7 @@
 Scores are by channel id, see nnc.channels; a higher score is a channel to keep.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -24,6 +24,9 @@ Importance: TypeAlias = Literal["l1", "l2", "fpgm", "bn-scale", "taylor", "activ
 NEED_DATA = frozenset({"taylor", "activation", "reconstruction"})
 
 Arrays: TypeAlias = Mapping[str, np.ndarray]
+
+#: Weights that are looked at at a time.
+_BLOCK_VALUES = 1 << 22
 
 
 def rank(
@@ -85,25 +88,32 @@ def _distinct(uses: object) -> list[Use]:
 
 
 def rows(use: Use) -> np.ndarray:
-    """The constant of a use as float64 [indices along its axis, values]; a quantized one as what it stands for."""
+    """The constant of a use as [indices along its axis, values]; a quantized one as what it stands for."""
     tensor = use.node.inputs[use.input]
-    values = dequantized(tensor)
+    values = tensor.values if isinstance(tensor, gs.Constant) else dequantized(tensor)
     return np.moveaxis(values, use.axis, 0).reshape(values.shape[use.axis], -1)
 
 
+def _blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Columns of [n, values] in float64, some at a time: the largest layers have 100 million weights."""
+    step = max(1, _BLOCK_VALUES // max(1, len(rows)))
+    return (rows[:, start : start + step].astype(np.float64) for start in range(0, rows.shape[1], step))
+
+
 def _l1(rows: np.ndarray, ids: np.ndarray, count: int) -> np.ndarray:
-    return np.bincount(ids, np.abs(rows).sum(1), count)
+    return np.bincount(ids, sum(np.abs(block).sum(1) for block in _blocks(rows)), count)
 
 
 def _l2(rows: np.ndarray, ids: np.ndarray, count: int) -> np.ndarray:
     """The norm's square: what is lost with several channels adds up."""
-    return np.bincount(ids, np.square(rows).sum(1), count)
+    return np.bincount(ids, sum(np.square(block).sum(1) for block in _blocks(rows)), count)
 
 
 def _fpgm(rows: np.ndarray, ids: np.ndarray, count: int) -> np.ndarray:
     """Distance of a filter from all others (He et al., Filter pruning via geometric median, CVPR 2019)."""
-    squares = np.square(rows).sum(1)
-    distances = squares[:, None] + squares[None] - 2 * rows @ rows.T
+    products = sum(block @ block.T for block in _blocks(rows))
+    squares = np.diagonal(products)
+    distances = squares[:, None] + squares - 2 * products
     return np.bincount(ids, np.sqrt(np.maximum(distances, 0.0)).sum(1), count)
 
 

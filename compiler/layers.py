@@ -114,9 +114,8 @@ class Layer:
             features = x.reshape(len(x), -1, x.shape[-1])
             return np.take_along_axis(features, chosen[:, :, None], 1).reshape(1, -1, x.shape[-1])
         places = np.unravel_index(chosen, self.node.outputs[0].shape[2:])
-        windows = self._windows(x)
-        index = (np.arange(len(x))[:, None], slice(None), *places)
-        patches = windows[index]  # [N, n, C, taps...]
+        windows = np.moveaxis(self._windows(x), 1, 1 + len(places))  # [N, positions..., C, taps...]
+        patches = windows[(np.arange(len(x))[:, None], *places)]  # [N, n, C, taps...]
         grouped = patches.reshape(chosen.size, self.groups, self.columns)
         return np.ascontiguousarray(grouped.transpose(1, 0, 2))
 

@@ -225,7 +225,7 @@ def cost(graph: gs.Graph, metric: budget.Metric, context: Context) -> float:
 def channels_per_unit(group: Group) -> int:
     """Channels of the first layer that writes them, or reads them, which go together."""
     use = next(iter((*group.producers, *group.consumers, *group.others)))
-    return max(1, np.count_nonzero(np.isin(use.ids, group.ids)) // len(group.ids))
+    return max(1, int(np.isin(use.ids, group.ids).sum()) // len(group.ids))
 
 
 def widths(group: Group, multiple: int) -> np.ndarray:

@@ -1,0 +1,33 @@
+"""Sessions over graphs whose weights lie anywhere."""
+
+import gc
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import pytest
+
+from nnc import testing
+from nnc.session import Session
+
+
+@pytest.mark.parametrize("optimized", [True, False])
+def test_constants_that_are_not_contiguous(optimized: bool) -> None:
+    """onnxruntime reads weights by address: what was copied for it must outlive the making of the session."""
+    graph = testing.graph("net (float[1, 96] x) => (float y) <float[96, 64] W> { y = MatMul(x, W) }")
+    W = np.random.default_rng(0).standard_normal((64, 96), np.float32).T
+    assert not W.flags.c_contiguous
+    graph.nodes[0].inputs[1] = gs.Constant("W", W)
+    session = Session(graph, optimized=optimized)
+    gc.collect()
+    garbage = [np.full(W.shape, 1e9, np.float32) for _ in range(64)]  # where a freed copy lay
+    x = np.random.default_rng(1).standard_normal((1, 96), np.float32)
+    np.testing.assert_allclose(session.run({"x": x})["y"], x @ W, atol=1e-4)
+    assert len(garbage) == 64
+
+
+@pytest.mark.parametrize("optimized", [True, False])
+def test_further_outputs(optimized: bool) -> None:
+    graph = testing.graph("net (float[1, 4] x) => (float y) <float[4, 3] W> { a = MatMul(x, W) y = Relu(a) }")
+    found = Session(graph, outputs=["a", "y"], optimized=optimized).run({"x": np.ones((1, 4), np.float32)})
+    assert sorted(found) == ["a", "y"]
+    np.testing.assert_allclose(np.maximum(found["a"], 0), found["y"])
