@@ -42,12 +42,28 @@ def rank(
         assert samples is not None, "the pass needs calibration data"
         return elimination.rank(graph, channels, groups, samples, context)
     scores = _scores(importance, graph, channels, groups, samples, context)
-    return [_ranked(group, scores[group.ids]) for group in groups]
+    curve = _additive if importance == "taylor" else _as_information
+    return [_ranked(group, scores[group.ids], curve) for group in groups]
 
 
-def _ranked(group: Group, scores: np.ndarray) -> Ranking:
+def _ranked(group: Group, scores: np.ndarray, curve: Callable[[Group, np.ndarray], np.ndarray]) -> Ranking:
     order = np.argsort(scores, kind="stable")
-    return Ranking(group.ids[order], np.concatenate([[0.0], np.cumsum(scores[order])]))
+    return Ranking(group.ids[order], curve(group, np.concatenate([[0.0], np.cumsum(scores[order])])))
+
+
+def _additive(group: Group, lost: np.ndarray) -> np.ndarray:
+    """What is lost of the loss is lost of the same whole, whatever the layer."""
+    return lost
+
+
+def _as_information(group: Group, lost: np.ndarray) -> np.ndarray:
+    """-log(1 - s) of the share s that is lost, once for each layer that writes the channels.
+
+    Scores of other layers are no measure: a layer suffers with what is left of its own, and the last channels of a
+    narrow one are not to be had for the price of the first ones of another.
+    """
+    shares = np.minimum(lost / (lost[-1] or 1.0), 1 - 1e-9)
+    return -np.log1p(-shares) * max(1, len({use.node.name for use in group.producers}))
 
 
 def _scores(
