@@ -201,8 +201,8 @@ def test_a_budget_out_of_reach() -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(
-    share=st.floats(0.3, 1.0), first=st.integers(17, 32), second=st.integers(13, 24), multiple=st.sampled_from([1, 2, 4]),
-    ranking=st.sampled_from(["global", "per-layer"]),
+    share=st.floats(0.3, 1.0), first=st.integers(17, 32), second=st.integers(13, 24),
+    multiple=st.sampled_from([1, 2, 4]), ranking=st.sampled_from(["global", "per-layer"]),
 )  # fmt: skip
 def test_any_widths(share: float, first: int, second: int, multiple: int, ranking: str) -> None:
     text = CHAIN.replace("16", str(first)).replace("12", str(second))
