@@ -21,7 +21,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from table import DATA, THREADS, Refused, Row, Workshop, facts, main, nnc, samples, usage
 
-from nnc import channels, networks, pipeline, target, testing, verify
+from nnc import channels, measure, networks, pipeline, target, testing, verify
 from nnc import graph as graphs
 from nnc.passes import GRAPH_PASSES
 from nnc.passes.prune_channels import PruneChannels
@@ -38,6 +38,9 @@ SEED = 0
 
 #: How far above a budget a network may end.
 NEAR = 1.02
+
+#: Of the dead channels: a layer keeps one where the target's cost model calls it faster with it.
+MOST = 0.99
 
 Pass = dict[str, object]
 
@@ -202,9 +205,10 @@ def toml(value: object) -> str:
 def vgg16(shop: Workshop) -> Iterator[Row]:
     """The fully connected layers of VGG-16 to a fifth of their parameters."""
     model, fifth, out = shop.network("vgg16"), 1 / 5, fresh(shop.folder)
-    inspected = json.loads(nnc("inspect", model, "--json"))
-    whole = inspected["totals"]["params"]
-    dense = sum(layer["params"] for layer in inspected["layers"] if layer["op"] == "Gemm")
+    graph = graphs.load(model)
+    whole = measure.measure(graph).params
+    dense = sum(measure.params(node) for node in graph.nodes if node.op == "Gemm")
+    del graph
     pass_: Pass = {"name": "split-gemm-svd", "budget": {"params": 1 - (1 - fifth) * dense / whole}}
     used = usage(
         *("compile", recipe(out, [pass_], {}, {}), model, "--target", "x86", "-o", out, "--no-lower", "--quiet")
@@ -297,14 +301,15 @@ def without_dead_channels(shop: Workshop, name: str) -> Row:
     graphs.save(graph, model)
     pass_: Pass = {"name": "prune-channels", "sparsity": 0.5, "importance": "l2", "ranking": "per-layer", "round_to": 1}
     nnc("compile", recipe(out, [pass_], {}, {}), model, "--target", "x86", "-o", out, "--no-lower", "--quiet")
-    gone = units(graph) - units(graphs.load(out / "model.onnx"))
+    gone = sum(widths(graph).values()) - sum(widths(graphs.load(out / "model.onnx")).values())
     difference = moved(model, out)
     measured = f"{gone} of {dead} removed, difference {difference:.1e}"
-    return Row(f"dead channels: {name}", "all, < 1e-4", measured, gone == dead and difference < 1e-4)
+    reached = MOST * dead <= gone <= dead and difference < 1e-4
+    return Row(f"dead channels: {name}", f"{MOST:.0%}, < 1e-4", measured, reached)
 
 
 def kill(graph: gs.Graph) -> int:
-    """Make half of the channels of every group 0, drawn at random; returns how many."""
+    """Make half of the channels of every group 0, drawn at random; returns how many convolutions write."""
     traced, rng = channels.trace(graph), np.random.default_rng(SEED)
     ids = [one for group in traced.groups for one in rng.permutation(group.ids)[: len(group.ids) // 2].tolist()]
     for use in traced.uses:
@@ -312,11 +317,8 @@ def kill(graph: gs.Graph) -> int:
         index = np.moveaxis(np.array(constant.values), use.axis, -1)
         index[..., np.isin(use.ids, ids)] = 0
         constant.values = np.ascontiguousarray(np.moveaxis(index, -1, use.axis))
-    return len(ids)
-
-
-def units(graph: gs.Graph) -> int:
-    return sum(len(group.ids) for group in channels.trace(graph).groups)
+    written = (traced.written(node) for node in graph.nodes if node.op in CONVOLUTIONS)
+    return sum(int(np.isin(each, ids).sum()) for each in written)
 
 
 def speed(shop: Workshop) -> Iterator[Row]:
