@@ -5,7 +5,7 @@ original computed from what the layers before it now give.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -19,15 +19,23 @@ from nnc.session import Session
 Arrays = Mapping[str, np.ndarray]
 
 #: What the tensors that are alive at once may take, in bytes, for all samples of one flow.
-FLOW_BYTES = 2 << 30
+FLOW_BYTES = 3 << 30
 
 #: Samples that are used of the calibration data: layers are fitted at many positions of each.
 MOST_SAMPLES = 1024
 
 #: Rows of patches per column that determine a layer well; more only cost time.
 _ROWS_PER_COLUMN = 24
-_LEAST_ROWS = 1 << 14
+_LEAST_ROWS = 1 << 16
 _CHUNK_VALUES = 1 << 22
+
+#: Positions of one image that count as independent samples.
+_INDEPENDENT = 8
+
+#: Strengths of the ridge that are tried; fewer of them for layers of many columns, where each takes seconds.
+_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+_FEW_STRENGTHS = (1e-2, 1.0)
+_MANY_COLUMNS = 2048
 
 
 def samples(graph: gs.Graph, dataset: Dataset, seed: int, most: int = MOST_SAMPLES) -> dict[str, np.ndarray]:
@@ -186,47 +194,87 @@ class Moments:
         """What makes the means agree, [K]."""
         return (self.y_mean - np.einsum("gkd,gd->gk", W, self.x_mean)).reshape(-1)
 
-    def subset(self, kept: np.ndarray) -> "Moments":
-        """The moments without the columns of x where `kept` [D] is False."""
+    def with_(self, other: "Moments") -> "Moments":
+        """The moments of the rows of both."""
+        if other is self:
+            return self
+        rows = self.rows + other.rows
+        own, theirs = self.rows / rows, other.rows / rows
+        x, y = self.x_mean - other.x_mean, self.y_mean - other.y_mean
         return Moments(
-            self.xx[:, kept][:, :, kept], self.xy[:, kept], self.yy, self.x_mean[:, kept], self.y_mean, self.rows
+            xx=own * self.xx + theirs * other.xx + own * theirs * x[:, :, None] * x[:, None],
+            xy=own * self.xy + theirs * other.xy + own * theirs * x[:, :, None] * y[:, None],
+            yy=own * self.yy + theirs * other.yy + own * theirs * y**2,
+            x_mean=own * self.x_mean + theirs * other.x_mean,
+            y_mean=own * self.y_mean + theirs * other.y_mean,
+            rows=rows,
         )
 
 
-def moments(layer: Layer, x: np.ndarray, target: Callable[[slice], np.ndarray], seed: int) -> Moments:
+def moments(layer: Layer, x: np.ndarray, target: Callable[[slice], np.ndarray], seed: int) -> tuple[Moments, Moments]:
     """The moments of a layer that reads x [batches, N, C, ...] and shall give `target`, by samples [n, K, ...].
 
-    The samples of all batches are numbered through. Positions are drawn at random where there are more than the layer
-    needs to be determined. Raises NncError where x or the targets are not finite.
+    One of every other sample, one of those between, so that what is fitted to the one half is tested on the other;
+    `Moments.with_` has both. The samples of all batches are numbered through. Positions are drawn at random where there
+    are more than the layer needs to be determined. Raises NncError where x or the targets are not finite.
     """
-    sums: list[np.ndarray] = [np.zeros(())] * 5
+    halves = _Sums(), _Sums()
     near = y_near = np.zeros(())
-    rows = 0
     x = _samples(x)
     for part, chosen in _positions(layer, x, seed):
         patches, targets = layer.rows(x[part], chosen), layer.targets(target(part), chosen)
         with np.errstate(invalid="ignore", over="ignore"):  # told below
-            if not rows:
+            if not halves[0].rows:
                 near, y_near = _near_mean(patches), _near_mean(targets)
             patches, targets = patches - near, targets - y_near
-            each = [
-                patches.sum(1, dtype=np.float64), targets.sum(1, dtype=np.float64),
-                np.square(targets).sum(1, dtype=np.float64),
-                patches.transpose(0, 2, 1) @ patches, patches.transpose(0, 2, 1) @ targets,
-            ]  # fmt: skip
-        sums = [total + more for total, more in zip(sums, each, strict=True)]
-        rows += chosen.size
-    x_mean, y_mean, yy, xx, xy = (each / rows for each in sums)
-    _require_finite(layer, layer.node.inputs[0], xx)
-    _require_finite(layer, layer.node.outputs[0], yy)
-    return Moments(
-        xx=xx - x_mean[:, :, None] * x_mean[:, None],
-        xy=xy - x_mean[:, :, None] * y_mean[:, None],
-        yy=np.maximum(yy - y_mean**2, 0.0),
-        x_mean=x_mean + near[:, 0],
-        y_mean=y_mean + y_near[:, 0],
-        rows=rows,
-    )
+            for sums, half in zip(halves, _halves(part, chosen.shape), strict=True):
+                sums.add(patches[:, half], targets[:, half])
+    for sums in halves if halves[1].rows else halves[:1]:
+        _require_finite(layer, layer.node.inputs[0], sums.xx)
+        _require_finite(layer, layer.node.outputs[0], sums.yy)
+    first = halves[0].moments(near, y_near)
+    return first, halves[1].moments(near, y_near) if halves[1].rows else first
+
+
+def _halves(part: slice, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows of a part belong to samples of even and of odd numbers; `shape` is [samples, positions]."""
+    even = np.repeat(np.arange(part.start, part.stop) % 2 == 0, shape[1])
+    return even, ~even
+
+
+@dataclass
+class _Sums:
+    """Sums over rows of x and y."""
+
+    rows: int = 0
+    x: np.ndarray = field(default_factory=lambda: np.zeros(()))
+    y: np.ndarray = field(default_factory=lambda: np.zeros(()))
+    yy: np.ndarray = field(default_factory=lambda: np.zeros(()))
+    xx: np.ndarray = field(default_factory=lambda: np.zeros(()))
+    xy: np.ndarray = field(default_factory=lambda: np.zeros(()))
+
+    def add(self, x: np.ndarray, y: np.ndarray) -> None:
+        """More rows x [g, rows, D] and y [g, rows, K / g]."""
+        if not x.shape[1]:
+            return
+        self.rows += x.shape[1]
+        self.x = self.x + x.sum(1, dtype=np.float64)
+        self.y = self.y + y.sum(1, dtype=np.float64)
+        self.yy = self.yy + np.square(y).sum(1, dtype=np.float64)
+        self.xx = self.xx + x.transpose(0, 2, 1) @ x
+        self.xy = self.xy + x.transpose(0, 2, 1) @ y
+
+    def moments(self, near: np.ndarray, y_near: np.ndarray) -> Moments:
+        """The moments of rows from which `near` and `y_near` [g, 1, n] were taken."""
+        x_mean, y_mean = self.x / self.rows, self.y / self.rows
+        return Moments(
+            xx=self.xx / self.rows - x_mean[:, :, None] * x_mean[:, None],
+            xy=self.xy / self.rows - x_mean[:, :, None] * y_mean[:, None],
+            yy=np.maximum(self.yy / self.rows - y_mean**2, 0.0),
+            x_mean=x_mean + near[:, 0],
+            y_mean=y_mean + y_near[:, 0],
+            rows=self.rows,
+        )
 
 
 def input_moments(layer: Layer, x: np.ndarray, seed: int) -> np.ndarray:
@@ -243,7 +291,21 @@ def input_moments(layer: Layer, x: np.ndarray, seed: int) -> np.ndarray:
         rows += chosen.size
     _require_finite(layer, layer.node.inputs[0], total)
     mean = mean / rows
-    return total / rows - mean[:, :, None] * mean[:, None]
+    return shrunk(total / rows - mean[:, :, None] * mean[:, None], layer, len(x))
+
+
+def shrunk(moments: np.ndarray, layer: Layer, samples: int) -> np.ndarray:
+    """E[x x^T] [g, D, D] with less trust in correlations the fewer samples they were seen in.
+
+    Towards the diagonal, by D / (D + n) with n what the samples count for: neighbouring positions of an image tell
+    nearly the same (Schaefer, Strimmer, A shrinkage approach to large-scale covariance matrix estimation, 2005).
+    """
+    columns = moments.shape[1]
+    kept = 1 - columns / (columns + samples * min(layer.positions, _INDEPENDENT))
+    diagonal = np.einsum("gdd->gd", moments)
+    result = moments * kept
+    np.einsum("gdd->gd", result)[...] = diagonal
+    return result
 
 
 def _near_mean(values: np.ndarray) -> np.ndarray:
@@ -295,8 +357,25 @@ def _positions(layer: Layer, x: np.ndarray, seed: int) -> Iterator[tuple[slice, 
 
 
 def ridge(moments: Moments, W: np.ndarray, strength: float) -> np.ndarray:
-    """The weights [g, K / g, D] that minimize E[(y - V x)^2] + s |V - W|^2, s a share of the mean of E[x x]."""
+    """The weights V [g, K / g, D] that minimize E[(y - V x)^2] + s |V - W|^2, s a share of the mean of E[x x]."""
     columns = moments.xx.shape[1]
     scale = np.trace(moments.xx, axis1=1, axis2=2) / columns
     damping = (strength * scale + np.finfo(np.float64).tiny)[:, None, None] * np.eye(columns)
     return np.linalg.solve(moments.xx + damping, moments.xy + damping @ W.transpose(0, 2, 1)).transpose(0, 2, 1)
+
+
+def fitted(halves: tuple[Moments, Moments], W: np.ndarray) -> np.ndarray:
+    """The ridge solution near W whose strength does best on the half that it was not fitted to; W itself if none does.
+
+    Few images don't determine a layer of many columns: what fits them may be worse than W on all others.
+    """
+    first, second = halves
+    whole = first.with_(second)
+    if first is second:
+        return ridge(whole, W, _STRENGTHS[-1])
+    strengths = _STRENGTHS if W.shape[2] <= _MANY_COLUMNS else _FEW_STRENGTHS
+    pairs = ((first, second), (second, first))
+    errors = [sum(float(test.error(ridge(fit, W, each)).sum()) for fit, test in pairs) for each in strengths]
+    unfitted = sum(float(half.error(W).sum()) for half in halves)
+    best = int(np.argmin(errors))
+    return ridge(whole, W, strengths[best]) if errors[best] < unfitted else W

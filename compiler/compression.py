@@ -58,8 +58,8 @@ class Measured:
 class Network:
     """A graph whose channels may go and whose layers may be split.
 
-    A state holds an option per group, then one per layer: an index into `widths` and `choices`, whose option 0 leaves the
-    group or layer as it is.
+    A state holds an option per group, then one per layer: an index into `widths` and `choices`, whose option 0 leaves
+    the group or layer as it is.
     """
 
     def __init__(
@@ -112,8 +112,7 @@ class Network:
         if layer.columns > reconstruct.MOST_COLUMNS:
             return []
         flow.run_before(layer.node)
-        blocks = calibrate.input_moments(layer, flow.value(layer.node.inputs[0]), self.context.seed)
-        splitting.require_finite(layer, blocks)
+        blocks = splitting.held(calibrate.input_moments(layer, flow.value(layer.node.inputs[0]), self.context.seed))
         W = layer.weight if weights is None else scaled(layer.weight, roots(weights))
         energy = sum(map(factorize.output_energy, np.split(W, layer.groups), blocks))
         scale = energy if weights is not None else 1.0 / len(self.layers)
@@ -123,7 +122,7 @@ class Network:
             if layer.node.op not in method.ops or method.refusal(layer):
                 continue
             if ranks := method.ladder(shape, multiple, True):
-                curve = factorize.errors_by_group(partial(method.errors, ranks=ranks), W, layer.groups, list(blocks))
+                curve = factorize.errors_by_group(partial(method.errors, ranks=ranks), W, layer.groups, blocks)
                 choices += [(name, rank, float(error) * scale) for rank, error in zip(ranks, curve, strict=True)]
         sizes = [factorize.params(self.methods[name].stages(shape, rank)) for name, rank, _ in choices]
         return [list(each) for each in _thinned(_undominated(choices, sizes))]
@@ -281,7 +280,7 @@ class Network:
             return None
         method, rank = self.methods[choice.method], choice.rank
         rank = method.clamped(splitting.group_shape(layer), rank)
-        blocks = None if moments is None else list(moments.xx)
+        blocks = None if moments is None else splitting.held(moments.xx)
         W, importance = W.reshape(splitting.weight_shape(layer)), self.measured.weights.get(name)
         if importance is None:
             return method._factors(layer, W, blocks, rank, self.context.seed)

@@ -11,6 +11,7 @@ classification and detection, 2015 (asymmetric reconstruction).
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from dataclasses import replace as replaced
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -112,10 +113,10 @@ class _Fit:
             return self._split_unfitted(layer)
         self.after.run_before(layer.node)
         name, x = layer.node.name, self.after.value(layer.node.inputs[0])
-        moments = calibrate.moments(layer, x, self._target(layer), self.context.seed)
+        halves = calibrate.moments(layer, x, self._target(layer), self.context.seed)
         self.fitted.add(name)
-        W = calibrate.ridge(moments, layer.matrix, RIDGE)
-        factors = self.factorize[name](layer, W, moments) if name in self.factorize else None
+        W, moments = calibrate.fitted(halves, layer.matrix), halves[0].with_(halves[1])
+        factors = self._factors(layer, W, moments, len(x) * x.shape[1])
         driver = Driver(self.graph)
         if factors is None:
             layer.set(W, moments.bias(W), driver)
@@ -124,6 +125,12 @@ class _Fit:
             replace(layer, factors, moments.bias(W), driver)
         energy = moments.yy.sum()
         return float(moments.error(W).sum() / energy) if energy else 0.0
+
+    def _factors(self, layer: Layer, W: np.ndarray, moments: Moments, samples: int) -> Factors | None:
+        if layer.node.name not in self.factorize:
+            return None
+        trusted = replaced(moments, xx=calibrate.shrunk(moments.xx, layer, samples))
+        return self.factorize[layer.node.name](layer, W, trusted)
 
     def _split_unfitted(self, layer: Layer) -> float:
         name, W = layer.node.name, layer.weight

@@ -20,12 +20,12 @@ _SOFTMAX = ("Softmax", "LogSoftmax")
 def output_sensitivity(
     graph: gs.Graph, layers: Sequence[gs.Node], samples: Mapping[str, np.ndarray], context: Context
 ) -> dict[str, np.ndarray]:
-    """By layer, the relative squared error of the network's outputs per squared error of an output channel, [K] float64.
+    """By layer, the relative squared error of the network's outputs per squared error of a channel, float64 [K].
 
-    The diagonal of the Gauss-Newton matrix, summed over positions: gradients of random combinations of the outputs,
-    squared (Hutchinson's estimator). The outputs are taken before a Softmax, and not the loss: a network that is sure of
-    its answers, as on images that it was trained with, has no gradient of the loss left. Empty where an operator on the
-    way has no gradient.
+    From the Gauss-Newton matrix: gradients of random combinations of the outputs (Hutchinson's estimator), squared and
+    summed over positions, or summed and squared as far as errors at the positions of an image go together, see `_Seen`.
+    The outputs are taken before a Softmax, and not the loss: a network that is sure of its answers, as on images that
+    it was trained with, has no gradient of the loss left. Empty where an operator on the way has no gradient.
     """
     scored = _before_softmax(graph)
     try:
@@ -36,7 +36,7 @@ def output_sensitivity(
         return {}
     scales = _scales(scored, samples)
     rng = np.random.default_rng(context.seed)
-    total = {node.name: np.zeros(node.outputs[0].shape[_axis(node)]) for node in layers}
+    seen = {node.name: _Seen(node.outputs[0].shape[_axis(node)]) for node in layers}
     batch, batches = graph.inputs[0].shape[0], min(_batches(samples), max(1, SAMPLES // graph.inputs[0].shape[0]))
     for index in range(batches):
         context.progress("sensitivities", index, batches)
@@ -45,11 +45,52 @@ def output_sensitivity(
             for tensor in scored.outputs
             if tensor.name in scales
         }
-        _, gradients = network.run({name: values[index] for name, values in samples.items()}, cotangents=drawn)
+        outputs, gradients = network.run({name: values[index] for name, values in samples.items()}, cotangents=drawn)
         for node in layers:
-            squares = np.square(gradients[node.outputs[0].name], dtype=np.float64)
-            total[node.name] += np.moveaxis(squares, _axis(node), 0).reshape(len(total[node.name]), -1).sum(1)
-    return {name: values / (batches * batch) for name, values in total.items()}
+            name, axis = node.outputs[0].name, _axis(node)
+            seen[node.name].add(_by_channel(outputs[name], axis, batch), _by_channel(gradients[name], axis, batch))
+    return {name: each.weights() / (batches * batch) for name, each in seen.items()}
+
+
+class _Seen:
+    """What was seen of the output channels of a layer and of their gradients."""
+
+    def __init__(self, channels: int) -> None:
+        self.samples = 0
+        self.apart = np.zeros(channels)
+        """Sum of the squared gradients of all positions."""
+        self.together = np.zeros(channels)
+        """Sum of the squares of the gradients added up over the positions of a sample."""
+        self.mean = np.zeros(channels)
+        self.energy = np.zeros(channels)
+        self.energy_of_means = np.zeros(channels)
+        """Of the samples' means over positions."""
+
+    def add(self, y: np.ndarray, gradients: np.ndarray) -> None:
+        """Outputs and gradients [K, samples, positions] of a batch."""
+        self.samples += y.shape[1]
+        self.apart += np.square(gradients).sum((1, 2))
+        self.together += np.square(gradients.sum(2)).sum(1)
+        self.mean += y.mean(2).sum(1)
+        self.energy += np.square(y).mean(2).sum(1)
+        self.energy_of_means += np.square(y.mean(2)).sum(1)
+
+    def weights(self) -> np.ndarray:
+        """What the squared error of each channel costs, times the number of samples.
+
+        Errors are taken to go together as what the channel says does: a share of its variance is between images, where
+        it is the same at all positions.
+        """
+        square = np.square(self.mean / self.samples)
+        between, all_ = self.energy_of_means / self.samples - square, self.energy / self.samples - square
+        share = np.clip(between / np.maximum(all_, 1e-12 * (square + 1e-30)), 0.0, 1.0)
+        return (1 - share) * self.apart + share * self.together
+
+
+def _by_channel(values: np.ndarray, axis: int, samples: int) -> np.ndarray:
+    """float64 [K, samples, positions] of a layer's output, whose batch comes first."""
+    moved = np.moveaxis(values, axis, 0).astype(np.float64)
+    return moved.reshape(len(moved), samples if moved.shape[1] == samples else 1, -1)
 
 
 def _before_softmax(graph: gs.Graph) -> gs.Graph:
