@@ -33,7 +33,7 @@ _CHUNK_VALUES = 1 << 22
 _INDEPENDENT = 8
 
 #: Strengths of the ridge that are tried; fewer of them for layers of many columns, where each takes seconds.
-_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+_STRENGTHS = (1e-6, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _FEW_STRENGTHS = (1e-2, 1.0)
 _MANY_COLUMNS = 2048
 

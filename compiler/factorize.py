@@ -243,7 +243,7 @@ def svd(W: np.ndarray, rank: int, moment: np.ndarray | None = None) -> Factors:
     matrix = _matrix(W)
     _require_rank(rank, min(matrix.shape))
     channels, patch = _kinds(W, moment)
-    U = _principal(_matrix(_whitened(W, channels)), patch)[1][:, :rank]
+    U = _principal(_matrix(_whitened(W, channels)), patch, rank)[1]
     A = _times(U.T, matrix)
     return _factors(W, svd_stages(W.shape, rank), _balanced(A, U), moment)
 
@@ -715,18 +715,30 @@ def output_energy(W: np.ndarray, moment: np.ndarray | None = None) -> float:
 # --- Linear algebra
 
 
-def _principal(Y: np.ndarray, moment: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Energies [n], descending, and left singular vectors [rows, n] of Y M^(1/2), n = min(rows, columns).
+def _principal(Y: np.ndarray, moment: np.ndarray | None, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The first `count` energies [n], descending, and left singular vectors [rows, n] of Y M^(1/2); all without it.
 
     From the smaller Gram matrix: what is lost of the energy is below 1e-15 of it, at a fraction of the time.
     """
     rows, columns = Y.shape
     if rows <= columns:
-        energies, vectors = np.linalg.eigh(_gram(Y, moment))
-        return np.maximum(energies[::-1], 0), vectors[:, ::-1]
+        return _largest(_gram(Y, moment), count)
     root = np.eye(columns) if moment is None else _root(moment)
-    energies, vectors = np.linalg.eigh(root @ _gram(Y.T, None) @ root)
-    return np.maximum(energies[::-1], 0), np.linalg.qr(_times(Y, root @ vectors[:, ::-1]))[0]
+    energies, vectors = _largest(root @ _gram(Y.T, None) @ root, count)
+    return energies, np.linalg.qr(_times(Y, root @ vectors))[0]
+
+
+def _largest(gram: np.ndarray, count: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues, descending and at least 0, and eigenvectors; the first `count` take a third of the time of all."""
+    if count is None or count > len(gram) // 2:
+        energies, vectors = np.linalg.eigh(gram)
+        energies, vectors = energies[-count:] if count else energies, vectors[:, -count:] if count else vectors
+    else:
+        from scipy.linalg import eigh
+
+        last = len(gram) - 1
+        energies, vectors = eigh(gram, subset_by_index=[len(gram) - count, last], driver="evr", check_finite=False)
+    return np.maximum(energies[::-1], 0), vectors[:, ::-1]
 
 
 def _spectrum(Y: np.ndarray, moment: np.ndarray | None) -> np.ndarray:

@@ -122,11 +122,13 @@ def test_moments_over_all_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     right = direct(layer, x, y)
     for chunk in (1 << 22, 500):  # all at once, and a sample at a time
         monkeypatch.setattr(calibrate, "_CHUNK_VALUES", chunk)
-        found = calibrate.moments(layer, x, lambda part: y.reshape(10, *y.shape[2:])[part], seed=0)
+        first, second = calibrate.moments(layer, x, lambda part: y.reshape(10, *y.shape[2:])[part], seed=0)
+        found = first.with_(second)
         assert found.rows == right.rows == 10 * layer.positions
         for key in ("xx", "xy", "yy", "x_mean", "y_mean"):
             np.testing.assert_allclose(getattr(found, key), getattr(right, key), atol=1e-4)
-        np.testing.assert_allclose(calibrate.input_moments(layer, x, 0), right.xx, atol=1e-4)
+        trusted = calibrate.shrunk(right.xx, layer, 10)
+        np.testing.assert_allclose(calibrate.input_moments(layer, x, 0), trusted, atol=1e-4)
 
 
 def test_moments_of_some_positions_are_near(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,14 +156,41 @@ def test_error_and_bias_are_those_of_the_outputs() -> None:
     np.testing.assert_allclose(moments.error(W), np.square(residual).mean(1), rtol=1e-5)
 
 
-def test_subset_leaves_out_columns() -> None:
+def test_halves_are_of_every_other_sample() -> None:
     graph = testing.graph(CONV)
-    layer, x = Layer(graph.nodes[0]), drawn(graph, 4)["x"]
-    moments = direct(layer, x, np.zeros((4, *graph.outputs[0].shape), np.float32))
-    kept = np.arange(18) % 3 > 0
-    found = moments.subset(kept)
-    np.testing.assert_array_equal(found.xx[1], moments.xx[1][np.ix_(kept, kept)])
-    assert (found.xy.shape, found.x_mean.shape) == ((2, 12, 3), (2, 12))
+    layer, x = Layer(graph.nodes[0]), drawn(graph, 5)["x"]
+    y = np.random.default_rng(1).standard_normal((5, *graph.outputs[0].shape), np.float32)
+    flat = y.reshape(10, *y.shape[2:])
+    for half, found in enumerate(calibrate.moments(layer, x, lambda part: flat[part], seed=0)):
+        mine = x.reshape(10, *x.shape[2:])[half::2][:, None]
+        right = direct(layer, mine, flat[half::2][:, None])
+        for key in ("xx", "xy", "yy", "x_mean", "y_mean"):
+            np.testing.assert_allclose(getattr(found, key), getattr(right, key), atol=1e-4)
+
+
+def test_fits_are_tested_on_samples_that_they_were_not_made_from() -> None:
+    """Noise can't be learned: with few samples the weights stay, with many they find what is planted."""
+    graph = testing.graph("net (float[1, 64] x) => (float[1, 8] y) <float[64, 8] W> { y = MatMul(x, W) }")
+    layer, rng = Layer(graph.nodes[0]), np.random.default_rng(0)
+    planted = layer.matrix[0].T + 0.5 * rng.standard_normal((64, 8))
+    for count, near in ((24, "kept"), (4000, "planted")):
+        x = rng.standard_normal((count, 1, 64)).astype(np.float32)
+        noise = 3.0 * rng.standard_normal((count, 1, 8))
+        y = (x @ (layer.matrix[0].T if near == "kept" else planted) + noise).astype(np.float32)
+        halves = calibrate.moments(layer, x, lambda part, y=y: y[part, 0], seed=0)
+        W = calibrate.fitted(halves, layer.matrix)[0].T
+        wanted = layer.matrix[0].T if near == "kept" else planted
+        assert np.linalg.norm(W - wanted) < 0.25 * np.linalg.norm(0.5 * np.ones((64, 8)))
+
+
+def test_correlations_of_few_samples_are_trusted_less() -> None:
+    graph = testing.graph(CONV)
+    layer = Layer(graph.nodes[0])
+    xx = np.broadcast_to(np.full((18, 18), 0.5) + 0.5 * np.eye(18), (2, 18, 18))
+    few, many = (calibrate.shrunk(xx, layer, count) for count in (1, 10**6))
+    np.testing.assert_allclose(many, xx, atol=1e-4)
+    np.testing.assert_array_equal(np.einsum("gdd->gd", few), 1.0)
+    assert 0 < few[0, 0, 1] < 0.2
 
 
 @pytest.mark.parametrize("strength", [0.0, 1e-8])

@@ -43,8 +43,7 @@ def test_options_of_a_group_count_every_layer_that_it_touches() -> None:
         options = np.array([widths[group], widths[group] // 2, 1])
         found = layers.of_group(group, options, widths, layers.dense)
         totals = [
-            layers.total(np.where(np.arange(len(widths)) == group, each, widths), layers.dense)
-            for each in options
+            layers.total(np.where(np.arange(len(widths)) == group, each, widths), layers.dense) for each in options
         ]
         assert found - found[0] == pytest.approx(np.array(totals) - totals[0])
 

@@ -137,7 +137,7 @@ def test_a_linear_combination_goes_first() -> None:
     groups, (ranking,) = ranked(graph)
     positions = [groups[0].ids.tolist().index(one) for one in ranking.ids.tolist()]
     assert positions[0] in (0, 2, 4)
-    assert ranking.errors[1] < 1e-4 * ranking.errors[2]
+    assert ranking.errors[1] < 0.2 * ranking.errors[2]  # not 0: few samples and errors in front are reckoned with
 
 
 def test_channels_that_nobody_weighs_go_first() -> None:

@@ -40,25 +40,38 @@ def found(graph: gs.Graph, samples: dict[str, np.ndarray]) -> dict[str, np.ndarr
 
 
 def measured(graph: gs.Graph, samples: dict[str, np.ndarray], layer: gs.Node) -> np.ndarray:
-    """The same by finite differences: every value of the layer's output is moved, and the squares are added up."""
-    axis = 1 if layer.op == "Conv" else len(layer.outputs[0].shape) - 1
+    """The same by finite differences: positions of a sample are moved one by one, and all of a channel together."""
+    axis, name = (1 if layer.op == "Conv" else len(layer.outputs[0].shape) - 1), layer.outputs[0].name
     tail = _from(graph, layer.outputs[0])
-    whole, behind = Session(graph, outputs=[layer.outputs[0].name]), Session(tail)
-    outputs = []
-    total = np.zeros(layer.outputs[0].shape[axis])
+    whole, behind = Session(graph, outputs=[name]), Session(tail)
+
+    def moved(values: np.ndarray, place: tuple[int | slice, ...]) -> float:
+        pair = [values.copy(), values.copy()]
+        pair[0][place] += 5e-3
+        pair[1][place] -= 5e-3
+        up, down = (behind.run({tail.inputs[0].name: each})["y"] for each in pair)
+        return float(np.square((up - down) / 1e-2).sum())
+
+    outputs, seen = [], []
+    apart, together = np.zeros((2, layer.outputs[0].shape[axis]))
     for index in range(len(samples["x"])):
         results = whole.run({"x": samples["x"][index]})
         outputs.append(results["y"])
-        values = results[layer.outputs[0].name]
+        values = results[name]
+        seen.append(values)
         for place in np.ndindex(values.shape):
-            pair = [values.copy(), values.copy()]
-            pair[0][place] += 5e-3
-            pair[1][place] -= 5e-3
-            up, down = (behind.run({tail.inputs[0].name: each})["y"] for each in pair)
-            total[place[axis]] += np.square((up - down) / 1e-2).sum()
+            apart[place[axis]] += moved(values, place)
+        for sample, channel in np.ndindex(values.shape[0], values.shape[axis]):
+            channels = [slice(None)] * values.ndim
+            channels[axis], channels[0] = channel, sample
+            together[channel] += moved(values, tuple(channels))
+    y = np.moveaxis(np.concatenate(seen), axis, -1).reshape(
+        -1, int(np.prod(seen[0].shape[1:])) // len(apart), len(apart)
+    )
+    share = y.mean(1).var(0) / y.var((0, 1))
     batch = graph.inputs[0].shape[0]
     energy = np.stack(outputs).var(0).sum() / batch
-    return total / energy / len(samples["x"]) / batch
+    return ((1 - share) * apart + share * together) / energy / len(samples["x"]) / batch
 
 
 def _from(graph: gs.Graph, tensor: gs.Tensor) -> gs.Graph:
