@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from numpy.typing import ArrayLike
 
 from nnc.budget import Metric
 from nnc.channels import Channels, Group
@@ -52,9 +51,9 @@ class Layers:
         everything = np.arange(len(self.names))
         return float(self._least(everything, coefficients[:, None], self.channels(widths)[:, :, None]).sum())
 
-    def _least(self, layers: ArrayLike, coefficients: np.ndarray, channels: np.ndarray) -> np.ndarray:
+    def _least(self, layers: Sequence[int] | np.ndarray, coefficients: np.ndarray, channels: np.ndarray) -> np.ndarray:
         """Costs [layers, options] of chains, or of the layers as they are where the chains cost more by now."""
-        return np.minimum(cost(coefficients, *channels), cost(self.dense[layers][:, None], *channels))
+        return np.minimum(cost(coefficients, *channels), cost(self.dense[np.asarray(layers)][:, None], *channels))
 
 
 def coefficients(layer: Layer, stages: Sequence[Stage], metric: Metric, latency_ms: float) -> np.ndarray:

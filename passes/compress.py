@@ -66,7 +66,9 @@ class Compress(Pass):
         traced = channels.trace(graph)
         multiple = self.round_to or context.target.unit.channel_multiple
         groups = self._groups(graph, traced, multiple) if "prune" in self.methods else []
-        methods = [split(budget=self.budget) for name in self.methods for split in _SPLITS.get(name, ())]
+        methods = [
+            split.model_validate({"budget": self.budget}) for name in self.methods for split in _SPLITS.get(name, ())
+        ]
         layers = self._layers(graph, methods, context)
         network = Network(graph, traced, groups, layers, methods, multiple, self.budget, samples, context)
         solution = network.solve()
