@@ -37,6 +37,9 @@ _STRENGTHS = (1e-6, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _FEW_STRENGTHS = (1e-2, 1.0)
 _MANY_COLUMNS = 2048
 
+#: A share of the targets' energy that is noise of the arithmetic, and no reason to change weights.
+_NOISE = 1e-4
+
 
 def samples(graph: gs.Graph, dataset: Dataset, seed: int, most: int = MOST_SAMPLES) -> dict[str, np.ndarray]:
     """Calibration data as arrays [batches, *shape of the input] by input name, as many as `FLOW_BYTES` leaves room for.
@@ -378,4 +381,5 @@ def fitted(halves: tuple[Moments, Moments], W: np.ndarray) -> np.ndarray:
     errors = [sum(float(test.error(ridge(fit, W, each)).sum()) for fit, test in pairs) for each in strengths]
     unfitted = sum(float(half.error(W).sum()) for half in halves)
     best = int(np.argmin(errors))
-    return ridge(whole, W, strengths[best]) if errors[best] < unfitted else W
+    noise = _NOISE * sum(float(half.yy.sum()) for half in halves)
+    return ridge(whole, W, strengths[best]) if errors[best] < unfitted - noise else W

@@ -35,7 +35,10 @@ _SPLITS: dict[str, tuple[type[Split], ...]] = {
 class Compress(Pass):
     """Prune channels and split layers within one budget for the whole network.
 
-    For every group of channels a width, and for every layer one of: keep, split by a method to a rank.
+    Conv(Relu(Conv(x, U [64, C, 3, 3])), V [K, 64, 3, 3])
+      ->  Conv(Conv(Relu(Conv(x, U [40, C, 3, 3])), V' [24, 40, 3, 1]), V" [K, 24, 1, 3])
+
+    For every group of channels a width is chosen, and for every layer whether to keep it or how to split it.
 
     Approximate. What each choice costs the outputs is measured once on calibration data and kept in the output folder,
     so that other budgets only solve the allocation anew; the errors of the choices are taken to add up, and the
