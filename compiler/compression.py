@@ -29,9 +29,6 @@ from nnc.splitting import Rank, Split
 
 Arrays = Mapping[str, np.ndarray]
 
-#: Ways to split one layer that an allocation chooses from.
-_MOST_CHOICES = 32
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -125,7 +122,8 @@ class Network:
                 curve = factorize.errors_by_group(partial(method.errors, ranks=ranks), W, layer.groups, blocks)
                 choices += [(name, rank, float(error) * scale) for rank, error in zip(ranks, curve, strict=True)]
         sizes = [factorize.params(self.methods[name].stages(shape, rank)) for name, rank, _ in choices]
-        return [list(each) for each in _thinned(_undominated(choices, sizes))]
+        best = splitting.undominated(choices, sizes, [error for _, _, error in choices])
+        return [list(each) for each in splitting.thinned(best)]
 
     # --- What is chosen
 
@@ -192,7 +190,7 @@ class Network:
                 {
                     layer.node.outputs[0].name: sum(
                         times.get(node.name, 0.0)
-                        for node in chain_nodes(last[layer.node.outputs[0].name], layer.node.inputs[0].name)
+                        for node in splitting.chain_nodes(last[layer.node.outputs[0].name], layer.node.inputs[0].name)
                     )
                     for layer in self.layers
                 }
@@ -283,35 +281,10 @@ class Network:
         blocks = None if moments is None else splitting.held(moments.xx)
         W, importance = W.reshape(splitting.weight_shape(layer)), self.measured.weights.get(name)
         if importance is None:
-            return method._factors(layer, W, blocks, rank, self.context.seed)
+            return method.fitted(layer, W, blocks, rank, self.context.seed)
         factors = roots(importance)[self.stays[name]]
-        chain = method._factors(layer, scaled(W, factors), blocks, rank, self.context.seed)
+        chain = method.fitted(layer, scaled(W, factors), blocks, rank, self.context.seed)
         return unscaled(chain, factors)
-
-
-def _undominated(choices: Sequence[tuple[str, Rank, float]], sizes: Sequence[int]) -> list[tuple[str, Rank, float]]:
-    """The choices that no smaller one equals in error, the largest first."""
-    best, least = [], np.inf
-    for _, choice in sorted(zip(sizes, choices, strict=True), key=lambda each: (each[0], each[1][2])):
-        if choice[2] < least:
-            best.append(choice)
-            least = choice[2]
-    return best[::-1]
-
-
-def _thinned(choices: list[tuple[str, Rank, float]]) -> list[tuple[str, Rank, float]]:
-    """At most `_MOST_CHOICES` of them, evenly spread."""
-    if len(choices) <= _MOST_CHOICES:
-        return choices
-    return [choices[round(index)] for index in np.linspace(0, len(choices) - 1, _MOST_CHOICES)]
-
-
-def chain_nodes(last: gs.Node, start: str) -> list[gs.Node]:
-    """The nodes from the tensor called `start` to what `last` computes, in order of execution."""
-    nodes = [last]
-    while nodes[-1].inputs[0].name != start:
-        nodes.append(nodes[-1].inputs[0].inputs[0])
-    return nodes[::-1]
 
 
 def unscaled(chain: Factors, factors: np.ndarray) -> Factors:

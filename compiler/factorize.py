@@ -730,14 +730,14 @@ def _principal(Y: np.ndarray, moment: np.ndarray | None, count: int | None = Non
 
 def _largest(gram: np.ndarray, count: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Eigenvalues, descending and at least 0, and eigenvectors; the first `count` take a third of the time of all."""
-    if count is None or count > len(gram) // 2:
-        energies, vectors = np.linalg.eigh(gram)
-        energies, vectors = energies[-count:] if count else energies, vectors[:, -count:] if count else vectors
-    else:
-        from scipy.linalg import eigh
+    from scipy.linalg import eigh
 
-        last = len(gram) - 1
-        energies, vectors = eigh(gram, subset_by_index=[len(gram) - count, last], driver="evr", check_finite=False)
+    last = len(gram) - 1
+    first = 0 if count is None else len(gram) - count
+    if first > len(gram) // 2:
+        energies, vectors = eigh(gram, subset_by_index=[first, last], driver="evr", check_finite=False)
+    else:
+        energies, vectors = (part[..., first:] for part in np.linalg.eigh(gram))
     return np.maximum(energies[::-1], 0), vectors[:, ::-1]
 
 

@@ -270,7 +270,7 @@ class Split(Pass):
         for index, node in enumerate([node for node in graph.nodes if node.name in chosen]):
             context.progress("split layers", index, len(chosen))
             layer, name = Layer(node), node.name
-            factors = self._factors(layer, layer.weight, None, chosen[name], context.seed)
+            factors = self.fitted(layer, layer.weight, None, chosen[name], context.seed)
             errors[name] = factors.error
             reconstruct.replace(layer, factors, layer.bias, driver)
         return errors
@@ -278,9 +278,11 @@ class Split(Pass):
     def _split(self, layer: Layer, W: np.ndarray, moments: Moments | None, rank: Rank, context: Context) -> Factors:
         """`reconstruct.Factorize`."""
         blocks = None if moments is None else held(moments.xx)
-        return self._factors(layer, W.reshape(weight_shape(layer)), blocks, rank, context.seed)
+        return self.fitted(layer, W.reshape(weight_shape(layer)), blocks, rank, context.seed)
 
-    def _factors(self, layer: Layer, W: np.ndarray, blocks: list[np.ndarray] | None, rank: Rank, seed: int) -> Factors:
+    def fitted(self, layer: Layer, W: np.ndarray, blocks: list[np.ndarray] | None, rank: Rank, seed: int) -> Factors:
+        """The chain for all groups of a layer, given its weight W [K, C / g, taps...] and the moments of each group."""
+
         def method(part: np.ndarray, moment: np.ndarray | None) -> Factors:
             return self.factors(part, moment, rank, seed)
 
@@ -351,7 +353,7 @@ class Splits:
         last = {node.outputs[0].name: node for node in graph.nodes}
         made = []
         for place in self.places:
-            nodes = _chain(last[place.node.outputs[0].name], place.node.inputs[0].name)
+            nodes = chain_nodes(last[place.node.outputs[0].name], place.node.inputs[0].name)
             latency = sum(latencies.get(node.name, 0.0) for node in nodes)
             made.append(Cost(sum(map(macs, nodes)), sum(map(params, nodes)), latency))
         return made
@@ -479,7 +481,7 @@ def _moved(points: list[dict[str, float | bool]], share: float, saved: float) ->
     ]
 
 
-def _chain(last: gs.Node, start: str) -> list[gs.Node]:
+def chain_nodes(last: gs.Node, start: str) -> list[gs.Node]:
     """The nodes from the tensor called `start` to what `last` computes."""
     nodes = [last]
     while nodes[-1].inputs[0].name != start:
@@ -558,14 +560,6 @@ def held(moments: np.ndarray) -> list[np.ndarray]:
     """The moments [g, D, D] by group; what hardly any input excites counts as much as it does in the fit of a layer."""
     damping = reconstruct.RIDGE * np.trace(moments, axis1=1, axis2=2) / moments.shape[1]
     return list(moments + damping[:, None, None] * np.eye(moments.shape[1]))
-
-
-def require_finite(layer: Layer, moments: np.ndarray) -> None:
-    if not np.isfinite(moments).all():
-        raise NncError(
-            f"'{layer.node.inputs[0].name}', which '{layer.node.name}' reads, is not finite on the calibration data",
-            "check the data and [data.preprocess]",
-        )
 
 
 # --- Which ranks to offer

@@ -10,7 +10,7 @@ from nnc import calibrate, channels, pruning, splitting
 from nnc import graph as graphs
 from nnc.budget import Budget, Solution
 from nnc.channels import Channels, Group
-from nnc.compression import Network, chain_nodes
+from nnc.compression import Network
 from nnc.layers import Layer
 from nnc.measure import macs, measure, params
 from nnc.passes.split_conv_cp import SplitConvCp
@@ -126,7 +126,7 @@ def _explain(
         new = last.get(old.outputs[0].name)
         if not macs(old) or new is None:
             continue
-        chain = chain_nodes(new, old.inputs[0].name)
+        chain = splitting.chain_nodes(new, old.inputs[0].name)
         choices = [_narrowed(old, new)]
         if len(chain) > 1:
             choice = splits[old.name]
