@@ -18,9 +18,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import tvm
 from tvm import relax
+from tvm.target import codegen
 
 from nnc.errors import NncError
 from nnc.lowering import cross
+from nnc.lowering.kernels.int8_dot import Instruction
 from nnc.lowering.kernels.unit import Unit
 from nnc.lowering.lower import lower
 from nnc.lowering.machine import machine as known_machine
@@ -74,7 +76,7 @@ def build(
     not supported, or where a tool is missing; then nothing is written.
     """
     machine = known_machine(target)
-    program = lower(graph, _unit(target, threads or target.unit.threads), machine, progress)
+    program = lower(graph, _unit(target, machine, threads or target.unit.threads), machine, progress)
     names = _names(program)
     plan = plan_memory(program)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=out) as name:
@@ -90,11 +92,30 @@ def build(
     return Built([out / "module.so"], kernels, plan.bytes, weights.bytes)
 
 
-def _unit(target: Target, threads: int) -> Unit:
+def _unit(target: Target, machine: tvm.target.Target, threads: int) -> Unit:
     """The figures of the first `threads` cores of a target's unit."""
     unit, memory = target.unit, target.dram.gbps * target.dram.efficiency
     per_cycle = memory / threads / unit.clusters[0].clock_ghz
-    return Unit(unit.vector_bits, unit.vector_registers, threads, unit.l1d_bytes, unit.l2_bytes, per_cycle)
+    return Unit(
+        unit.vector_bits,
+        unit.vector_registers,
+        threads,
+        unit.l1d_bytes,
+        unit.l2_bytes,
+        per_cycle,
+        _instruction(target, machine),
+    )
+
+
+def _instruction(target: Target, machine: tvm.target.Target) -> Instruction:
+    """What multiplies bytes: the dot product where both the target and LLVM say that it is there."""
+
+    def has(feature: str) -> bool:
+        return target.unit.int8_dot and bool(codegen.target_has_features(feature, machine))
+
+    if target.unit.architecture == "aarch64":
+        return "sdot" if has("dotprod") else "smlal"
+    return "vpdpbusd" if has("avx512vnni" if target.unit.vector_bits == 512 else "avxvnni") else "vpmaddwd"
 
 
 def _names(program: Program) -> dict[Hashable, str]:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from nnc import integers
+from nnc.integers import Quantization
 from nnc.lowering import scalar
 from nnc.measure import scales_channels
 
@@ -30,41 +32,52 @@ class Step:
 
 @dataclass(frozen=True)
 class Expression:
-    """Steps over `inputs` values.
+    """Steps in float32 over `inputs` values of any type.
 
-    Slots 0 .. inputs - 1 are the inputs, then one slot per step; the last is the result.
+    Slots 0 .. inputs - 1 are the inputs, then one slot per step; the last is the result, as `dtype`.
     """
 
     inputs: int
     steps: tuple[Step, ...]
+    dtype: str = "float32"
 
     def emit(self, values: Sequence[Any]) -> Any:
         """Emit the steps and return the result as a TIR expression, given those of the inputs."""
         from tvm.script.ir_builder import tirx as T
 
-        slots = list(values)
+        slots = [_as_float(value) for value in values]
         for step in self.steps:
             arguments = [slots[a] if isinstance(a, int) else scalar.real(a) for a in step.arguments]
             slots.append(T.bind(scalar.FUNCTIONS[step.op](*arguments, **dict(step.attributes))))
-        return slots[-1]
+        return slots[-1] if self.dtype == "float32" else slots[-1].astype("int32").astype(self.dtype)
 
     @property
     def is_finite(self) -> bool:
-        """Whether finite inputs give finite results."""
-        return all(step.op in scalar.FINITE for step in self.steps)
+        """Whether finite inputs give finite results: integers always are."""
+        return self.dtype != "float32" or all(step.op in scalar.FINITE for step in self.steps)
+
+
+def _as_float(value: Any) -> Any:
+    dtype = str(value.ty.dtype if hasattr(value, "ty") else value.dtype)  # of an expression, of an element in TE
+    if dtype == "float32":
+        return value
+    return (value if dtype == "int32" else value.astype("int32")).astype("float32")
 
 
 # Operators whose inputs are all values and whose attributes are those of the function.
-_PLAIN = set(scalar.FUNCTIONS) - {"Affine", "Clip", "Dequantize", "Quantize"}
+_PLAIN = set(scalar.FUNCTIONS) - {"Affine", "Clip", "Dequantize", "Quantize", "Requantize"}
 _SPECIAL = {"BatchNormalization", "Clip", "Conv", "DequantizeLinear", "Dropout", "QuantizeLinear"}
 
 
 def is_elementwise(node: gs.Node) -> bool:
-    """Whether a node computes every element of its one output from the elements at the same place, in float32."""
+    """Whether a node computes every element of its one output from the elements at the same place, in float32.
+
+    QuantizeLinear is the last of a chain, or DequantizeLinear follows it.
+    """
     if node.op not in _PLAIN | _SPECIAL or node.domain not in (None, "", "ai.onnx") or len(_used(node.outputs)) != 1:
         return False
     if node.op in ("QuantizeLinear", "DequantizeLinear"):
-        return _is_fake_quantization(node)
+        return _is_rounding(node)
     if node.op == "Conv" and not scales_channels(node):
         return False
     if node.op == "BatchNormalization" and not all(isinstance(t, gs.Constant) for t in node.inputs[1:5]):
@@ -86,61 +99,105 @@ def _is_scalar(tensor: gs.Tensor) -> bool:
     return isinstance(tensor, gs.Constant) and tensor.values.size == 1
 
 
-def _is_fake_quantization(node: gs.Node) -> bool:
-    """Whether integers can stay float32: quantization with one scale, whose readers all dequantize."""
-    if not all(_is_scalar(tensor) for tensor in node.inputs[1:]):
+def _is_rounding(node: gs.Node) -> bool:
+    """Whether a node is QuantizeLinear to bytes with one scale, or DequantizeLinear of what such a node writes."""
+    if integers.of(node) is None:
         return False
-    if node.op == "DequantizeLinear":
-        writers = node.inputs[0].inputs
-        return bool(writers) and writers[0].op == "QuantizeLinear" and _is_fake_quantization(writers[0])
-    readers = node.outputs[0].outputs
-    dtype = np.dtype(node.outputs[0].dtype or np.uint8)
-    return (
-        dtype.itemsize == 1
-        and bool(readers)
-        and all(
-            reader.op == "DequantizeLinear" and all(_is_scalar(tensor) for tensor in reader.inputs[1:])
-            for reader in readers
+    if node.op == "QuantizeLinear":
+        return node.inputs[0].dtype == np.float32 and node.outputs[0].shape is not None
+    writers = node.inputs[0].inputs
+    return bool(writers) and writers[0].op == "QuantizeLinear" and _is_rounding(writers[0])
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Relu and Clip before QuantizeLinear, which only make the limits of its integers narrower."""
+
+    quantization: Quantization
+    low: float
+    high: float
+
+
+def rounding(nodes: Sequence[gs.Node]) -> Rounding | None:
+    """The rounding that the nodes after a layer are; None where they are more than that."""
+    quantization = integers.of(nodes[-1]) if nodes and nodes[-1].op == "QuantizeLinear" else None
+    if quantization is None or any(node.op not in ("Relu", "Clip") for node in nodes[:-1]):
+        return None
+    low, high = quantization.limits
+    for node in nodes[:-1]:
+        bounds = (0.0, np.inf) if node.op == "Relu" else _bounds(node)
+        first, last = (
+            np.clip(np.rint(float(bound) / quantization.scale) + quantization.zero, low, high) for bound in bounds
         )
-    )
+        low, high = int(first), int(max(first, last))
+    return Rounding(quantization, low, high)
 
 
 class Builder:
     """Collects the steps of a group of nodes, and the operands that they read beside the group's own value."""
 
-    def __init__(self, value: gs.Tensor | None, bias: gs.Tensor | np.ndarray | None = None) -> None:
-        """`value` is the result of the group's root, None where the group has no root; `bias` is added to it first."""
-        self._value = value
+    def __init__(
+        self,
+        value: gs.Tensor | None,
+        bias: gs.Tensor | np.ndarray | None = None,
+        scale: np.ndarray | float | None = None,
+    ) -> None:
+        """`value` is the result of the group's root, None where the group has no root.
+
+        `scale` is what integers of the root are worth; then `bias` is added.
+        """
         self.operands: list[gs.Tensor | np.ndarray] = []
+        self._integers = scale is not None
+        self._dtype = "float32"
+        self._has_value = value is not None
         self._steps: list[tuple[str, list[Any], dict[str, Any]]] = []
         self._results: dict[int, tuple[str, int]] = {}  # id of a tensor -> where it is
-        if value is not None:
-            self._results[id(value)] = "value", 0
-        if value is not None and bias is not None:
-            self._steps.append(("Add", [("value", 0), self._argument(bias, len(value.shape))], {}))
-            self._results[id(value)] = "step", 0
+        if value is None:
+            return
+        self._results[id(value)] = "value", 0
+        if scale is not None:
+            self._append("Mul", [value, scale], value)
+        if bias is not None:
+            self._append("Add", [value, bias], value)
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether the steps so far end in integers."""
+        return self._dtype != "float32"
 
     def add(self, node: gs.Node) -> None:
         """Append the steps of one elementwise node."""
-        rank = len(node.outputs[0].shape)
         for op, arguments, attributes in _steps(node):
-            resolved = [self._argument(argument, rank) for argument in arguments]
-            self._steps.append((op, resolved, attributes))
-        self._results[id(node.outputs[0])] = "step", len(self._steps) - 1
+            self._append(op, arguments, node.outputs[0], **attributes)
+        quantization = integers.of(node) if node.op == "QuantizeLinear" else None
+        self._dtype = quantization.dtype if quantization else "float32"
+
+    def requantize(self, value: gs.Tensor, rounding: Rounding) -> None:
+        """Append the steps from the value of the root, in units of the result's scale, to integers."""
+        limits = {"low": float(rounding.low), "high": float(rounding.high)}
+        self._append("Requantize", [value, float(rounding.quantization.zero)], value, **limits)
+        self._dtype = rounding.quantization.dtype
+
+    def _append(self, op: str, arguments: Sequence[Any], result: gs.Tensor, **attributes: Any) -> None:
+        rank = len(result.shape)
+        resolved = [self._argument(argument, rank) for argument in arguments]
+        self._steps.append((op, resolved, attributes))
+        self._results[id(result)] = "step", len(self._steps) - 1
 
     def expression(self) -> Expression:
-        first = 0 if self._value is None else 1
+        first = 1 if self._has_value else 0
         inputs = first + len(self.operands)
         bases = {"value": 0, "operand": first, "step": inputs}
 
         def slot(argument: Any) -> Argument:
             return float(argument) if isinstance(argument, float) else bases[argument[0]] + argument[1]
 
-        steps = tuple(
-            Step(op, tuple(map(slot, arguments)), tuple(sorted(attributes.items())))
-            for op, arguments, attributes in self._steps
-        )
-        return Expression(inputs, steps)
+        def step(op: str, arguments: Sequence[Any], attributes: dict[str, Any]) -> Step:
+            if op == "Quantize" and self._integers:
+                attributes = attributes | {"exact": False}
+            return Step(op, tuple(map(slot, arguments)), tuple(sorted(attributes.items())))
+
+        return Expression(inputs, tuple(step(*each) for each in self._steps), self._dtype)
 
     def _argument(self, argument: Any, rank: int) -> Any:
         """A float, or (kind, index)."""
@@ -154,10 +211,21 @@ class Builder:
             return float(argument)
         if id(argument) in self._results:
             return self._results[id(argument)]
+        made = None if isinstance(argument, np.ndarray) else integers.dequantized(argument)
+        if made is None:
+            return self._operand(argument)
+        source, quantization = made
+        self._integers = True
+        resolved = [self._operand(source), quantization.scale, float(quantization.zero)]
+        self._steps.append(("Dequantize", resolved, {}))
+        self._results[id(argument)] = "step", len(self._steps) - 1
+        return self._results[id(argument)]
+
+    def _operand(self, tensor: gs.Tensor | np.ndarray) -> tuple[str, int]:
         for index, operand in enumerate(self.operands):
-            if operand is argument:
+            if operand is tensor:
                 return "operand", index
-        self.operands.append(argument)
+        self.operands.append(tensor)
         return "operand", len(self.operands) - 1
 
 

@@ -2,7 +2,8 @@
 
 A group is grown from its root along its value. An elementwise node joins if, with it, all readers of every value inside
 of the group except the last are inside of the group too: so `Conv -> Add -> Relu` is one group, and so is
-`Conv -> (Sigmoid, Mul)`, where two nodes read the same value.
+`Conv -> (Sigmoid, Mul)`, where two nodes read the same value. QuantizeLinear ends a group, so that integers are stored;
+DequantizeLinear begins none: its readers load the integers.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from dataclasses import dataclass, field
 
 import onnx_graphsurgeon as gs
 
+from nnc.integers import dequantized
 from nnc.lowering.expression import is_elementwise
 
-_LOOKAHEAD = 8  # nodes that are taken on trial until their values come together in one
+_LOOKAHEAD = 12  # nodes that are taken on trial until their values come together in one
 
 
 @dataclass
@@ -49,7 +51,7 @@ def partition(graph: gs.Graph, takes_epilogue: frozenset[str]) -> list[Group]:
     taken: set[int] = set()
     groups = []
     for node in graph.nodes:
-        if id(node) in taken:
+        if id(node) in taken or dequantized(node.outputs[0]):  # what is dequantized belongs to its readers
             continue
         group = Group([node])
         if node.op in takes_epilogue or is_elementwise(node):
@@ -63,14 +65,20 @@ def partition(graph: gs.Graph, takes_epilogue: frozenset[str]) -> list[Group]:
 
 
 def _grow(group: Group, outputs: set[int], taken: set[int]) -> None:
-    """Extend a group with one output as far as it goes."""
+    """Extend a group with one output as far as it goes; where it passes integers, to the last of them."""
     value = group.root.outputs[0]
+    last = [(len(group.nodes), value)] if group.root.op == "QuantizeLinear" else []
     while id(value) not in outputs:
         chain = _extension(value, outputs, taken)
         if not chain:
             break
         group.nodes += chain
         value = chain[-1].outputs[0]
+        if chain[-1].op == "QuantizeLinear":
+            last.append((len(group.nodes), value))
+    if last:
+        count, value = last[-1]
+        del group.nodes[count:]
     group.outputs = [value]
 
 

@@ -1,13 +1,15 @@
 """From a graph to a program: every group of nodes becomes calls of kernels on tensors in the layouts they want.
 
-A tensor of the graph can be in memory in two forms: plain, as ONNX has it, or, if it is a float32 image, in blocks of
-channels. Both are made on demand, once. Convolutions and pools write blocks and read them; elementwise nodes follow
-their inputs; everything else reads and writes plain tensors.
+A tensor of the graph can be in memory in several forms: plain, as ONNX has it, or, if it is an image of floats or
+bytes, in blocks of channels. They are made on demand, once. Convolutions and pools write blocks and read them;
+elementwise nodes follow their inputs; everything else reads and writes plain tensors. What DequantizeLinear makes of
+integers is in memory only where a kernel has no use for the integers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -16,11 +18,12 @@ import onnx_graphsurgeon as gs
 import tvm
 from tvm import te
 
+from nnc import integers
 from nnc.lowering import fuse, generic, layers, views
-from nnc.lowering.expression import Builder
+from nnc.lowering.expression import Builder, Expression, rounding
 from nnc.lowering.fuse import Group
 from nnc.lowering.kernels import elementwise, relayout
-from nnc.lowering.kernels.unit import Unit, lanes_of
+from nnc.lowering.kernels.unit import Unit, dot_of, lanes_of
 from nnc.lowering.program import Call, Copy, Operand, Program, Tensor
 from nnc.lowering.shapes import dtype_of, shape_of
 from nnc.lowering.signals import as_images
@@ -40,9 +43,13 @@ def lower(
 
     Raises NncError for a node that nnc can't lower.
     """
-    graph = _with_float_weights(graph)
+    graph, stored = graph.copy(), dot_of(unit).dtype
+    integers.settle(graph, stored)
+    found = {id(node): integers.layer(node) for node in graph.nodes}
+    _fold_weights(graph)
     as_images(graph)
-    lowering = Lowering(unit, machine, graph.opset)
+    integers.settle(graph, stored)  # what stands between signals and images moves integers too
+    lowering = Lowering(unit, machine, graph.opset, found)
     lowering.add_inputs(graph.inputs)
     groups = fuse.partition(graph, frozenset(layers.TEMPLATES))
     for done, group in enumerate(groups):
@@ -52,15 +59,13 @@ def lower(
     return lowering.program
 
 
-def _with_float_weights(graph: gs.Graph) -> gs.Graph:
-    """A copy of the graph in which weights that are stored as integers are the floats that they stand for."""
-    graph = graph.copy()
+def _fold_weights(graph: gs.Graph) -> None:
+    """Let weights that are stored as integers be the floats that they stand for."""
     for node in graph.nodes:
         if node.op == "DequantizeLinear" and all(isinstance(t, gs.Constant) for t in node.inputs):
             node.outputs[0].to_constant(_dequantized(node))
             node.outputs.clear()
     graph.nodes = [node for node in graph.nodes if node.outputs]
-    return graph
 
 
 def _dequantized(node: gs.Node) -> np.ndarray:
@@ -76,8 +81,12 @@ def _dequantized(node: gs.Node) -> np.ndarray:
 class Lowering:
     """The state of a translation: where every tensor of the graph is, in which forms, and the steps so far."""
 
-    def __init__(self, unit: Unit, machine: tvm.target.Target, opset: int) -> None:
+    def __init__(
+        self, unit: Unit, machine: tvm.target.Target, opset: int, found: Mapping[int, integers.Layer | str | None]
+    ) -> None:
+        """`found` is what `integers.layer` says of every node, by the node's id."""
         self.unit = unit
+        self._found = found
         self._opset = opset
         self.machine = machine
         self.block = lanes_of(unit)
@@ -106,6 +115,13 @@ class Lowering:
             self.program.outputs[tensor.name] = result
             self.copy([tensor.name], source, result, 1, result.bytes, 0, 0)
 
+    # -- integers
+
+    def layer(self, node: gs.Node) -> integers.Layer | None:
+        """The integers that a node multiplies; None where it computes in floats."""
+        found = self._found.get(id(node))
+        return found if isinstance(found, integers.Layer) else None
+
     # -- forms
 
     def define(self, tensor: gs.Tensor, made: Tensor, block: int = PLAIN) -> None:
@@ -114,7 +130,8 @@ class Lowering:
         self._defined.append(tensor)
 
     def has_blocks(self, tensor: gs.Tensor) -> bool:
-        return self.block in self._forms.get(id(tensor), {})
+        made = integers.dequantized(tensor)
+        return self.block in self._forms.get(id(tensor), {}) or (made is not None and self.has_blocks(made[0]))
 
     def read(self, tensor: gs.Tensor) -> Operand:
         """The plain form of a tensor or a constant."""
@@ -123,44 +140,42 @@ class Lowering:
         return self.plain(tensor)
 
     def plain(self, tensor: gs.Tensor) -> Tensor:
-        forms = self._forms[id(tensor)]
+        forms = self._forms_of(tensor)
         if PLAIN not in forms:
-            forms[PLAIN] = self._to_plain(forms[self.block], shape_of(tensor), tensor.name)
+            forms[PLAIN] = self._to_plain(next(iter(forms.values())), shape_of(tensor), tensor.name)
         return forms[PLAIN]
 
-    def blocked(self, tensor: gs.Tensor) -> Tensor:
-        """`[n, channels / block, height, width, block]` of a float32 image."""
-        forms = self._forms[id(tensor)]
-        if self.block not in forms:
-            forms[self.block] = self._to_blocked(forms[PLAIN], shape_of(tensor), tensor.name)
-        return forms[self.block]
+    def blocked(self, tensor: gs.Tensor, block: int | None = None) -> Tensor:
+        """`[n, channels / block, height, width, block]` of an image; `block` is the vector's unless it is given."""
+        forms, block = self._forms_of(tensor), block or self.block
+        if block not in forms:
+            forms[block] = self._to_blocked(self.plain(tensor), shape_of(tensor), tensor.name, block)
+        return forms[block]
+
+    def _forms_of(self, tensor: gs.Tensor) -> dict[int, Tensor]:
+        """The forms of a tensor that are there, at least one."""
+        if id(tensor) not in self._forms:
+            self.elementwise([tensor.inputs[0]])
+        return self._forms[id(tensor)]
 
     def _to_plain(self, source: Tensor, shape: Shape, name: str) -> Tensor:
-        n, channels, height, width = shape
-        if height * width == 1 and (n == 1 or channels % self.block == 0):
+        (n, channels, height, width), block = shape, source.shape[4]
+        if height * width == 1 and (n == 1 or channels % block == 0):
             return source.view(shape)
-        result = Tensor(shape, "float32")
-        key = ("to_plain", shape, self.block)
-        self.call(
-            "to_plain",
-            key,
-            [name],
-            "",
-            [source],
-            [result],
-            lambda X: relayout.to_plain(X, shape, self.block, self.unit),
-        )
+        result = Tensor(shape, source.dtype)
+        key = ("to_plain", shape, block, source.dtype)
+        compute = partial(relayout.to_plain, shape=shape, block=block, unit=self.unit)
+        self.call("to_plain", key, [name], "", [source], [result], compute)
         return result
 
-    def _to_blocked(self, source: Tensor, shape: Shape, name: str) -> Tensor:
-        blocked = relayout.blocked_shape(shape, self.block)
-        if shape[2] * shape[3] == 1 and shape[1] % self.block == 0:
+    def _to_blocked(self, source: Tensor, shape: Shape, name: str, block: int) -> Tensor:
+        blocked = relayout.blocked_shape(shape, block)
+        if shape[2] * shape[3] == 1 and shape[1] % block == 0:
             return source.view(blocked)
-        result = Tensor(blocked, "float32")
-        key = ("to_blocked", shape, self.block)
-        self.call(
-            "to_blocked", key, [name], "", [source], [result], lambda X: relayout.to_blocked(X, shape, self.block)
-        )
+        result = Tensor(blocked, source.dtype)
+        key = ("to_blocked", shape, block, source.dtype)
+        compute = partial(relayout.to_blocked, shape=shape, block=block)
+        self.call("to_blocked", key, [name], "", [source], [result], compute)
         return result
 
     # -- steps
@@ -208,7 +223,7 @@ class Lowering:
             for tensor in group.outputs:  # a window that is larger than its image, a slice of nothing
                 self.define(tensor, Tensor(shape_of(tensor), dtype_of(tensor)))
             return
-        for lower_ in (layers.TEMPLATES.get(node.op), views.VIEWS.get(node.op)):
+        for lower_ in (layers.INTEGERS.get(node.op), layers.TEMPLATES.get(node.op), views.VIEWS.get(node.op)):
             if lower_ is not None and node.domain in (None, "", "ai.onnx") and lower_(self, group):
                 return
         if group.is_elementwise:
@@ -219,7 +234,7 @@ class Lowering:
             self.elementwise(group.nodes[1:])
 
     def elementwise(self, nodes: list[gs.Node]) -> None:
-        """One kernel for a chain of elementwise nodes, in the layout of its inputs."""
+        """One kernel for a chain of elementwise nodes, in the layout of its inputs; alone, DequantizeLinear too."""
         builder = Builder(None)
         for node in nodes:
             builder.add(node)
@@ -229,15 +244,15 @@ class Lowering:
             block, shape = self.block, relayout.blocked_shape(shape, self.block)
         operands = [self.operand(each, len(shape_of(output)), block, shape_of(output)) for each in builder.operands]
         sizes, merged = elementwise.merged(shape, [each.shape for each in operands])
-        result = Tensor(shape, "float32")
+        result = Tensor(shape, expression.dtype)
         self.call(
             "elementwise",
-            ("elementwise", sizes, tuple(merged), expression),
+            ("elementwise", sizes, tuple(merged), expression, tuple(str(each.dtype) for each in operands)),
             [node.name for node in nodes],
             "+".join(node.op for node in nodes),
             [_reshaped(each, size) for each, size in zip(operands, merged, strict=True)],
             [result.view(sizes)],
-            lambda *ins: elementwise.compute(ins, sizes, self.unit, expression.emit),
+            lambda *ins: elementwise.compute(ins, sizes, self.unit, expression.emit, expression.dtype),
             f"NCHW{block}c" if block > 1 else "plain",
         )
         self.define(output, result, block)
@@ -261,13 +276,27 @@ class Lowering:
             return self.plain(value).view((own[0], 1, *own[2:], 1))
         if len(shape_of(value)) == 4:
             return self.blocked(value)
-        return self._to_blocked(self.plain(value).view(own), own, value.name)
+        return self._to_blocked(self.plain(value).view(own), own, value.name, block)
 
-    def tail(self, group: Group, bias: gs.Tensor | np.ndarray | None, block: int, out_shape: Shape) -> Tail:
-        """The epilogue of a group whose root computes float32 of `out_shape`, plain or in blocks of `block`."""
-        builder = Builder(group.root.outputs[0], bias)
-        for node in group.nodes[1:]:
-            builder.add(node)
+    def tail(
+        self,
+        group: Group,
+        bias: gs.Tensor | np.ndarray | None,
+        block: int,
+        out_shape: Shape,
+        scale: np.ndarray | float | None = None,
+        dtype: str = "float32",
+    ) -> Tail:
+        """The epilogue of a group whose root computes `dtype` of `out_shape`, plain or in blocks of `block`.
+
+        `scale`, which broadcasts over `out_shape`, is what integers of the root are worth.
+        """
+        if dtype not in ("float32", "int32"):
+            return Tail(Expression(1, (), dtype), (), block)
+        builder = _requantizing(group, bias, scale) or Builder(group.root.outputs[0], bias, scale)
+        if not builder.is_integer:
+            for node in group.nodes[1:]:
+                builder.add(node)
         expression = builder.expression()
         operands = [self.operand(each, len(out_shape), block, out_shape) for each in builder.operands]
         masked = block > 1 and out_shape[1] % block and not expression.is_finite
@@ -295,6 +324,23 @@ class Lowering:
         for index, tensor in enumerate(node.outputs):
             if ("output", index) in made:
                 self.define(tensor, made["output", index].view(shape_of(tensor)))
+
+
+def _requantizing(
+    group: Group, bias: gs.Tensor | np.ndarray | None, scale: np.ndarray | float | None
+) -> Builder | None:
+    """The steps from integers of the root to integers again, where nothing but a limit is between."""
+    limits = rounding(group.nodes[1:])
+    if limits is None or scale is None or not (bias is None or isinstance(bias, np.ndarray)):
+        return None
+    value, step = group.root.outputs[0], limits.quantization.scale
+    builder = Builder(value, None if bias is None else _ratio(bias, step), _ratio(scale, step))
+    builder.requantize(value, limits)
+    return builder
+
+
+def _ratio(values: np.ndarray | float, step: float) -> np.ndarray:
+    return (np.asarray(values, np.float64) / step).astype(np.float32)
 
 
 def _owns_memory(tensor: Tensor) -> bool:

@@ -313,9 +313,14 @@ def _prelu(x: Expr, slope: Expr) -> Expr:
     return tirx.Select(x < real(0), x * slope, x)
 
 
-def _fake_quantize(x: Expr, scale: Expr, zero: Expr, low: float, high: float) -> Expr:
-    """The integers of QuantizeLinear, as float32."""
-    return clip(round_half_even(x / scale) + zero, real(low), real(high))
+def _quantize(x: Expr, scale: Expr, zero: Expr, low: float, high: float, exact: bool = True) -> Expr:
+    """The integers of QuantizeLinear, as float32; not `exact` where a step more or less does no harm: a division
+    takes longer than all the rest."""
+    return _requantize(x / scale if exact else x * real(1 / float(scale)), zero, low, high)
+
+
+def _requantize(x: Expr, zero: Expr, low: float, high: float) -> Expr:
+    return clip(round_half_even(x) + zero, real(low), real(high))
 
 
 FUNCTIONS: dict[str, Callable[..., Expr]] = {
@@ -353,7 +358,8 @@ FUNCTIONS: dict[str, Callable[..., Expr]] = {
     "Neg": lambda x: -x,
     "PRelu": _prelu,
     "Pow": power,
-    "Quantize": _fake_quantize,
+    "Quantize": _quantize,
+    "Requantize": _requantize,
     "Reciprocal": lambda x: real(1) / x,
     "Relu": lambda x: tirx.max(x, real(0)),
     "Round": round_half_even,
@@ -378,7 +384,7 @@ FUNCTIONS: dict[str, Callable[..., Expr]] = {
 FINITE = {
     "Abs", "Add", "Affine", "Asinh", "Atan", "Ceil", "Celu", "Clip", "Cos", "Dequantize", "Elu", "Erf", "Exp", "Floor",
     "Gelu", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Max", "Mean", "Min", "Mish", "Mul", "Neg", "PRelu",
-    "Quantize", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sub", "Sum",
-    "Swish", "Tanh", "ThresholdedRelu",
+    "Quantize", "Relu", "Requantize", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign",
+    "Sub", "Sum", "Swish", "Tanh", "ThresholdedRelu",
 }  # fmt: skip
 """Those whose value is finite for every finite argument: the others must not run on the padding of channels."""

@@ -34,6 +34,11 @@ class Tail:
     """The channels that are there, where the expression must not run on those that fill the last block."""
 
     @property
+    def dtype(self) -> str:
+        """Of what the kernel stores."""
+        return self.expression.dtype
+
+    @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         return tuple(tuple(operand.shape) for operand in self.operands)
 

@@ -171,8 +171,9 @@ def compute(
     plan: Plan,
     extras: Sequence[te.Tensor] = (),
     epilogue: Epilogue = lambda value, index: value,
+    dtype: str = "float32",
 ) -> te.Tensor:
-    """`epilogue(conv(X, W))` as float32 `[batch, out block, out height, out width, lane]`, or its pixels of a phase.
+    """`epilogue(conv(X, W))` as `dtype` `[batch, out block, out height, out width, lane]`, or its pixels of a phase.
 
     `X` is float32 `[batch, in block, height, width, lane]`, or `[batch, channel, height, width]` for in_block 1.
     """
@@ -182,7 +183,7 @@ def compute(
         [X, W, *extras],
         lambda ins, outs: kernel.body(ins[0], ins[1], outs[0]),
         name="conv2d",
-        dtype="float32",
+        dtype=dtype,
     )
 
 

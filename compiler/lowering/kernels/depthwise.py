@@ -1,8 +1,10 @@
-"""Depthwise convolution, float32, blocked layout: every channel is convolved with its own filter.
+"""Depthwise convolution, blocked layout: every channel is convolved with its own filter.
 
     out[n, c, y, x, lane] = epilogue(sum over kh, kw of X[n, c, y', x', lane] * W[c, kh, kw, lane])
 
-A row of the input is loaded once per kernel row and tile, and serves all kernel columns from registers.
+A row of the input is loaded once per kernel row and tile, and serves all kernel columns from registers. Bytes are
+widened to float32 as they are loaded: the sums of their products are whole numbers that float32 holds exactly, and
+multiply-adds of floats are as many per cycle as any of integers that does not saturate.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from tvm import te
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from nnc.lowering.kernels.gemm import Epilogue, Expr, lane, scratch, splat, store
+from nnc.lowering.kernels.gemm import Epilogue, Expr, as_float, lane, scratch, splat, store
 from nnc.lowering.kernels.unit import Unit, lanes_of
 from nnc.lowering.kernels.window import Tiles, Window
 
@@ -30,6 +32,8 @@ class Depthwise:
     channels: int
     window: Window
     block: int
+    zero: int | None = None
+    """The zero point of bytes; None for float32."""
 
     @property
     def blocks(self) -> int:
@@ -53,7 +57,7 @@ def best_plan(conv: Depthwise, unit: Unit) -> Plan:
 
 def pack(W: np.ndarray, conv: Depthwise) -> np.ndarray:
     """Pack weights `[channels, 1, kh, kw]` to `[block][kh][kw][lane]`."""
-    padded = np.zeros((conv.blocks * conv.block, *conv.window.kernel), np.float32)
+    padded = np.zeros((conv.blocks * conv.block, *conv.window.kernel), W.dtype)
     padded[: conv.channels] = W[:, 0]
     return np.ascontiguousarray(padded.reshape(conv.blocks, conv.block, *conv.window.kernel).transpose(0, 2, 3, 1))
 
@@ -70,15 +74,19 @@ def compute(
     plan: Plan,
     extras: Sequence[te.Tensor] = (),
     epilogue: Epilogue = lambda value, index: value,
+    dtype: str = "float32",
 ) -> te.Tensor:
-    """`epilogue(conv(X, W))` as float32 `[batch, block, out height, out width, lane]`; `X` has the same layout."""
+    """`epilogue(conv(X - zero, W))` as `dtype` `[batch, block, out height, out width, lane]`.
+
+    `X` has the same layout; the epilogue gets float32 sums.
+    """
     kernel = _Kernel(conv, plan, epilogue)
     return te.extern(
         [(conv.batch, conv.blocks, *conv.window.out_size, conv.block)],
         [X, W, *extras],
         lambda ins, outs: kernel.body(ins[0], ins[1], outs[0]),
         name="depthwise",
-        dtype="float32",
+        dtype=dtype,
     )
 
 
@@ -109,9 +117,10 @@ class _Kernel:
         with T.serial(*window.rows(y)) as kh:
             row = T.bind(window.row(y, kh))
             taps = range(window.kernel[1])
-            weights = [T.bind(T.buffer_proxy(W)[block, kh, kw, index]) for kw in taps]
+            weights = [T.bind(as_float(T.buffer_proxy(W)[block, kh, kw, index], self.conv.block)) for kw in taps]
             for column, readers in tiles.readers(window).items():
-                pixel = T.bind(T.buffer_proxy(X)[n, block, row, x * window.strides[1] + column, index])
+                loaded = T.buffer_proxy(X)[n, block, row, x * window.strides[1] + column, index]
+                pixel = T.bind(as_float(loaded, self.conv.block, self.conv.zero or 0))
                 for c, kw in readers:
                     sums[c][index] = sums[c][index] + pixel * weights[kw]
         for c, total in enumerate(sums):

@@ -48,9 +48,9 @@ def max_rows(vectors: int, lanes: int, unit: Unit) -> int:
     return max(1, (unit.vector_registers - per_row - 1) // per_row)
 
 
-def scratch(*shape: int) -> Any:
-    """A float32 buffer of the enclosing loop. Below 1 KB it is on the stack, and with constant indices in registers."""
-    return T.buffer_proxy(T.alloc_buffer(shape, "float32"))
+def scratch(*shape: int, dtype: str = "float32") -> Any:
+    """A buffer of the enclosing loop. Below 1 KB it is on the stack, and with constant indices in registers."""
+    return T.buffer_proxy(T.alloc_buffer(shape, dtype))
 
 
 def lane(lanes: int) -> Expr:
@@ -61,6 +61,14 @@ def lane(lanes: int) -> Expr:
 def splat(value: float | Expr, lanes: int) -> Expr:
     """A vector with one value in every lane."""
     return T.broadcast(tirx.const(value, "float32") if isinstance(value, int | float) else value, lanes)
+
+
+def as_float(vector: Expr, lanes: int, zero: int = 0) -> Expr:
+    """A vector of bytes, less their zero point, as float32; float32 as it is."""
+    if str(vector.ty.dtype).startswith("float32"):
+        return vector
+    wide = vector.astype(f"int32x{lanes}").astype(f"float32x{lanes}")
+    return wide - splat(float(zero), lanes) if zero else wide
 
 
 @contextmanager
@@ -109,10 +117,16 @@ def accumulate(
 
 
 def store(
-    out: Any, value: Expr, index: Sequence[Expr], lanes: int, epilogue: Epilogue, valid: int | None = None
+    out: Any,
+    value: Expr,
+    index: Sequence[Expr],
+    lanes: int,
+    epilogue: Epilogue,
+    valid: int | None = None,
+    dtype: str = "float32",
 ) -> None:
-    """Apply the epilogue to a vector and store its first `valid` lanes; the last index is that of lane 0."""
-    vector = scratch(lanes)
+    """Apply the epilogue to a vector of `dtype`, store its first `valid` lanes; the last index is that of lane 0."""
+    vector = scratch(lanes, dtype=dtype)
     vector[lane(lanes)] = value
     with T.vectorized(0, valid or lanes) as k:
         at = [*index[:-1], index[-1] + k]
@@ -193,24 +207,25 @@ def compute(
     plan: GemmPlan,
     extras: Sequence[te.Tensor] = (),
     epilogue: Epilogue = lambda value, index: value,
+    dtype: str = "float32",
 ) -> te.Tensor:
-    """`epilogue(A @ W)` as float32 `[rows, columns]`, parallel over panels and row blocks.
+    """`epilogue(A @ W)` as `dtype` `[rows, columns]`, parallel over panels and row blocks.
 
     `A` is float32 `[rows, depth]`, `W` the packed weights, `extras` the tensors that the epilogue closes over, and
     `epilogue(value, (row, column))` a scalar expression.
     """
-    kernel = _Kernel(int(A.shape[0]), columns, int(A.shape[1]), plan, epilogue)
+    kernel = Product(int(A.shape[0]), columns, int(A.shape[1]), plan, epilogue)
     return te.extern(
         [(kernel.rows, columns)],
         [A, W, *extras],
         lambda ins, outs: kernel.body(ins[0], ins[1], outs[0]),
         name="gemm",
-        dtype="float32",
+        dtype=dtype,
     )
 
 
 @dataclass(frozen=True)
-class _Kernel:
+class Product:
     """Emits the loops of one product."""
 
     rows: int
@@ -218,21 +233,27 @@ class _Kernel:
     depth: int
     plan: GemmPlan
     epilogue: Epilogue
+    sums: str = "float32"
+    """Type of the sums."""
 
     def body(self, A: Any, W: Any, out: Any) -> Any:
+        return self.tasks(lambda panel, first: self._row_block(A, W, out, panel, first))
+
+    def tasks(self, row_block: Callable[[Expr, Expr], None]) -> Any:
+        """`row_block(panel, first row)` for every task."""
         panels = ceil(self.columns / self.plan.panel)
         row_blocks = ceil(self.rows / self.plan.row_block)
         with IRBuilder() as builder:
             with T.parallel(0, panels * row_blocks) as task:
                 panel, block = T.bind(task // row_blocks), T.bind(task % row_blocks)
-                self._row_block(A, W, out, panel, block * self.plan.row_block)
+                row_block(panel, block * self.plan.row_block)
             return builder.get()
 
     def _row_block(self, A: Any, W: Any, out: Any, panel: Expr, first: Expr) -> None:
         """The rows of one task. Where the depth is cut into blocks, the sums wait in `partial` for the next block."""
         tile, step = self.plan.tile, self.plan.depth_block
         if step >= self.depth:
-            self._row_tiles(first, lambda row, rows: self._finish(out, self._sums(A, W, panel, row, rows), row, panel))
+            self.row_tiles(first, lambda row, rows: self.finish(out, self._sums(A, W, panel, row, rows), row, panel))
             return
         partial, index = scratch(self.plan.row_block, tile.vectors, tile.lanes), lane(tile.lanes)
         with T.serial(0, self.plan.row_block) as row, T.serial(0, tile.vectors) as c:
@@ -246,15 +267,15 @@ class _Kernel:
                 for r, c in product(range(rows), range(tile.vectors)):
                     partial[row - first + r, c, index] = sums[r][c]
 
-            self._row_tiles(first, add)
+            self.row_tiles(first, add)
         with T.serial(0, self.plan.row_block) as r, when(first + r < self.rows if self._ragged else None):
-            self._finish(out, [[partial[r, c, index] for c in range(tile.vectors)]], first + r, panel)
+            self.finish(out, [[partial[r, c, index] for c in range(tile.vectors)]], first + r, panel)
 
     @property
     def _ragged(self) -> bool:
         return self.rows % self.plan.row_block != 0
 
-    def _row_tiles(self, first: Expr, emit: Callable[[Expr, int], None]) -> None:
+    def row_tiles(self, first: Expr, emit: Callable[[Expr, int], None]) -> None:
         """Emit a loop over the register tiles of a row block; the last one may have fewer rows."""
         most, tail = self.plan.tile.rows, self.rows % self.plan.tile.rows
         with T.serial(0, self.plan.row_block // most) as t:
@@ -293,7 +314,7 @@ class _Kernel:
         for byte in range(0, step, CACHE_LINE):
             prefetch(W, (panel, k, 0, (STREAM_AHEAD // step * step + byte) // 4))
 
-    def _finish(self, out: Any, sums: list[list[Expr]], row: Expr, panel: Expr) -> None:
+    def finish(self, out: Any, sums: list[list[Expr]], row: Expr, panel: Expr) -> None:
         for r, values in enumerate(sums):
             for c, value in enumerate(values):
                 self._store(out, value, row + r, panel, c)
@@ -303,7 +324,7 @@ class _Kernel:
         lanes, last = self.plan.tile.lanes, self.columns % self.plan.panel
         column = panel * self.plan.panel + vector * lanes
         with when(column + lanes <= self.columns if last else None):
-            store(out, value, (row, column), lanes, self.epilogue)
+            store(out, value, (row, column), lanes, self.epilogue, dtype=self.sums)
         if last % lanes and last // lanes == vector:
             with when(tirx.all(column < self.columns, column + lanes > self.columns)):
-                store(out, value, (row, column), lanes, self.epilogue, valid=last % lanes)
+                store(out, value, (row, column), lanes, self.epilogue, last % lanes, self.sums)

@@ -1,6 +1,7 @@
-"""Max and average pooling, float32, blocked layout.
+"""Max and average pooling, blocked layout, of float32 or bytes.
 
-Pixels outside of the image never count for the maximum; an average divides by the pixels inside of the image, or, with
+The maximum of bytes is a byte; their average is that of `byte - zero`, in float32, whose sums are exact. Pixels outside
+of the image never count for the maximum; an average divides by the pixels inside of the image, or, with
 `count_padding`, by those inside of the padded image.
 """
 
@@ -15,7 +16,7 @@ from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from nnc.lowering.kernels.gemm import FMA_CHAINS, Epilogue, Expr, lane, scratch, splat, store
+from nnc.lowering.kernels.gemm import FMA_CHAINS, Epilogue, Expr, as_float, lane, scratch, splat, store
 from nnc.lowering.kernels.unit import Unit, lanes_of
 from nnc.lowering.kernels.window import Tiles, Window
 
@@ -31,10 +32,19 @@ class Pool:
     block: int
     padded_end: tuple[int, int] | None = None
     """Of an average that counts padding: where the padded image ends, (row, column) from the image's origin."""
+    dtype: str = "float32"
+    """Of the input."""
+    zero: int = 0
+    """The zero point of bytes that are averaged."""
 
     @property
     def blocks(self) -> int:
         return ceil(self.channels / self.block)
+
+    @property
+    def sums(self) -> str:
+        """Type of the values that are combined."""
+        return self.dtype if self.kind == "max" else "float32"
 
     @property
     def is_global(self) -> bool:
@@ -58,8 +68,9 @@ def compute(
     unit: Unit,
     extras: Sequence[te.Tensor] = (),
     epilogue: Epilogue = lambda value, index: value,
+    dtype: str = "float32",
 ) -> te.Tensor:
-    """`epilogue(pool(X))` as float32 `[batch, block, out height, out width, lane]`; `X` has the same layout."""
+    """`epilogue(pool(X))` as `dtype` `[batch, block, out height, out width, lane]`; `X` has the same layout."""
     kernel = _Kernel(pool, unit, epilogue)
     body = kernel.global_average if pool.is_global and pool.kind == "average" else kernel.body
     return te.extern(
@@ -67,7 +78,7 @@ def compute(
         [X, *extras],
         lambda ins, outs: body(T.buffer_proxy(ins[0]), outs[0]),
         name=f"{pool.kind}_pool",
-        dtype="float32",
+        dtype=dtype,
     )
 
 
@@ -98,13 +109,13 @@ class _Kernel:
     def _tile(self, X: Any, out: Any, tiles: Tiles, place: tuple[Expr, Expr, Expr], x: Expr) -> None:
         pool, window, index = self.pool, self.pool.window, lane(self.pool.block)
         n, block, y = place
-        totals = [scratch(pool.block) for _ in range(tiles.columns)]
+        totals = [scratch(pool.block, dtype=pool.sums) for _ in range(tiles.columns)]
         for total in totals:
-            total[index] = splat(0.0 if pool.kind == "average" else float("-inf"), pool.block)
+            total[index] = splat(self._start(), pool.block)
         with T.serial(*window.rows(y)) as kh:
             row = T.bind(window.row(y, kh))
             for column, readers in tiles.readers(window).items():
-                pixel = T.bind(X[n, block, row, x * window.strides[1] + column, index])
+                pixel = T.bind(self._value(X[n, block, row, x * window.strides[1] + column, index]))
                 for c, _ in readers:
                     total = totals[c][index]
                     totals[c][index] = total + pixel if pool.kind == "average" else tirx.max(total, pixel)
@@ -112,13 +123,23 @@ class _Kernel:
             value = total[index]
             if pool.kind == "average":
                 value = value * T.broadcast(self._scale(y, x, c, tiles), pool.block)
-            store(out, value, (n, block, y, x + c, 0), pool.block, self.epilogue)
+            store(out, value, (n, block, y, x + c, 0), pool.block, self.epilogue, dtype=pool.sums)
+
+    def _start(self) -> Expr:
+        """What the maximum or the sum of nothing is."""
+        if self.pool.kind == "average":
+            return 0.0
+        return float("-inf") if self.pool.dtype == "float32" else tirx.min_value(self.pool.dtype)
+
+    def _value(self, vector: Expr) -> Expr:
+        """A loaded vector as it is combined."""
+        return vector if self.pool.kind == "max" else as_float(vector, self.pool.block, self.pool.zero)
 
     def _scale(self, y: Expr, x: Expr, c: int, tiles: Tiles) -> Expr:
         """One divided by the pixels that an average counts."""
         columns = [self.pool.counted(1, tiles.first + t * tiles.columns + c) for t in range(tiles.count)]
         rows = [self.pool.counted(0, row) for row in range(self.pool.window.out_size[0])]
-        return _lookup(rows, y, lambda r: _lookup(columns, (x - tiles.first) // tiles.columns, lambda c: 1.0 / (r * c)))
+        return lookup(rows, y, lambda r: lookup(columns, (x - tiles.first) // tiles.columns, lambda c: 1.0 / (r * c)))
 
     def global_average(self, X: Any, out: Any) -> Any:
         """One block per task; several sums at once, since each addition waits for the one before."""
@@ -133,17 +154,17 @@ class _Kernel:
                 with T.serial(0, height) as y:
                     with T.serial(0, width // len(sums)) as part:
                         for c, total in enumerate(sums):
-                            total[index] = total[index] + X[n, block, y, part * len(sums) + c, index]
+                            total[index] = total[index] + self._value(X[n, block, y, part * len(sums) + c, index])
                     for c in range(width % len(sums)):
-                        sums[c][index] = sums[c][index] + X[n, block, y, width - 1 - c, index]
+                        sums[c][index] = sums[c][index] + self._value(X[n, block, y, width - 1 - c, index])
                 value = sum((total[index] for total in sums[1:]), start=sums[0][index])
                 scaled = value * splat(1.0 / (height * width), pool.block)
                 store(out, scaled, (n, block, 0, 0, 0), pool.block, self.epilogue)
             return builder.get()
 
 
-def _lookup(values: list[int], place: Expr, leaf: Any) -> Expr:
-    """`leaf(values[place])` as selects over the runs of equal values."""
+def lookup(values: Sequence[int], place: Expr, leaf: Any) -> Expr:
+    """`leaf(values[place])`, an integer or a float32, as selects over the runs of equal values."""
     result = _leaf(leaf, values[-1])
     for at in range(len(values) - 2, -1, -1):
         if values[at] != values[at + 1]:
@@ -153,4 +174,5 @@ def _lookup(values: list[int], place: Expr, leaf: Any) -> Expr:
 
 def _leaf(leaf: Any, value: int) -> Expr:
     found = leaf(value)
-    return tirx.const(found, "float32") if isinstance(found, float) else found
+    kind = {float: "float32", int: "int32"}.get(type(found))
+    return tirx.const(found, kind) if kind else found

@@ -10,7 +10,7 @@ from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from nnc.lowering.kernels.gemm import Expr, lane, splat
+from nnc.lowering.kernels.gemm import Expr, lane
 from nnc.lowering.kernels.loops import reshaped, shared, unravel
 from nnc.lowering.kernels.unit import Unit, lanes_of
 
@@ -27,24 +27,24 @@ def blocked_shape(shape: Shape, block: int) -> tuple[int, int, int, int, int]:
 
 
 def to_blocked(X: te.Tensor, shape: Shape, block: int) -> te.Tensor:
-    """Plain float32 of `shape` to blocked; the channels that fill the last block are zero."""
+    """Plain floats or bytes of `shape` to blocked; the channels that fill the last block are zero."""
     return te.extern(
         [blocked_shape(shape, block)],
         [X],
         lambda ins, outs: _body(ins[0], outs[0], shape, block, _tile_to_blocked, _pixel_to_blocked),
         name="to_blocked",
-        dtype="float32",
+        dtype=str(X.dtype),
     )
 
 
 def to_plain(X: te.Tensor, shape: Shape, block: int, unit: Unit) -> te.Tensor:
-    """Blocked float32 to plain NCHW of `shape`."""
+    """Blocked floats or bytes to plain NCHW of `shape`."""
     return te.extern(
         [shape],
         [X],
         lambda ins, outs: _body(outs[0], ins[0], shape, block, _tile_to_plain, _pixel_to_plain),
         name="to_plain",
-        dtype="float32",
+        dtype=str(X.dtype),
     )
 
 
@@ -84,9 +84,13 @@ def _tile_to_blocked(rows: Any, columns: Any, place: tuple[Expr, Expr, Expr], bl
     image, group, pixel = place
     along = T.ramp(pixel, 1, block)
     read = [T.bind(rows[image, group * block + c, along]) for c in range(valid)]
-    read += [splat(0.0, block)] * (block - valid)
+    read += [_zeros(columns, block)] * (block - valid)
     for p, vector in enumerate(transposed(read)):
         columns[image, group, pixel + p, lane(block)] = vector
+
+
+def _zeros(like: Any, count: int) -> Expr:
+    return T.broadcast(tirx.const(0, like.dtype), count)
 
 
 def _tile_to_plain(rows: Any, columns: Any, place: tuple[Expr, Expr, Expr], block: int, valid: int) -> None:
@@ -99,7 +103,7 @@ def _tile_to_plain(rows: Any, columns: Any, place: tuple[Expr, Expr, Expr], bloc
 def _pixel_to_blocked(rows: Any, columns: Any, place: tuple[Expr, Expr, Expr], block: int, valid: int) -> None:
     image, group, pixel = place
     if valid < block:
-        columns[image, group, pixel, lane(block)] = splat(0.0, block)
+        columns[image, group, pixel, lane(block)] = _zeros(columns, block)
     with T.vectorized(0, valid) as k:
         columns[image, group, pixel, k] = rows[image, group * block + k, pixel]
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from nnc.lowering.kernels.int8_dot import Dot, Instruction
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -14,8 +16,15 @@ class Unit:
     l2_bytes: int
     memory_bytes_per_cycle: float
     """What one thread gets from memory while all of them read."""
+    dot: Instruction = "vpmaddwd"
+    """What multiplies bytes."""
 
 
 def lanes_of(unit: Unit) -> int:
     """The float32 lanes of one vector register."""
     return unit.vector_bits // 32
+
+
+def dot_of(unit: Unit) -> Dot:
+    """The instruction that multiplies bytes, on vectors of the unit."""
+    return Dot(unit.dot, lanes_of(unit))

@@ -140,8 +140,9 @@ def compute(
     plan: Plan,
     extras: Sequence[te.Tensor] = (),
     epilogue: Epilogue = lambda value, index: value,
+    dtype: str = "float32",
 ) -> te.Tensor:
-    """`epilogue(conv(X, W))` as float32 `[batch, out block, out height, out width, lane]`.
+    """`epilogue(conv(X, W))` as `dtype` `[batch, out block, out height, out width, lane]`.
 
     `X` is float32 `[batch, in block, height, width, lane]`, `U` the packed weights, `extras` the tensors that the
     epilogue closes over, and `epilogue(value, (n, block, y, x, lane))` a scalar expression.
@@ -153,7 +154,7 @@ def compute(
         [X, U, *extras],
         lambda ins, outs: kernel.body(ins[0], ins[1], outs[0]),
         name="winograd",
-        dtype="float32",
+        dtype=dtype,
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from nnc.lowering.fuse import Group
-from nnc.lowering.layers import convolution, pooling, products
+from nnc.lowering.layers import convolution, pooling, products, quantized
 
 if TYPE_CHECKING:
     from nnc.lowering.lower import Lowering
@@ -27,3 +27,10 @@ TEMPLATES: dict[str, Callable[[Lowering, Group], bool]] = {
     "ReduceMean": pooling.global_pool,
 }
 """Operator -> the function that takes it."""
+
+INTEGERS: dict[str, Callable[[Lowering, Group], bool]] = {
+    "Conv": quantized.conv,
+    "Gemm": quantized.product,
+    "MatMul": quantized.product,
+}
+"""Operator -> the function that takes it where it multiplies integers."""

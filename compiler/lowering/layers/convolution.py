@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -49,7 +50,7 @@ def _depthwise(lowering: Lowering, group: Group, x: gs.Tensor, W: np.ndarray, wi
         [lowering.blocked(x), depthwise.pack(W, problem)],
         tail,
         (problem.batch, problem.blocks, *window.out_size, problem.block),
-        lambda X, P, extras: depthwise.compute(X, P, problem, plan, extras, tail.epilogue(extras)),
+        lambda X, P, extras: depthwise.compute(X, P, problem, plan, extras, tail.epilogue(extras), tail.dtype),
     )
 
 
@@ -74,7 +75,7 @@ def _winograd(
         [lowering.blocked(x), winograd.pack(W, plan)],
         tail,
         (problem.batch, problem.out_blocks, *problem.out_size, problem.block),
-        lambda X, U, extras: winograd.compute(X, U, problem, plan, extras, tail.epilogue(extras)),
+        lambda X, U, extras: winograd.compute(X, U, problem, plan, extras, tail.epilogue(extras), tail.dtype),
     )
     return True
 
@@ -87,7 +88,7 @@ def _direct(
     in_block = 1 if few else lowering.block
     source = lowering.plain(x) if few else lowering.blocked(x)
     if window.strides != (1, 1) and window.is_sampling and not few:
-        source, window = _every_nth(lowering, group.root, source, channels, window)
+        source, window = every_nth(lowering, group.root, source, channels, window)
         height, width = window.size
     problem = conv2d.Conv2d(batch, channels, W.shape[0], window, groups, in_block, lowering.block)
     out_size = window.out_size
@@ -96,17 +97,18 @@ def _direct(
         height, width = problem.window.size
         tail = tail.reshaped(*problem.window.out_size)
     shape = (batch, channels, height, width) if few else (batch, problem.in_blocks, height, width, in_block)
-    result = Tensor((batch, problem.out_blocks, *out_size, problem.block), "float32")
+    result = Tensor((batch, problem.out_blocks, *out_size, problem.block), tail.dtype)
     _direct_into(lowering, group, problem, source.view(shape), W, tail, result)
     lowering.define(group.outputs[0], result, lowering.block)
 
 
-def _every_nth(lowering: Lowering, node: gs.Node, x: Tensor, channels: int, window: Window) -> tuple[Tensor, Window]:
+def every_nth(lowering: Lowering, node: gs.Node, x: Tensor, channels: int, window: Window) -> tuple[Tensor, Window]:
     """The pixels that a strided 1x1 convolution reads, side by side, so that its tiles can go on from row to row."""
-    problem = pool.Pool("max", x.shape[0], channels, window, lowering.block)
-    result = Tensor((*x.shape[:2], *window.out_size, lowering.block), "float32")
+    problem = pool.Pool("max", x.shape[0], channels, window, x.shape[4], dtype=x.dtype)
+    result = Tensor((*x.shape[:2], *window.out_size, x.shape[4]), x.dtype)
     key = ("every_nth", problem)
-    lowering.call("every_nth", key, [node.name], "", [x], [result], lambda X: pool.compute(X, problem, lowering.unit))
+    compute = partial(pool.compute, pool=problem, unit=lowering.unit, dtype=x.dtype)
+    lowering.call("every_nth", key, [node.name], "", [x], [result], compute)
     return result, replace(window, size=window.out_size, strides=(1, 1))
 
 
@@ -122,7 +124,7 @@ def _direct_into(
         [x, conv2d.pack(W, problem, plan)],
         tail,
         result.view(problem.out_shape),
-        lambda X, P, extras: conv2d.compute(X, P, problem, plan, extras, tail.epilogue(extras)),
+        lambda X, P, extras: conv2d.compute(X, P, problem, plan, extras, tail.epilogue(extras), tail.dtype),
     )
 
 
@@ -141,7 +143,7 @@ def conv_transpose(lowering: Lowering, group: Group) -> bool:
     tail = lowering.tail(group, along_channels(bias, 4), lowering.block, shape_of(node.outputs[0]))
     (batch, channels, *size), groups = shape_of(x), node.attrs.get("group", 1)
     W = _as_convolution(weights, groups)
-    result = Tensor((batch, -(-W.shape[0] // lowering.block), *out_size, lowering.block), "float32")
+    result = Tensor((batch, -(-W.shape[0] // lowering.block), *out_size, lowering.block), tail.dtype)
     for phase in product(range(strides[0]), range(strides[1])):
         rows, columns = (_phase(*each) for each in zip(phase, strides, weights.shape[2:], pads, out_size, strict=True))
         window = Window(

@@ -33,7 +33,7 @@ def emit(
     block: int | None = None,
 ) -> None:
     """Append the call of a template; it computes `shape`, which is `out_shape` under another name."""
-    result = Tensor(out_shape or shape, "float32")
+    result = Tensor(out_shape or shape, tail.dtype)
     block = lowering.block if block is None else block
     call(
         lowering, group, kernel, operands, tail, result.view(shape), compute, f"NCHW{block}c" if block > 1 else "plain"

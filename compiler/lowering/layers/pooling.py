@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
+from nnc import integers
 from nnc.lowering.fuse import Group
 from nnc.lowering.kernels import pool
 from nnc.lowering.kernels.window import Window
 from nnc.lowering.layers.attributes import input_of, pads_of, reduced_axes, two, used_outputs, window_of
 from nnc.lowering.layers.emit import Kernel, emit
-from nnc.lowering.shapes import shape_of
+from nnc.lowering.shapes import dtype_of, shape_of
 
 if TYPE_CHECKING:
     from nnc.lowering.lower import Lowering
@@ -22,7 +23,7 @@ def spatial_pool(lowering: Lowering, group: Group) -> bool:
     """MaxPool and AveragePool of images."""
     node = group.root
     x, window = input_of(node, 0), window_of(node, node.attrs.get("kernel_shape", ()))
-    if window is None or x is None or x.dtype != np.float32 or len(used_outputs(node)) != 1:
+    if window is None or x is None or not _is_image(x) or len(used_outputs(node)) != 1:
         return False
     kind, padded_end = "max", None
     if node.op == "AveragePool":
@@ -30,14 +31,14 @@ def spatial_pool(lowering: Lowering, group: Group) -> bool:
         if node.attrs.get("count_include_pad", 0):
             ends = pads_of(node, window)[2:]
             padded_end = (window.size[0] + ends[0], window.size[1] + ends[1])
-    _pool(lowering, group, x, pool.Pool(kind, shape_of(x)[0], shape_of(x)[1], window, lowering.block, padded_end))  # type: ignore[arg-type]
+    _pool(lowering, group, x, pool.Pool(kind, *shape_of(x)[:2], window, lowering.block, padded_end))  # type: ignore[arg-type]
     return True
 
 
 def global_pool(lowering: Lowering, group: Group) -> bool:
     """GlobalAveragePool, GlobalMaxPool, and ReduceMean or ReduceMax over rows and columns."""
     node, x = group.root, input_of(group.root, 0)
-    if x is None or x.dtype != np.float32 or len(shape_of(x)) != 4 or isinstance(x, gs.Constant):
+    if x is None or not _is_image(x) or isinstance(x, gs.Constant):
         return False
     keeps_axes = not node.op.startswith("Reduce") or node.attrs.get("keepdims", 1)
     if node.op.startswith("Reduce") and reduced_axes(node) != [2, 3]:
@@ -47,19 +48,30 @@ def global_pool(lowering: Lowering, group: Group) -> bool:
     size = two(shape_of(x)[2:])
     window = Window(size, size, (1, 1), (1, 1), (0, 0), (1, 1))
     kind = "max" if node.op.endswith("Max") or node.op == "GlobalMaxPool" else "average"
-    problem = pool.Pool(kind, shape_of(x)[0], shape_of(x)[1], window, lowering.block)  # type: ignore[arg-type]
+    problem = pool.Pool(kind, *shape_of(x)[:2], window, lowering.block)  # type: ignore[arg-type]
     if keeps_axes:
         _pool(lowering, group, x, problem)
         return True
     output = node.outputs[0]
-    kept = gs.Variable(output.name, np.float32, [*shape_of(output), 1, 1])
+    kept = gs.Variable(output.name, output.dtype, [*shape_of(output), 1, 1])
     _pool(lowering, Group([gs.Node(node.op, node.name, inputs=[x], outputs=[kept])], [kept]), x, problem)
     lowering.define(output, lowering.plain(kept).view(shape_of(output)))
     return True
 
 
+def _is_image(x: gs.Tensor) -> bool:
+    return len(shape_of(x)) == 4 and dtype_of(x) in ("float32", "int8", "uint8")
+
+
 def _pool(lowering: Lowering, group: Group, x: gs.Tensor, problem: pool.Pool) -> None:
-    tail = lowering.tail(group, None, lowering.block, shape_of(group.root.outputs[0]))
+    """Append a pool; an average reads the integers of what is dequantized."""
+    made = integers.dequantized(x) if problem.kind == "average" else None
+    scale = None
+    if made is not None:
+        (x, quantization), scale = made, made[1].scale
+        problem = replace(problem, zero=quantization.zero)
+    problem = replace(problem, dtype=dtype_of(x))
+    tail = lowering.tail(group, None, lowering.block, shape_of(group.root.outputs[0]), scale, problem.sums)
     emit(
         lowering,
         group,
@@ -67,5 +79,5 @@ def _pool(lowering: Lowering, group: Group, x: gs.Tensor, problem: pool.Pool) ->
         [lowering.blocked(x)],
         tail,
         (problem.batch, problem.blocks, *problem.window.out_size, problem.block),
-        lambda X, extras: pool.compute(X, problem, lowering.unit, extras, tail.epilogue(extras)),
+        lambda X, extras: pool.compute(X, problem, lowering.unit, extras, tail.epilogue(extras), tail.dtype),
     )

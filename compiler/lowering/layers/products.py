@@ -63,7 +63,7 @@ def _product(lowering: Lowering, group: Group, x: Tensor, W: np.ndarray, bias: g
         [x.view((rows, depth)), gemm.pack(W, plan)],
         tail,
         (rows, columns),
-        lambda A, P, extras: gemm.compute(A, P, columns, plan, extras, tail.epilogue(extras)),
+        lambda A, P, extras: gemm.compute(A, P, columns, plan, extras, tail.epilogue(extras), tail.dtype),
         out_shape,
         block=1,
     )

@@ -1,0 +1,123 @@
+"""Products of a matrix of bytes with constant int8 weights: int32 sums, and an epilogue that makes bytes or floats.
+
+The loops and register tiles are those of `gemm.py`, with four elements of the depth in every step. All of a panel's
+weights pass through the second-level cache once per block of rows: they are a quarter as large as floats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from tvm import te
+from tvm.script.ir_builder import tirx as T
+
+from nnc.lowering.kernels.gemm import (
+    CACHE_LINE,
+    STREAM_AHEAD,
+    Epilogue,
+    Expr,
+    GemmPlan,
+    Product,
+    lane,
+    prefetch,
+    scratch,
+)
+from nnc.lowering.kernels.gemm import best_plan as float_plan
+from nnc.lowering.kernels.int8_dot import DEPTH, Dot
+from nnc.lowering.kernels.unit import Unit
+
+
+def best_plan(rows: int, columns: int, depth: int, unit: Unit) -> GemmPlan:
+    """The blocking of the product of floats, without blocks of the depth."""
+    plan = float_plan(rows, columns, depth, unit)
+    return GemmPlan(plan.tile, plan.row_block, depth)
+
+
+def pack(W: np.ndarray, plan: GemmPlan, dot: Dot) -> np.ndarray:
+    """Pack int8 weights `[depth, columns]` to `[panel][step][vector][4 * lanes]`, padded with zeros."""
+    depth, columns = W.shape
+    panels, steps = -(-columns // plan.panel), -(-depth // DEPTH)
+    padded = np.zeros((steps * DEPTH, panels * plan.panel), np.int8)
+    padded[:depth, :columns] = W
+    tiled = padded.reshape(-1, panels, plan.tile.vectors, plan.tile.lanes).transpose(1, 2, 0, 3)
+    return np.ascontiguousarray(dot.arrange(tiled).swapaxes(1, 2))
+
+
+def starts(W: np.ndarray, zero: int, plan: GemmPlan) -> np.ndarray:
+    """What the sums start from, int32 `[panel][vector][lane]`: minus the zero point times the sums of the weights."""
+    columns = W.shape[1]
+    padded = np.zeros(-(-columns // plan.panel) * plan.panel, np.int64)
+    padded[:columns] = -zero * W.astype(np.int64).sum(0)
+    return padded.astype(np.int32).reshape(-1, plan.tile.vectors, plan.tile.lanes)
+
+
+def compute(
+    A: te.Tensor,
+    W: te.Tensor,
+    S: te.Tensor,
+    columns: int,
+    plan: GemmPlan,
+    dot: Dot,
+    dtype: str,
+    extras: Sequence[te.Tensor],
+    epilogue: Epilogue,
+) -> te.Tensor:
+    """`epilogue((A - zero) @ W)` as `dtype` `[rows, columns]`, parallel over panels and row blocks.
+
+    `A` holds bytes `[rows, depth]`, its depth a multiple of 4; `W` and `S` are those of `pack` and `starts`; the
+    epilogue gets int32 sums.
+    """
+    rows, depth = (int(size) for size in A.shape)
+    kernel = _Product(rows, columns, depth, plan, epilogue, "int32", dot)
+    return te.extern(
+        [(rows, columns)],
+        [A, W, S, *extras],
+        lambda ins, outs: kernel.parallel(*map(T.buffer_proxy, ins[:3]), outs[0]),
+        name="int8_gemm",
+        dtype=dtype,
+    )
+
+
+@dataclass(frozen=True)
+class _Product(Product):
+    """Emits the loops of one product of bytes."""
+
+    dot: Dot | None = None
+
+    def parallel(self, A: Any, W: Any, S: Any, out: Any) -> Any:
+        def row_block(panel: Expr, first: Expr) -> None:
+            self.row_tiles(first, lambda row, rows: self.finish(out, self._tile(A, W, S, panel, row, rows), row, panel))
+
+        return self.tasks(row_block)
+
+    def _tile(self, A: Any, W: Any, S: Any, panel: Expr, row: Expr, rows: int) -> list[list[Expr]]:
+        """The sums of one register tile."""
+        assert self.dot is not None
+        vectors, lanes = self.plan.tile.vectors, self.plan.tile.lanes
+        index = lane(lanes)
+        sums = [[scratch(lanes, dtype="int32") for _ in range(vectors)] for _ in range(rows)]
+        for v, total in chain.from_iterable(map(enumerate, sums)):
+            total[index] = S[panel, v, index]
+        with T.serial(0, self.depth // DEPTH) as step:
+            weights = [self.dot.weights(W[panel, step, v, lane(DEPTH * lanes)]) for v in range(vectors)]
+            if self.rows == self.plan.tile.rows:
+                self._stream_bytes(W, panel, step)
+            for r, totals in enumerate(sums):
+
+                def load(first: int, count: int, r: int = r) -> Expr:
+                    return A[row + r, T.ramp(step * DEPTH + first, 1, count)]
+
+                values = self.dot.spread(load)
+                for total, weight in zip(totals, weights, strict=True):
+                    total[index] = self.dot.add(total[index], values, weight)
+        return [[total[index] for total in totals] for totals in sums]
+
+    def _stream_bytes(self, W: Any, panel: Expr, step: Expr) -> None:
+        """Prefetch what one step will read of weights that are read only once."""
+        size = DEPTH * self.plan.panel
+        for byte in range(0, size, CACHE_LINE):
+            prefetch(W, (panel, step, 0, STREAM_AHEAD // size * size + byte))

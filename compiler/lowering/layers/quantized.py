@@ -1,0 +1,177 @@
+"""Layers that multiply integers: Conv, Gemm and MatMul of dequantized activations and weights."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from nnc import integers
+from nnc.integers import Quantization
+from nnc.lowering.fuse import Group
+from nnc.lowering.kernels import conv2d, depthwise, int8_conv2d, int8_gemm
+from nnc.lowering.kernels.int8_dot import DEPTH, Dot
+from nnc.lowering.kernels.unit import dot_of
+from nnc.lowering.kernels.window import Window
+from nnc.lowering.layers.attributes import along_channels, input_of, window_of
+from nnc.lowering.layers.convolution import every_nth
+from nnc.lowering.layers.emit import Kernel, emit
+from nnc.lowering.program import Tensor
+from nnc.lowering.shapes import shape_of
+from nnc.lowering.tail import Tail
+
+if TYPE_CHECKING:
+    from nnc.lowering.lower import Lowering
+
+_EXACT = 2**24  # whole numbers up to here are floats
+_WIDEST = 255 * 128  # product of bytes
+
+
+def conv(lowering: Lowering, group: Group) -> bool:
+    """Conv of images, depthwise or direct."""
+    node, found = group.root, _found(lowering, group)
+    if found is None:
+        return False
+    x, quantization, W, scales = found
+    W = W[..., None, :] if W.ndim == 3 else W
+    window = window_of(node, W.shape[2:])
+    if window is None:
+        return False
+    bias = along_channels(input_of(node, 2), 4)
+    worth = scales.reshape(1, -1, 1, 1) * np.float32(quantization.scale)
+    groups, is_exact = node.attrs.get("group", 1), prod(window.kernel) * _WIDEST < _EXACT
+    if groups == W.shape[0] == shape_of(x)[1] and is_exact:
+        tail = lowering.tail(group, bias, lowering.block, shape_of(node.outputs[0]), worth)
+        _depthwise(lowering, group, x, quantization.zero, W, window, tail)
+        return True
+    tail = lowering.tail(group, bias, lowering.block, shape_of(node.outputs[0]), worth, "int32")
+    _direct(lowering, group, x, quantization.zero, W, window, tail)
+    return True
+
+
+def _found(lowering: Lowering, group: Group) -> tuple[gs.Tensor, Quantization, np.ndarray, np.ndarray] | None:
+    """Input, what it stands for, weights and their scales, of a root that multiplies integers."""
+    layer, made = lowering.layer(group.root), integers.dequantized(group.root.inputs[0])
+    if layer is None or made is None or made[1].dtype != dot_of(lowering.unit).dtype:
+        return None
+    return *made, layer.W, layer.scales
+
+
+def _depthwise(
+    lowering: Lowering, group: Group, x: gs.Tensor, zero: int, W: np.ndarray, window: Window, tail: Tail
+) -> None:
+    problem = depthwise.Depthwise(shape_of(x)[0], W.shape[0], window, lowering.block, zero)
+    plan = depthwise.best_plan(problem, lowering.unit)
+    emit(
+        lowering,
+        group,
+        Kernel("int8_depthwise", problem, plan),
+        [lowering.blocked(x), depthwise.pack(W, problem)],
+        tail,
+        (problem.batch, problem.blocks, *window.out_size, problem.block),
+        lambda X, P, extras: depthwise.compute(X, P, problem, plan, extras, tail.epilogue(extras), tail.dtype),
+    )
+
+
+def _direct(
+    lowering: Lowering, group: Group, x: gs.Tensor, zero: int, W: np.ndarray, window: Window, tail: Tail
+) -> None:
+    batch, channels = shape_of(x)[:2]
+    few = channels < lowering.block and not lowering.has_blocks(x)
+    in_block = max(DEPTH, 1 << (channels - 1).bit_length()) if few else lowering.block
+    source = lowering.blocked(x, in_block)
+    if window.strides != (1, 1) and window.is_sampling and not few:
+        source, window = every_nth(lowering, group.root, source, channels, window)
+    groups = group.root.attrs.get("group", 1)
+    direct = conv2d.Conv2d(batch, channels, W.shape[0], window, groups, in_block, lowering.block)
+    problem, out_size = int8_conv2d.Int8Conv2d(direct, zero, _dot(lowering, W)), window.out_size
+    if tail.fits(*out_size):
+        problem = problem.flattened(lowering.unit)
+        tail = tail.reshaped(*problem.conv.window.out_size)
+    plan = int8_conv2d.best_plan(problem, lowering.unit)
+    emit(
+        lowering,
+        group,
+        Kernel("int8_conv2d", problem, plan),
+        [
+            source.view((batch, direct.in_blocks, *problem.conv.window.size, in_block)),
+            int8_conv2d.pack(W, problem, plan),
+            int8_conv2d.starts(W, problem, plan),
+        ],
+        tail,
+        problem.conv.out_shape,
+        lambda X, P, S, extras: int8_conv2d.compute(X, P, S, problem, plan, tail.dtype, extras, tail.epilogue(extras)),
+        (batch, direct.out_blocks, *out_size, lowering.block),
+    )
+
+
+def _dot(lowering: Lowering, W: np.ndarray) -> Dot:
+    """The unit's instruction, or what takes its place for weights of -128."""
+    dot = dot_of(lowering.unit)
+    return Dot("smull", dot.lanes) if dot.instruction == "smlal" and W.min(initial=0) == -128 else dot
+
+
+def product(lowering: Lowering, group: Group) -> bool:
+    """Gemm and MatMul of rows with a constant matrix."""
+    node, found = group.root, _found(lowering, group)
+    if found is None or node.attrs.get("transA", 0) or found[2].ndim != 2 or len(shape_of(found[0])) < 2:
+        return False
+    x, quantization, W, scales = found
+    bias, beta = input_of(node, 2), node.attrs.get("beta", 1.0)
+    if isinstance(bias, gs.Constant):
+        bias = np.float32(beta) * bias.values
+    elif bias is not None and beta != 1.0:
+        return False
+    W = W.T if node.attrs.get("transB", 0) else W
+    worth = scales * np.float32(quantization.scale * node.attrs.get("alpha", 1.0))
+    _product(lowering, group, x, quantization.zero, W, worth, bias)
+    return True
+
+
+def _product(
+    lowering: Lowering,
+    group: Group,
+    x: gs.Tensor,
+    zero: int,
+    W: np.ndarray,
+    worth: np.ndarray,
+    bias: gs.Tensor | np.ndarray | None,
+) -> None:
+    (depth, columns), out_shape = W.shape, shape_of(group.root.outputs[0])
+    rows = prod(shape_of(x)) // depth
+    along = worth.reshape((1,) * (len(out_shape) - 1) + (-1,))
+    tail = lowering.tail(group, bias, 1, out_shape, along, "int32").as_rows(rows, out_shape)
+    if tail is None:
+        _product(lowering, Group([group.root], [group.root.outputs[0]]), x, zero, W, worth, bias)
+        lowering.elementwise(group.nodes[1:])
+        return
+    plan, dot = int8_gemm.best_plan(rows, columns, depth, lowering.unit), _dot(lowering, W)
+    emit(
+        lowering,
+        group,
+        Kernel("int8_gemm", (rows, columns, depth, dot), plan),
+        [
+            _whole_steps(lowering, group.root, lowering.plain(x).view((rows, depth))),
+            int8_gemm.pack(W, plan, dot),
+            int8_gemm.starts(W, zero, plan),
+        ],
+        tail,
+        (rows, columns),
+        lambda A, P, S, extras: int8_gemm.compute(
+            A, P, S, columns, plan, dot, tail.dtype, extras, tail.epilogue(extras)
+        ),
+        out_shape,
+        block=1,
+    )
+
+
+def _whole_steps(lowering: Lowering, node: gs.Node, x: Tensor) -> Tensor:
+    """Rows whose length is a multiple of a step's; what is behind their ends meets weights of zero."""
+    rows, depth = x.shape
+    if depth % DEPTH == 0:
+        return x
+    longer = Tensor((rows, -(-depth // DEPTH) * DEPTH), x.dtype)
+    lowering.copy([node.name], x, longer, rows, depth, depth, longer.shape[1])
+    return longer
