@@ -8,7 +8,7 @@ does not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -96,30 +96,41 @@ def layer(node: gs.Node) -> Layer | str | None:
         return "both of its inputs are computed"
     if stored is None:
         return "its weights are not quantized"
-    return _layer(node, *x, *stored)
+    return _layer(node, *x, stored)
 
 
-def _stored(weights: gs.Tensor) -> tuple[np.ndarray, np.ndarray, int] | None:
-    """Weights as 8-bit integers around zero (int16), their scales, and the axis that the scales are along."""
+@dataclass(frozen=True)
+class _Stored:
+    """Weights as integers around zero, int16, their scales, and the axis that the scales are along."""
+
+    W: np.ndarray
+    scales: np.ndarray
+    axis: int
+
+
+def _stored(weights: gs.Tensor) -> _Stored | None:
+    """What DequantizeLinear makes weights of, if that is constant and has 8 bits."""
     if isinstance(weights, gs.Constant) or len(weights.inputs) != 1 or weights.inputs[0].op != "DequantizeLinear":
         return None
     node = weights.inputs[0]
-    given = [tensor.values if isinstance(tensor, gs.Constant) else None for tensor in node.inputs if tensor.name]
-    if any(each is None for each in given) or given[0].dtype.itemsize != 1 or node.attrs.get("block_size", 0):
+    given = [tensor for tensor in node.inputs if not tensor.is_empty()]
+    if not all(isinstance(each, gs.Constant) for each in given) or node.attrs.get("block_size", 0):
         return None
-    values, scale, *zero = given
+    values, scale, *zero = (each.values for each in given)
+    if values.dtype not in (np.int8, np.uint8):
+        return None
     axis = node.attrs.get("axis", 1) % max(values.ndim, 1)
     along = [-1 if place == axis else 1 for place in range(values.ndim)] if scale.size > 1 else []
     shifted = values.astype(np.int16)
-    return (shifted - zero[0].astype(np.int16).reshape(along) if zero else shifted), scale.reshape(-1), axis
+    if zero:
+        shifted = shifted - zero[0].astype(np.int16).reshape(along)
+    return _Stored(shifted, scale.reshape(-1), axis)
 
 
-def _layer(
-    node: gs.Node, x: gs.Tensor, quantization: Quantization, W: np.ndarray, scales: np.ndarray, axis: int
-) -> Layer | str:
-    outputs = _output_axis(node)
+def _layer(node: gs.Node, x: gs.Tensor, quantization: Quantization, stored: _Stored) -> Layer | str:
+    W, scales, outputs = stored.W, stored.scales, _output_axis(node)
     channels = W.shape[outputs] * (node.attrs.get("group", 1) if node.op == "ConvTranspose" else 1)
-    if scales.size > 1 and (axis != outputs or scales.size != channels):
+    if scales.size > 1 and (stored.axis != outputs or scales.size != channels):
         return "its weights have scales along another axis than the output channels"
     if abs(W).max(initial=0) > 128 or W.max(initial=0) > 127:
         return "its weights less their zero point do not fit into int8"
@@ -159,7 +170,7 @@ def settle(graph: gs.Graph, dtype: Literal["int8", "uint8"]) -> None:
             _replace(node.outputs[0], node.inputs[0].inputs[0].inputs[0])
             node.inputs.clear()
             node.outputs.clear()
-        elif _is_move(node):
+        elif is_move(node):
             nodes += _moved(node, ends)
         else:
             nodes.append(node)
@@ -231,7 +242,7 @@ def _replace(old: gs.Tensor, new: gs.Tensor) -> None:
         reader.inputs = [new if each is old else each for each in reader.inputs]
 
 
-def _is_move(node: gs.Node) -> bool:
+def is_move(node: gs.Node) -> bool:
     """Whether a node only moves 8-bit integers as well as it moves floats."""
     if node.op not in _MOVES or node.domain not in (None, "", "ai.onnx"):
         return False
@@ -294,9 +305,3 @@ def _drop_unread(graph: gs.Graph, ends: set[int]) -> None:
             node.inputs.clear()
             node.outputs.clear()
     graph.nodes = [node for node in graph.nodes if node.outputs]
-
-
-def reasons(nodes: Iterable[gs.Node]) -> Mapping[str, str]:
-    """Why layers with integers beside them compute in floats, by the layer's name."""
-    found = {node.name: layer(node) for node in nodes}
-    return {name: each for name, each in found.items() if isinstance(each, str)}

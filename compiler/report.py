@@ -44,7 +44,14 @@ def remarks(predicted: Prediction, target: Target) -> list[str]:
     total = sum(layer.latency_ms for layer in predicted.layers)
     if not total:
         return []
-    return [*_bounds(predicted.layers, total), *_heaviest(predicted.layers, total), *_padding(predicted.layers, target)]
+    layers = predicted.layers
+    return [
+        *_bounds(layers, total),
+        *_heaviest(layers, total),
+        *_padding(layers, target),
+        *_slower(layers, target),
+        *_dequantized(layers),
+    ]
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,25 @@ def _padding(layers: list[Layer], target: Target) -> Iterable[str]:
             f"the channels of {units.plural(len(odd), 'layer')} are no multiple of {multiple}, so that the last vector "
             f"of each is partly empty: {names}{more}"
         )
+
+
+def _slower(layers: list[Layer], target: Target) -> Iterable[str]:
+    """Integers that cost more than floats."""
+    quantized = [layer for layer in layers if layer.float_ms is not None]
+    integers = sum(layer.latency_ms for layer in quantized)
+    floats = sum(layer.float_ms or 0.0 for layer in quantized)
+    if integers > 1.02 * floats:
+        yield (
+            f"the {units.plural(len(quantized), 'int8 layer')} would take {units.milliseconds(floats)} in floats "
+            f"instead of {units.milliseconds(integers)}: on {target.spec} int8 is smaller, but not faster"
+        )
+
+
+def _dequantized(layers: list[Layer]) -> Iterable[str]:
+    """Layers that integers stop at."""
+    for layer in layers:
+        if layer.reason:
+            yield f"{layer.name} ({layer.op}) computes in {layer.dtype} next to integers: {layer.reason}"
 
 
 def target_spec(report: Report) -> str:

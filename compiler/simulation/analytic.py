@@ -22,6 +22,8 @@ _COPIES = {
 }
 # fmt: on
 
+_WIDTHS: dict[Dtype, int] = {"float32": 4, "float16": 2, "int8": 1}
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -38,6 +40,11 @@ class Layer:
     bound: str
     """What takes the longest: "compute", "cache", "memory" or "dispatch"."""
     dtype: str
+    """Of the arithmetic."""
+    reason: str | None = None
+    """Why it computes in floats next to integers."""
+    float_ms: float | None = None
+    """Of an int8 layer: what it would take in the unit's fastest float type."""
     """Of the multiplications."""
 
 
@@ -84,7 +91,10 @@ def predict(graph: gs.Graph, target: Target, threads: int | None = None) -> Pred
         latency_ms=seconds * 1e3,
         peak_activation_bytes=peak,
         energy_mj=machine.energy_mj(seconds, executed, costs),
-        layers=[_layer(kernel, cost) for kernel, cost in zip(executed, costs, strict=True)],
+        layers=[
+            _layer(kernel, cost, machine.in_floats(kernel, resident))
+            for kernel, cost in zip(executed, costs, strict=True)
+        ],
     )
 
 
@@ -102,20 +112,31 @@ class _Machine:
         alone = [core.dram_gbps or math.inf for core in self.cores]
         self.dram_bytes_per_second = min(target.dram.gbps * target.dram.efficiency, sum(alone)) * 1e9
 
-    def cost(self, kernel: Kernel, resident: bool) -> _Cost:
-        """`resident`: the whole network stays in the caches from one inference to the next."""
-        weights = _bytes(kernel.weights)
-        streamed = _bytes(kernel.activations) + _bytes(kernel.outputs)
+    def cost(self, kernel: Kernel, resident: bool, dtype: Dtype | None = None) -> _Cost:
+        """`resident`: the whole network stays in the caches from one inference to the next.
+
+        `dtype` is what bytes and the arithmetic would be instead.
+        """
+        width = 1 if dtype is None else _WIDTHS[dtype]
+        weights = width * _bytes(kernel.weights)
+        streamed = width * (_bytes(kernel.activations) + _bytes(kernel.outputs))
         # What one kernel leaves behind is there for the next if both fit; weights have to come from memory again.
         dram = (0 if streamed <= self.cache_bytes else streamed) + (0 if resident else weights)
         forked = self.unit.fork_join_us if self.threads > 1 else 0.0
         return _Cost(
-            compute=self._compute_seconds(kernel),
+            compute=self._compute_seconds(kernel, dtype or self._arithmetic(kernel)),
             cache=self._cache_seconds(streamed, weights),
             memory=dram / self.dram_bytes_per_second,
             dispatch=(self.unit.dispatch_us + forked) * 1e-6,
             dram_bytes=dram,
         )
+
+    def in_floats(self, kernel: Kernel, resident: bool) -> float | None:
+        """Seconds of a layer of int8 multiplications in the fastest float type of the unit."""
+        floats = [dtype for dtype in self.unit.dtypes if dtype != "int8"]
+        if kernel.dtype != "int8" or not kernel.macs or not floats:
+            return None
+        return min(self.cost(kernel, resident, dtype).seconds for dtype in floats)
 
     def energy_mj(self, seconds: float, executed: list[Kernel], costs: list[_Cost]) -> float | None:
         """Idle power over time, energy per MAC and per byte of memory traffic."""
@@ -134,8 +155,7 @@ class _Machine:
         """The type that the unit computes the kernel in: the kernel's, or the first of the unit's."""
         return next((dtype for dtype in self.unit.dtypes if dtype == kernel.dtype), self.unit.dtypes[0])
 
-    def _compute_seconds(self, kernel: Kernel) -> float:
-        dtype = self._arithmetic(kernel)
+    def _compute_seconds(self, kernel: Kernel, dtype: Dtype) -> float:
         shares = self.unit.efficiency[dtype]
         peak = self.slowest.macs_per_cycle[dtype] * self.slowest.clock_ghz * 1e9
         alone = 0.0
@@ -186,7 +206,7 @@ def _operations(node: gs.Node) -> int:
     return max(elements(node.outputs[0]) * window, max((elements(tensor) for tensor in node.inputs), default=0))
 
 
-def _layer(kernel: Kernel, cost: _Cost) -> Layer:
+def _layer(kernel: Kernel, cost: _Cost, in_floats: float | None) -> Layer:
     output = kernel.outputs[0]
     return Layer(
         name=kernel.anchor.name or kernel.anchor.outputs[0].name,
@@ -197,6 +217,8 @@ def _layer(kernel: Kernel, cost: _Cost) -> Layer:
         latency_ms=cost.seconds * 1e3,
         bound=cost.bound,
         dtype=kernel.dtype,
+        reason=kernel.reason,
+        float_ms=None if in_floats is None else in_floats * 1e3,
     )
 
 

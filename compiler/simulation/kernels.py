@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import onnx_graphsurgeon as gs
 
-from nnc import measure
+from nnc import integers, measure
 
 # Operators that a kernel's epilogue takes over: one output value per input value, or only another shape.
 # fmt: off
@@ -40,11 +40,17 @@ class Kernel:
 
     @property
     def dtype(self) -> str:
-        """Type of the multiplications: "int8" where both operands have eight bits, otherwise the output's type."""
-        operands = [dtype_name(source(tensor)) for tensor in self.anchor.inputs[:2]]
-        if operands and all(dtype in _BYTES for dtype in operands):
+        """Type of the arithmetic: "int8" where integers are multiplied or moved, otherwise the anchor's output's."""
+        if isinstance(integers.layer(self.anchor), integers.Layer):
             return "int8"
-        return dtype_name(self.anchor.outputs[0])
+        moves = integers.is_move(self.anchor) and dtype_name(source(self.anchor.inputs[0])) in _BYTES
+        return "int8" if moves else dtype_name(self.anchor.outputs[0])
+
+    @property
+    def reason(self) -> str | None:
+        """Why a layer next to integers does not multiply them."""
+        found = integers.layer(self.anchor)
+        return found if isinstance(found, str) else None
 
 
 def kernels(graph: gs.Graph) -> list[Kernel]:

@@ -169,7 +169,7 @@ def compute(
     return te.extern(
         [problem.conv.out_shape],
         [X, W, S, *extras],
-        lambda ins, outs: kernel.body(*map(T.buffer_proxy, ins[:3]), outs[0]),
+        lambda ins, outs: kernel.body(ins, outs[0]),
         name="int8_conv2d",
         dtype=dtype,
     )
@@ -187,7 +187,8 @@ class _Kernel:
     def groups(self) -> int:
         return self.problem.conv.out_blocks // self.plan.tile.vectors
 
-    def body(self, X: Any, W: Any, S: Any, out: Any) -> Any:
+    def body(self, operands: Sequence[Any], out: Any) -> Any:
+        X, W, S = map(T.buffer_proxy, operands[:3])
         conv = self.problem.conv
         rows = conv.window.out_size[0]
         with IRBuilder() as builder:

@@ -38,7 +38,7 @@ class Dot:
     lanes: int
 
     @property
-    def dtype(self) -> str:
+    def dtype(self) -> Literal["int8", "uint8"]:
         """Of the activations."""
         return "uint8" if self.instruction in ("vpdpbusd", "vpmaddwd") else "int8"
 

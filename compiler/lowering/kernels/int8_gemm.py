@@ -76,7 +76,7 @@ def compute(
     return te.extern(
         [(rows, columns)],
         [A, W, S, *extras],
-        lambda ins, outs: kernel.parallel(*map(T.buffer_proxy, ins[:3]), outs[0]),
+        lambda ins, outs: kernel.parallel(ins, outs[0]),
         name="int8_gemm",
         dtype=dtype,
     )
@@ -88,7 +88,9 @@ class _Product(Product):
 
     dot: Dot | None = None
 
-    def parallel(self, A: Any, W: Any, S: Any, out: Any) -> Any:
+    def parallel(self, operands: Sequence[Any], out: Any) -> Any:
+        A, W, S = map(T.buffer_proxy, operands[:3])
+
         def row_block(panel: Expr, first: Expr) -> None:
             self.row_tiles(first, lambda row, rows: self.finish(out, self._tile(A, W, S, panel, row, rows), row, panel))
 

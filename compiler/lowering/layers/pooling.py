@@ -31,7 +31,7 @@ def spatial_pool(lowering: Lowering, group: Group) -> bool:
         if node.attrs.get("count_include_pad", 0):
             ends = pads_of(node, window)[2:]
             padded_end = (window.size[0] + ends[0], window.size[1] + ends[1])
-    _pool(lowering, group, x, pool.Pool(kind, *shape_of(x)[:2], window, lowering.block, padded_end))  # type: ignore[arg-type]
+    _pool(lowering, group, x, pool.Pool(kind, shape_of(x)[0], shape_of(x)[1], window, lowering.block, padded_end))  # type: ignore[arg-type]
     return True
 
 
@@ -48,7 +48,7 @@ def global_pool(lowering: Lowering, group: Group) -> bool:
     size = two(shape_of(x)[2:])
     window = Window(size, size, (1, 1), (1, 1), (0, 0), (1, 1))
     kind = "max" if node.op.endswith("Max") or node.op == "GlobalMaxPool" else "average"
-    problem = pool.Pool(kind, *shape_of(x)[:2], window, lowering.block)  # type: ignore[arg-type]
+    problem = pool.Pool(kind, shape_of(x)[0], shape_of(x)[1], window, lowering.block)  # type: ignore[arg-type]
     if keeps_axes:
         _pool(lowering, group, x, problem)
         return True
