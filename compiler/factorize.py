@@ -248,6 +248,35 @@ def svd(W: np.ndarray, rank: int, moment: np.ndarray | None = None) -> Factors:
     return _factors(W, svd_stages(W.shape, rank), _balanced(A, U), moment)
 
 
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """What `svd` needs of a weight at every rank, without a moment, from one eigendecomposition of one Gram matrix."""
+
+    errors: np.ndarray
+    """As of `svd_errors`."""
+    vectors: np.ndarray
+    """Singular vectors of the smaller side of W [K, C * taps], the first ones first: [side, most]. In float32, as fine
+    as factors are stored, so that many can be kept."""
+
+    @staticmethod
+    def of(W: np.ndarray, most: int) -> "Spectrum":
+        """Of W [K, C, taps...], for ranks up to `most`."""
+        _kinds(W, None)
+        energies, vectors = _largest(_gram(_wide(_matrix(W)), None), None)
+        return Spectrum(_tails(energies), vectors[:, :most].astype(np.float32))
+
+    def factors(self, W: np.ndarray, rank: int) -> Factors:
+        """The chain that `svd` makes of the same W at a rank from 1 to `most`."""
+        _require_rank(rank, self.vectors.shape[1])
+        matrix, V = _matrix(W), self.vectors[:, :rank].astype(np.float64)
+        A, B = (_times(V.T, matrix), V) if len(V) == len(matrix) else (V.T, _times(matrix, V))
+        return _factors(W, svd_stages(W.shape, rank), _balanced(A, B), None)
+
+
+def _wide(matrix: np.ndarray) -> np.ndarray:
+    return matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+
+
 def svd_errors(W: np.ndarray, moment: np.ndarray | None = None) -> np.ndarray:
     """The error of `svd` at rank 0, 1, ..., min(K, C * taps)."""
     channels, patch = _kinds(W, moment)

@@ -22,7 +22,7 @@ from nnc.budget import Allocation, Budget, Metric, Solution, corrected
 from nnc.calibrate import Flow, Moments
 from nnc.digests import digest, graph_digest
 from nnc.errors import NncError
-from nnc.factorize import Factors, Stage
+from nnc.factorize import Factors, Spectrum, Stage
 from nnc.layers import Layer
 from nnc.measure import has_shape, macs, measure, params
 from nnc.proto import is_standard
@@ -30,6 +30,9 @@ from nnc.rewrite import Context, Driver, Effect, Pass, selected
 
 #: What a method calls a rank: a number, or several where a chain has more than one.
 Rank = Any
+
+#: By layer, one per group: what its curve leaves to its factors.
+Spectra = dict[str, Sequence[Spectrum]]
 
 Choice = TypeVar("Choice")
 
@@ -135,8 +138,12 @@ class Split(Pass):
         """The share of the energy that is lost at each rank."""
         raise NotImplementedError
 
+    def spectrum(self, W: np.ndarray, ranks: list[Rank]) -> Spectrum | None:
+        """What `errors` and `factors` at these ranks both come from without a moment, where there is such a thing."""
+        return None
+
     def factors(self, W: np.ndarray, moment: np.ndarray | None, rank: Rank, seed: int) -> Factors:
-        """The chain with its weights."""
+        """The chain with its weights: as of the `spectrum` where there is one."""
         raise NotImplementedError
 
     def spelled(self, shape: Sequence[int], rank: Rank) -> str:
@@ -148,12 +155,13 @@ class Split(Pass):
     def run(self, graph: gs.Graph, context: Context) -> int:
         layers = self._layers(graph, context)
         samples = calibrate.samples(graph, context.calibration, context.seed) if context.calibration else None
-        ranks = self._ranks(graph, layers, samples, context)
+        spectra: Spectra = {}
+        ranks = self._ranks(graph, layers, samples, spectra, context)
         splits = Splits(self, graph, layers, ranks, biased=samples is not None, context=context)
         solution = splits.within(self.budget) if self.budget else splits.all()
         splits.announce(solution, self.budget)
         chosen = splits.chosen(solution.state)
-        splits.explain(solution.state, self._apply(graph, chosen, samples, context) if chosen else {})
+        splits.explain(solution.state, self._apply(graph, chosen, samples, spectra, context) if chosen else {})
         return len(chosen)
 
     def _layers(self, graph: gs.Graph, context: Context) -> list[Layer]:
@@ -172,14 +180,15 @@ class Split(Pass):
         return chosen
 
     def _ranks(
-        self, graph: gs.Graph, layers: list[Layer], samples: Mapping[str, np.ndarray] | None, context: Context
-    ) -> list[list[tuple[Rank, float]]]:
+        self, graph: gs.Graph, layers: list[Layer], samples: Mapping[str, np.ndarray] | None, spectra: Spectra,
+        context: Context,
+    ) -> list[list[tuple[Rank, float]]]:  # fmt: skip
         """The ranks to offer every layer, with the errors that were measured for the choice among them."""
         step = context.target.unit.channel_multiple
         candidates = [self._candidates(layer, step, context) for layer in layers]
         if all(len(each) <= 1 for each in candidates):
             return [[(rank, 0.0) for rank in each] for each in candidates]
-        errors = self._measured(graph, layers, candidates, samples, context)
+        errors = self._measured(graph, layers, candidates, samples, spectra, context)
         return [
             self._wanted(layer, list(zip(ranks, lost, strict=True)), context)
             for layer, ranks, lost in zip(layers, candidates, errors, strict=True)
@@ -198,9 +207,9 @@ class Split(Pass):
 
     def _measured(
         self, graph: gs.Graph, layers: list[Layer], candidates: list[list[Rank]],
-        samples: Mapping[str, np.ndarray] | None, context: Context,
+        samples: Mapping[str, np.ndarray] | None, spectra: Spectra, context: Context,
     ) -> list[list[float]]:  # fmt: skip
-        """The errors of all candidates, of the layers' outputs where there are samples."""
+        """The errors of all candidates, of the layers' outputs where there are samples; else `spectra` are kept."""
 
         def measured() -> list[list[float]]:
             flow = Flow(graph, samples) if samples else None
@@ -211,7 +220,7 @@ class Split(Pass):
                 if flow is not None and layer.columns <= reconstruct.MOST_COLUMNS:
                     flow.run_before(layer.node)
                     moments = calibrate.input_moments(layer, flow.value(layer.node.inputs[0]), context.seed)
-                errors.append(self._curve(layer, moments, ranks))
+                errors.append(self._curve(layer, moments, ranks, {} if samples else spectra))
             return errors
 
         key = digest(
@@ -219,12 +228,22 @@ class Split(Pass):
         )
         return context.once(f"{self.name} errors", key, measured)
 
-    def _curve(self, layer: Layer, moments: np.ndarray | None, ranks: list[Rank]) -> list[float]:
+    def _curve(self, layer: Layer, moments: np.ndarray | None, ranks: list[Rank], spectra: Spectra) -> list[float]:
         if not ranks:
             return []
+        own: list[Spectrum] = []
+
+        def curve(W: np.ndarray, moment: np.ndarray | None) -> np.ndarray:
+            spectrum = self.spectrum(W, ranks) if moment is None else None
+            if spectrum is None:
+                return self.errors(W, moment, ranks)
+            own.append(spectrum)
+            return spectrum.errors[ranks]
+
         blocks = None if moments is None else held(moments)
-        curve = partial(self.errors, ranks=ranks)
-        return list(map(float, factorize.errors_by_group(curve, layer.weight, layer.groups, blocks)))
+        errors = factorize.errors_by_group(curve, layer.weight, layer.groups, blocks)
+        spectra[layer.node.name] = own
+        return list(map(float, errors))
 
     def _wanted(self, layer: Layer, measured: list[tuple[Rank, float]], context: Context) -> list[tuple[Rank, float]]:
         """The candidates to offer: the best of one rank, the smallest with enough energy, or some along the curve."""
@@ -260,8 +279,9 @@ class Split(Pass):
         return wished[self.when]
 
     def _apply(
-        self, graph: gs.Graph, chosen: Mapping[str, Rank], samples: Mapping[str, np.ndarray] | None, context: Context
-    ) -> dict[str, float]:
+        self, graph: gs.Graph, chosen: Mapping[str, Rank], samples: Mapping[str, np.ndarray] | None,
+        spectra: Spectra, context: Context,
+    ) -> dict[str, float]:  # fmt: skip
         """Split layers; returns the share of the energy that each loses, by name."""
         if samples:
             callbacks = {name: partial(self._split, rank=rank, context=context) for name, rank in chosen.items()}
@@ -270,7 +290,7 @@ class Split(Pass):
         for index, node in enumerate([node for node in graph.nodes if node.name in chosen]):
             context.progress("split layers", index, len(chosen))
             layer, name = Layer(node), node.name
-            factors = self.fitted(layer, layer.weight, None, chosen[name], context.seed)
+            factors = self.fitted(layer, layer.weight, None, chosen[name], context.seed, spectra.pop(name, ()))
             errors[name] = factors.error
             reconstruct.replace(layer, factors, layer.bias, driver)
         return errors
@@ -280,11 +300,19 @@ class Split(Pass):
         blocks = None if moments is None else held(moments.xx)
         return self.fitted(layer, W.reshape(weight_shape(layer)), blocks, rank, context.seed)
 
-    def fitted(self, layer: Layer, W: np.ndarray, blocks: list[np.ndarray] | None, rank: Rank, seed: int) -> Factors:
-        """The chain for all groups of a layer, given its weight W [K, C / g, taps...] and the moments of each group."""
+    def fitted(
+        self, layer: Layer, W: np.ndarray, blocks: list[np.ndarray] | None, rank: Rank, seed: int,
+        spectra: Sequence[Spectrum] = (),
+    ) -> Factors:  # fmt: skip
+        """The chain for all groups of a layer, given its weight W [K, C / g, taps...] and the moments of each group.
+
+        `spectra` are those of the groups where they are known already: the chain is the same.
+        """
+        known = iter(spectra)
 
         def method(part: np.ndarray, moment: np.ndarray | None) -> Factors:
-            return self.factors(part, moment, rank, seed)
+            spectrum = next(known, None)
+            return spectrum.factors(part, rank) if spectrum else self.factors(part, moment, rank, seed)
 
         if layer.groups == 1:
             return method(W, blocks[0] if blocks else None)
@@ -306,8 +334,12 @@ class SvdSplit(Split):
     def errors(self, W: np.ndarray, moment: np.ndarray | None, ranks: list[int]) -> np.ndarray:
         return factorize.svd_errors(W, moment)[ranks]
 
+    def spectrum(self, W: np.ndarray, ranks: list[int]) -> Spectrum | None:
+        return Spectrum.of(W, max(ranks)) if self.rank is None else None  # one rank alone takes less
+
     def factors(self, W: np.ndarray, moment: np.ndarray | None, rank: int, seed: int) -> Factors:
-        return factorize.svd(W, rank, moment)
+        spectrum = self.spectrum(W, [rank]) if moment is None else None
+        return spectrum.factors(W, rank) if spectrum else factorize.svd(W, rank, moment)
 
     def spelled(self, shape: Sequence[int], rank: int) -> str:
         return f"rank {rank} of {self.most(shape)}"

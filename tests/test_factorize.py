@@ -185,6 +185,19 @@ def test_plain_svd_is_eckart_young(shape: tuple[int, ...]) -> None:
         ]
 
 
+@pytest.mark.parametrize("shape", [(6, 20), (20, 6), (5, 4, 3, 3), (5, 5, 1)])
+def test_spectrum_has_the_curve_and_the_factors_of_svd(shape: tuple[int, ...]) -> None:
+    W = _weight(*shape)
+    most = min(shape[0], math.prod(shape[1:]))
+    spectrum = factorize.Spectrum.of(W, most - 1)
+    np.testing.assert_allclose(spectrum.errors, factorize.svd_errors(W), atol=1e-12)
+    for rank in range(1, most):
+        factors, expected = spectrum.factors(W, rank), factorize.svd(W, rank)
+        assert factors.stages == expected.stages
+        assert factors.error == pytest.approx(expected.error, abs=1e-12)
+        np.testing.assert_allclose(factors.kernel(), expected.kernel(), atol=1e-5)
+
+
 @pytest.mark.parametrize("samples", [2, 200])
 @pytest.mark.parametrize("size", [2, 3])
 def test_data_aware_svd_is_optimal(samples: int, size: int) -> None:
@@ -576,6 +589,8 @@ def test_cp_knows_the_inputs() -> None:
         (lambda W: factorize.cp(W, 0), "the rank must be from 1 to 432, not 0"),
         (lambda W: factorize.svd(W, 1, np.eye(5)), r"a moment \[5, 5\] fits neither the patches nor the channels"),
         (lambda W: factorize.cp(W, 1, np.eye(9)), r"a moment \[9, 9\] fits neither"),
+        (lambda W: factorize.Spectrum.of(W, 4).factors(W, 5), "the rank must be from 1 to 4, not 5"),
+        (lambda W: factorize.Spectrum.of(W / 0, 4), "not finite"),
         (lambda W: factorize.svd(W / 0, 1), "not finite"),
         (lambda W: factorize.svd(W, 1, np.full((6, 6), np.nan)), "not finite"),
         (lambda W: factorize.by_group(partial(factorize.svd, 1), W, 3), "8 channels can't be 3 groups"),

@@ -14,6 +14,7 @@ from nnc import accuracy, measure, networks, pipeline, recipe, splitting, target
 from nnc import graph as graphs
 from nnc.data import Dataset, Preprocess
 from nnc.errors import NncError
+from nnc.factorize import Spectrum
 from nnc.passes.fold_batchnorm import FoldBatchNorm
 from nnc.passes.split_conv_cp import SplitConvCp
 from nnc.passes.split_conv_spatial import SplitConvSpatial
@@ -285,6 +286,28 @@ def test_same_bytes_every_time(split: type[Split], calibrate: Calibrate) -> None
         testing.run(make(split, budget={"macs": 0.6}), before, context(before, calibration)).graph for _ in range(2)
     ]
     models = [graphs.to_model(each).SerializeToString() for each in results]
+    assert models[0] == models[1]
+
+
+@pytest.mark.parametrize("split", [SplitGemmSvd, SplitConvSvd])
+@pytest.mark.parametrize("wanted", [{"budget": {"macs": 0.6}}, {"energy": 0.8}])
+def test_one_decomposition_per_layer(
+    split: type[Split], wanted: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its curve leaves to its factors what they need; with a curve of an earlier compile they are the same."""
+    before, decompositions, of = network(split), [], Spectrum.of
+
+    def counted(W: np.ndarray, most: int) -> Spectrum:
+        decompositions.append(W)
+        return of(W, most)
+
+    monkeypatch.setattr(Spectrum, "of", counted)
+    made = context(before)
+    first = testing.run(make(split, when="smaller", **wanted), before, made)
+    assert len(decompositions) == 3
+    again = testing.run(make(split, when="smaller", **wanted), before, made)
+    assert len(decompositions) == 3 + again.changed
+    models = [graphs.to_model(each.graph).SerializeToString() for each in (first, again)]
     assert models[0] == models[1]
 
 
