@@ -15,11 +15,12 @@ import onnx_graphsurgeon as gs
 from nnc import __version__, output, pipeline, report, wire
 from nnc import graph as graphs
 from nnc.checkpoint import Checkpoints
+from nnc.context import Context, Progress, silent
 from nnc.digests import digest, file_digest, graph_digest
 from nnc.errors import NncError
 from nnc.measure import measure, numpy_dtype
 from nnc.output import Memory, OutputFolder
-from nnc.pipeline import Context, Row
+from nnc.pipeline import Row
 from nnc.recipe import Recipe
 from nnc.target import Target
 
@@ -41,7 +42,7 @@ class Job:
     seed: int = 0
 
 
-def compile_model(job: Job, progress: pipeline.Progress = pipeline.silent) -> dict[str, Any]:
+def compile_model(job: Job, progress: Progress = silent) -> dict[str, Any]:
     """Run the recipe, lower the result, and write model.onnx, module.so, report.json, report.html and nnc.lock.
 
     Returns the report. When anything fails, the files of an earlier compile stay and no new ones appear; what a pass
@@ -93,7 +94,7 @@ def _reproduced(failure: pipeline.PassFailed, job: Job) -> NncError:
     return NncError(failure.message, f"{failure.hint}; this reproduces it: {reproduce}")
 
 
-def plan(job: Job, progress: pipeline.Progress = pipeline.silent) -> dict[str, Any]:
+def plan(job: Job, progress: Progress = silent) -> dict[str, Any]:
     """What each pass would do, and what it would leave alone and why; writes nothing.
 
     {"target", "before", "after", "passes"} as in the report, and "remarks" of the target's cost model on the result.
@@ -112,7 +113,7 @@ def plan(job: Job, progress: pipeline.Progress = pipeline.silent) -> dict[str, A
     }
 
 
-def bisect(job: Job, progress: pipeline.Progress = pipeline.silent) -> list[tuple[str, float]]:
+def bisect(job: Job, progress: Progress = silent) -> list[tuple[str, float]]:
     """The accuracy (top-1, 0 to 1) of the model and after each pass that changed something: [(pass name, accuracy)].
 
     Raises NncError without test data.
@@ -132,7 +133,7 @@ def bisect(job: Job, progress: pipeline.Progress = pipeline.silent) -> list[tupl
     return states
 
 
-def open_context(job: Job, graph: gs.Graph, progress: pipeline.Progress) -> Context:
+def open_context(job: Job, graph: gs.Graph, progress: Progress) -> Context:
     """The context of a job, its data opened for the inputs of `graph`.
 
     It re-uses what a compile into the job's folder measured, and writes nothing.

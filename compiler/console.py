@@ -22,7 +22,7 @@ _PATIENCE = 5.0
 
 
 class Report(Protocol):
-    """nnc.pipeline.Progress: called with a step, what is done of it, and how much there is."""
+    """nnc.context.Progress: called with a step, what is done of it, and how much there is."""
 
     def __call__(self, step: str, done: int, total: int) -> None: ...
 

@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from nnc import accuracy, toml, verify
 from nnc import graph as graphs
 from nnc.artifact import Artifact
+from nnc.context import Progress
 from nnc.data import Dataset, Preprocess
 from nnc.errors import NncError
-from nnc.pipeline import Progress
 
 #: Options of the command line by key of [data.preprocess]; None: not given.
 Options = Mapping[str, str | int | None]

@@ -6,147 +6,21 @@ starts after the last pass that did not change.
 """
 
 import inspect
-import math
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
+from nnc import evidence, verify, wire
 from nnc import graph as graphs
-from nnc import verify, wire
 from nnc.checkpoint import Checkpoints
-from nnc.digests import code_digest, digest, file_digest
+from nnc.context import Context, Explanation
 from nnc.errors import NncError
-from nnc.measure import measure
-from nnc.output import Memory
-from nnc.rewrite import Measured, Pass
-from nnc.session import Session
-from nnc.simulation.analytic import Prediction, predict
-from nnc.target import Target
-
-Progress = Callable[[str, int, int], None]
-
-#: Samples of the calibration data on which outputs are compared with the error that a pass predicted.
-_COMPARED = 64
-
-#: Figures that a pass can predict.
-_PREDICTED = ("macs", "params", "latency_ms", "error", "accuracy")
-
-
-def silent(step: str, done: int, total: int) -> None:
-    """A progress callback that shows nothing."""
-
-
-class Store(Protocol):
-    """Where measurements are kept: nnc.output.OutputFolder, or Memory where nothing is written."""
-
-    def once(self, name: str, key: str, compute: Callable[[], Measured]) -> Measured: ...
-
-
-@dataclass
-class Explanation:
-    """What a pass said of its decisions: see nnc.rewrite.Context, and `Row` for how each is kept."""
-
-    decisions: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By layer."""
-    curve: dict[str, Any] | None = None
-    predicted: dict[str, float] | None = None
-
-
-@dataclass
-class Context:
-    """What a pass may know besides the graph: the target, the data, the seed and the cost model."""
-
-    target: Target
-    seed: int = 0
-    #: Calibration and test data (nnc.data.Dataset), where the recipe has them.
-    calibration: Any = None
-    test: Any = None
-    data_key: str = ""
-    threads: int | None = None
-    progress: Progress = silent
-    imported: gs.Graph | None = None
-    """The model before the first pass; without it, the graph that is given to `run` first."""
-    store: Store = field(default_factory=Memory)
-    skipped: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
-    explanation: Explanation = field(default_factory=Explanation)
-    _code: str = ""
-    _evaluated: list[tuple[gs.Graph, float]] = field(default_factory=list)
-
-    def start(self, pass_: Pass) -> None:
-        """Forget what the pass before `pass_` said."""
-        self.skipped, self.explanation = {}, Explanation()
-        self._code = digest(code_digest(), file_digest(Path(inspect.getfile(type(pass_)))))
-
-    def skip(self, node: gs.Node, reason: str) -> None:
-        """Record a place that was considered and left alone, once."""
-        self.skipped[node.name, reason] = {"node": node.name, "reason": reason}
-
-    def decide(
-        self,
-        layer: str,
-        choice: str,
-        *,
-        macs: tuple[int, int],
-        params: tuple[int, int],
-        latency_ms: tuple[float, float] | None = None,
-        error: float | None = None,
-    ) -> None:
-        """Record what was chosen for a layer: an entry of Row.decisions; the last choice for a layer counts."""
-        made = {
-            "layer": layer,
-            "choice": choice,
-            "macs": list(map(int, macs)),
-            "params": list(map(int, params)),
-            "latency_ms": None if latency_ms is None else list(map(float, latency_ms)),
-            "error": None if error is None else float(error),
-        }
-        self.explanation.decisions[layer] = {key: value for key, value in made.items() if value is not None}
-
-    def curve(self, metric: str, points: Iterable[Mapping[str, Any]]) -> None:
-        """Record the predicted trade-off: Row.curve, its points in the order of their budgets."""
-        made = sorted(map(_point, points), key=lambda point: point["budget"])
-        self.explanation.curve = {"metric": metric, "points": made} if made else None
-
-    def predicted(self, **figures: float | None) -> None:
-        """Record what the pass expects of the whole graph after it; `Row.predicted` holds it beside what came out."""
-        if unknown := figures.keys() - _PREDICTED:
-            raise ValueError(f"no figure is called {min(unknown)}, only {', '.join(_PREDICTED)}")
-        self.explanation.predicted = {key: float(value) for key, value in figures.items() if value is not None} or None
-
-    def once(self, name: str, key: str, compute: Callable[[], Measured]) -> Measured:
-        """What `compute` returns, or returned under this name and key before, in the same code."""
-        return self.store.once(name, digest(key, self._code), compute)
-
-    def predict(self, graph: gs.Graph) -> Prediction:
-        """The cost model: latency, memory and energy of `graph` on the target."""
-        return predict(graph, self.target, self.threads)
-
-    def accuracy(self, graph: gs.Graph) -> float | None:
-        """Top-1 accuracy on the test data, 0 to 1; None without test data. A graph is evaluated once."""
-        if self.test is None:
-            return None
-        for evaluated, accuracy in self._evaluated:
-            if evaluated is graph:
-                return accuracy
-        from nnc.accuracy import evaluate
-
-        def report(done: int, total: int) -> None:
-            self.progress("accuracy", done, total)
-
-        accuracy = evaluate(graph, self.test, progress=report).top1
-        self._evaluated = [each for each in self._evaluated if each[0] is self.imported] + [(graph, accuracy)]
-        return accuracy
-
-    def imported_accuracy(self) -> float | None:
-        """`accuracy` of the model before the first pass."""
-        assert self.imported is not None, "the pipeline has started"
-        return self.accuracy(self.imported)
+from nnc.rewrite import Pass
 
 
 @dataclass(frozen=True)
@@ -172,7 +46,7 @@ class Row:
     """What was chosen per layer: {"layer", "choice", "macs": [before, after], "params": [before, after]} and, where the
     pass knows them, "latency_ms": [before, after] and "error", predicted and relative."""
     curve: dict[str, Any] | None = None
-    """{"metric", "points": [{"budget", "error", "accuracy", "chosen"}]}, see nnc.rewrite.Context."""
+    """{"metric", "points": [{"budget", "error", "accuracy", "chosen"}]}, see nnc.context.Context."""
     predicted: dict[str, dict[str, float | None]] | None = None
     """By figure: what it was "before" the pass, "predicted" by the pass, and "reached", null where not measured."""
 
@@ -334,93 +208,32 @@ def _rows(steps: list[_Step], context: Context) -> list[Row]:
     moved = last.changed > 0 and last.pass_.effect != "exact"  # such a pass is a run of its own
     accuracy = context.accuracy(last.after) if moved else None
     rows: list[Row] = []
-    figures: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for step in steps:
-        if step.changed or not figures:
-            figures = _figures(step.after, context)
+        if step.changed or not found:
+            found = evidence.figures(step.after, context)
         rows.append(
             Row(
                 name=step.pass_.name,
                 effect=step.pass_.effect,
                 changed=step.changed,
                 seconds=step.seconds,
-                **figures,
+                **found,
                 snr_db=snr,
                 accuracy=accuracy,
                 skipped=step.skipped,
                 proof=proof if step.changed else "unchanged",
                 decisions=list(step.explanation.decisions.values()),
                 curve=step.explanation.curve,
-                predicted=_reached(step, figures | {"accuracy": accuracy}, context),
+                predicted=_reached(step, found | {"accuracy": accuracy}, context),
             )
         )
     return rows
 
 
-def _point(given: Mapping[str, Any]) -> dict[str, Any]:
-    """A point of a trade-off curve, complete and in JSON's types."""
-    budget, accuracy = float(given["budget"]), given.get("accuracy")
-    if not math.isfinite(budget):
-        raise ValueError(f"the budget of a point must be a number, not {budget}")
-    return {
-        "budget": budget,
-        "error": float(given["error"]),
-        "accuracy": None if accuracy is None else float(accuracy),
-        "chosen": bool(given.get("chosen", False)),
-    }
-
-
-def _reached(step: _Step, after: Mapping[str, Any], context: Context) -> dict[str, dict[str, float | None]] | None:
-    """What the step predicted, between the same figures before and after it."""
+def _reached(step: _Step, measured: dict[str, Any], context: Context) -> dict[str, dict[str, float | None]] | None:
     predicted = step.explanation.predicted
-    if predicted is None:
-        return None
-    before = _figures(step.before, context)
-    if "error" in predicted:
-        before, after = {**before, "error": 0.0}, {**after, "error": _error(step, context)}
-    return {
-        name: {"before": before.get(name), "predicted": value, "reached": after[name]}
-        for name, value in predicted.items()
-    }
-
-
-def _error(step: _Step, context: Context) -> float | None:
-    """The relative error of the outputs on the calibration data, or on random inputs where there are none."""
-    if step.after is step.before:
-        return 0.0
-    try:
-        return 10 ** (-_snr_db(step.before, step.after, context) / 20)
-    except NncError:  # onnxruntime can't run the graph, which the row says
-        return None
-
-
-def _snr_db(before: gs.Graph, after: gs.Graph, context: Context) -> float:
-    reference, result = (Session(graph, optimized=not verify.rounds(graph)) for graph in (before, after))
-    pairs = [(reference.run(inputs), result.run(inputs)) for inputs in _samples(before, context)]
-    expected, found = (
-        {name: np.stack([each[name] for each in side]) for name in side[0]} for side in zip(*pairs, strict=True)
-    )
-    return verify.snr_db(expected, found)
-
-
-def _samples(graph: gs.Graph, context: Context) -> Iterable[verify.Arrays]:
-    """Calibration data in batches of the graph's own size, or random inputs."""
-    if context.calibration is None:
-        return [verify.probe_inputs(graph, context.seed)]
-    size = graph.inputs[0].shape[0]
-    batches = context.calibration.subset(context.seed, max(_COMPARED // size, 1) * size).batches(size)
-    return ({name: np.resize(array, (size, *array.shape[1:])) for name, array in each.items()} for each in batches)
-
-
-def _figures(graph: gs.Graph, context: Context) -> dict[str, Any]:
-    static = measure(graph)
-    return {
-        "params": static.params,
-        "macs": static.macs,
-        "weight_bytes": static.weight_bytes,
-        "nodes": static.nodes,
-        "latency_ms": context.predict(graph).latency_ms,
-    }
+    return None if predicted is None else evidence.reached(predicted, step.before, step.after, measured, context)
 
 
 def _prove(steps: list[_Step], context: Context) -> tuple[str, float | None]:

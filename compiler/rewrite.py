@@ -4,10 +4,9 @@ The driver, not the author of a pass, owns single-reader checks, unique names, s
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import onnx
@@ -15,83 +14,10 @@ import onnx_graphsurgeon as gs
 from pydantic import BaseModel, ConfigDict, Field
 
 from nnc import graph as graphs
+from nnc.context import Context
 from nnc.pattern import Match, NoMatch, Pattern, match
 
-if TYPE_CHECKING:
-    from nnc.simulation.analytic import Prediction
-    from nnc.target import Target
-
 Effect = Literal["exact", "approximate", "trained"]
-Measured = TypeVar("Measured")
-
-
-class Context(Protocol):
-    """What the pipeline gives a pass besides the graph: see nnc.pipeline.Context."""
-
-    target: "Target"
-    seed: int
-    calibration: Any
-    test: Any
-    data_key: str
-    """A digest of the calibration data and of how it is prepared: part of the key of what is measured on it."""
-    threads: int | None
-
-    def progress(self, step: str, done: int, total: int, /) -> None:
-        """Show how far a step of the pass is: first with 0 done, last with `total`."""
-
-    def skip(self, node: gs.Node, reason: str) -> None:
-        """Record a place that was considered and left alone."""
-
-    def decide(
-        self,
-        layer: str,
-        choice: str,
-        *,
-        macs: tuple[int, int],
-        params: tuple[int, int],
-        latency_ms: tuple[float, float] | None = None,
-        error: float | None = None,
-    ) -> None:
-        """Record what was chosen for a layer, kept as it is or not; the last choice for a layer counts.
-
-        Figures are before and after. `error` is what the choice alone is predicted to do to the outputs, relative to
-        their size: |difference| / |outputs|, both as root mean square.
-        """
-
-    def curve(self, metric: str, points: Iterable[Mapping[str, Any]]) -> None:
-        """Record the predicted trade-off: points {"budget", "error", "chosen"} and, where it is known, "accuracy".
-
-        `metric` is "macs", "params" or "latency_ms", `budget` the share of it that is kept, 0 to 1; `error` is relative
-        as in `decide`, `accuracy` from 0 to 1; `chosen` marks the point that the pass took.
-        """
-
-    def predicted(
-        self,
-        *,
-        macs: float | None = None,
-        params: float | None = None,
-        latency_ms: float | None = None,
-        error: float | None = None,
-        accuracy: float | None = None,
-    ) -> None:
-        """Record what the pass expects of the whole graph after it; the pipeline measures the same beside it."""
-
-    def once(self, name: str, key: str, compute: Callable[[], Measured]) -> Measured:
-        """What `compute` returns, or returned under this name and key in an earlier compile.
-
-        The value must be one that JSON holds, and comes back as JSON gives it: tuples as lists, keys as strings. The
-        key must hold everything that the value depends on (nnc.digests: `digest` over `graph_digest(graph)`,
-        `data_key`, parameters) besides the code of nnc and of the pass, which count by themselves. None is not kept.
-        """
-
-    def predict(self, graph: gs.Graph) -> "Prediction":
-        """Latency, memory and energy of `graph` on the target."""
-
-    def accuracy(self, graph: gs.Graph) -> float | None:
-        """Top-1 accuracy on the test data, 0 to 1; None without test data."""
-
-    def imported_accuracy(self) -> float | None:
-        """The same of the model as it was imported, before the first pass."""
 
 
 class Pass(BaseModel):

@@ -11,10 +11,10 @@ import numpy as np
 import onnx
 
 from nnc import wire
+from nnc.context import Progress, silent
 from nnc.errors import NncError
 from nnc.example import drawing, training
 from nnc.networks.network import Network, Value
-from nnc.pipeline import Progress, silent
 
 #: What `write` leaves in the folder.
 FILES = ("model.onnx", "calibration.npz", "test.npz", "recipe.toml")

@@ -15,7 +15,7 @@ import onnx
 from numpy.lib.stride_tricks import sliding_window_view
 from threadpoolctl import threadpool_limits
 
-from nnc.pipeline import Progress, silent
+from nnc.context import Progress, silent
 
 Arrays = dict[str, np.ndarray]
 #: From the gradient of the loss by a node's output to those by its inputs; trailing inputs may be left out.
