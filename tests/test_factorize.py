@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 from threadpoolctl import threadpool_limits
 
 from nnc import factorize
-from nnc.factorize import Factors
+from nnc.factorize import Factors, vbmf
 
 Method = Callable[..., Factors]
 
@@ -390,19 +390,19 @@ def test_vbmf_minimizes_the_free_energy() -> None:
         matrix += rng.standard_normal(shape)
         ratio = shape[0] / shape[1]
         squares = np.linalg.svd(matrix, compute_uv=False) ** 2 / shape[1]
-        threshold = factorize._vbmf_threshold(ratio)
-        found = factorize._noise_variance(squares, ratio, threshold)
+        threshold = vbmf.threshold_ratio(ratio)
+        found = vbmf.noise_variance(squares, ratio, threshold)
         tried = np.append(np.geomspace(squares[-1] / 2, squares.mean(), 20_000), found)
-        energies = factorize._free_energies(squares, tried, ratio, threshold)
+        energies = vbmf.free_energies(squares, tried, ratio, threshold)
         assert energies[-1] <= energies.min() + 1e-6
         assert found == pytest.approx(1, rel=0.25)
 
 
 def test_vbmf_threshold() -> None:
-    assert factorize._vbmf_threshold(1.0) == pytest.approx((1 + 2.5129) * (1 + 1 / 2.5129), rel=1e-4)
+    assert vbmf.threshold_ratio(1.0) == pytest.approx((1 + 2.5129) * (1 + 1 / 2.5129), rel=1e-4)
     for ratio in (1e-6, 1e-3, 0.1, 0.5):  # 2.5129 sqrt(ratio) is the approximation that Nakajima et al. give
         t = 2.5129 * math.sqrt(ratio)
-        assert factorize._vbmf_threshold(ratio) == pytest.approx((1 + t) * (1 + ratio / t), rel=0.02)
+        assert vbmf.threshold_ratio(ratio) == pytest.approx((1 + t) * (1 + ratio / t), rel=0.02)
 
 
 def test_vbmf_ranks_of_tucker() -> None:
