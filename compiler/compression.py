@@ -23,7 +23,7 @@ from nnc.digests import digest, graph_digest
 from nnc.elimination import Ranking
 from nnc.factorize import Factors
 from nnc.layers import Layer
-from nnc.measure import macs, measure
+from nnc.measure import macs
 from nnc.rewrite import Context, Driver
 from nnc.splitting import Rank, Split
 
@@ -229,10 +229,7 @@ class Network:
 
     def cost(self, metric: Metric, state: Sequence[int]) -> float:
         """What the whole network costs by `metric`: MACs, parameters, or milliseconds."""
-        graph = self.hollow(state)
-        if metric == "latency":
-            return self.context.predict(graph).latency_ms
-        return float(getattr(measure(graph), metric))
+        return self.context.cost(self.hollow(state), metric)
 
     def hollow(self, state: Sequence[int]) -> gs.Graph:
         """The compressed graph with weights that take no memory."""
@@ -243,8 +240,7 @@ class Network:
             layer, choice = Layer(node), chosen[node.name]
             stages = self._stages(layer, choice)
             if stages:
-                weights = [np.broadcast_to(np.zeros((), node.inputs[1].dtype), stage.shape) for stage in stages]
-                driver.replace(node, reconstruct.chain(layer, stages, weights, np.ones(layer.outputs)))
+                splitting.replace_hollow(layer, stages, np.ones(layer.outputs), driver)
         driver.tidy()
         return graph
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import onnx_graphsurgeon as gs
 
+from nnc.budget import Metric
 from nnc.digests import code_digest, digest, file_digest
+from nnc.measure import measure
 from nnc.output import Memory
 from nnc.simulation.analytic import Prediction, predict
 from nnc.target import Target
@@ -134,6 +136,12 @@ class Context:
     def predict(self, graph: gs.Graph) -> Prediction:
         """The cost model: latency, memory and energy of `graph` on the target."""
         return predict(graph, self.target, self.threads)
+
+    def cost(self, graph: gs.Graph, metric: Metric) -> float:
+        """What `graph` costs by the metric of a budget: MACs, parameters, or predicted milliseconds."""
+        if metric == "latency":
+            return self.predict(graph).latency_ms
+        return float(getattr(measure(graph), metric))
 
     def accuracy(self, graph: gs.Graph) -> float | None:
         """Top-1 accuracy on the test data, 0 to 1; None without test data. A graph is evaluated once."""

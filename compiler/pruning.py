@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from nnc import budget, channels, costs, measure
+from nnc import budget, channels, costs
 from nnc import graph as graphs
 from nnc.budget import Allocation, Solution
 from nnc.channels import Channels, Group
@@ -87,7 +87,7 @@ class Pruning:
         """What is left of the network by `metric`: MACs, parameters, milliseconds, or channels of the groups."""
         if metric == "channels":
             return float(sum(self.widths(state) * [channels_per_unit(group) for group in self.groups]))
-        return cost(self.hollow(state), metric, self.context)
+        return self.context.cost(self.hollow(state), metric)
 
     @property
     def _keep(self) -> list[int]:
@@ -212,14 +212,6 @@ def _unreachable(metric: Metric, share: float, least: float) -> NncError:
         f"a sparsity of {1 - share:.3g} can't be reached: at most {1 - least:.3g} of the channels can go",
         "lower 'sparsity' or 'round_to'",
     )
-
-
-def cost(graph: gs.Graph, metric: budget.Metric, context: Context) -> float:
-    """MACs, parameters, or predicted milliseconds of a graph."""
-    if metric == "latency":
-        return context.predict(graph).latency_ms
-    figures = measure.measure(graph)
-    return float(figures.macs if metric == "macs" else figures.params)
 
 
 def channels_per_unit(group: Group) -> int:

@@ -129,7 +129,7 @@ class PruneChannels(Pass):
             return plan.within("channels", min(1.0, share + 1e-9))  # 7 / 12 of 12 channels are 7
         assert self.budget is not None
         metric = self.budget.metric
-        whole, left = (pruning.cost(graph, metric, plan.context) for graph in (before, plan.graph))
+        whole, left = (plan.context.cost(graph, metric) for graph in (before, plan.graph))
         share = min(1.0, self.budget.share**way * whole / left)
         return plan.within(metric, share) if self.ranking == "global" else plan.uniform_within(metric, share)
 

@@ -8,7 +8,7 @@ layers are chains that take no memory, are measured and predicted, so that every
 from nnc.splitting.places import Cost, Option, Place, Splits
 from nnc.splitting.ranks import MOST_OPTIONS, Rank, largest, steps, thinned, undominated
 from nnc.splitting.reasons import factor, no_layer, unfit
-from nnc.splitting.shapes import chain_nodes, group_shape, grouped, held, weight_shape
+from nnc.splitting.shapes import chain_nodes, group_shape, grouped, held, replace_hollow, weight_shape
 from nnc.splitting.split import Split, SvdSplit
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "held",
     "largest",
     "no_layer",
+    "replace_hollow",
     "steps",
     "thinned",
     "undominated",

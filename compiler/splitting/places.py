@@ -10,14 +10,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc import graph as graphs
-from nnc import reconstruct
 from nnc.budget import Allocation, Budget, Metric, Solution, corrected
 from nnc.errors import NncError
 from nnc.layers import Layer
 from nnc.measure import macs, measure, params
 from nnc.rewrite import Context, Driver
 from nnc.splitting.ranks import MOST_OPTIONS, Rank, growth, thinned
-from nnc.splitting.shapes import chain_nodes, group_shape, grouped
+from nnc.splitting.shapes import chain_nodes, group_shape, grouped, replace_hollow
 
 if TYPE_CHECKING:
     from nnc.splitting.split import Split
@@ -110,9 +109,7 @@ class Splits:
         for node in [node for node in graph.nodes if node.name in chosen]:
             layer = Layer(node)
             stages = grouped(self.method.stages(group_shape(layer), chosen[node.name]), layer.groups)
-            weights = [np.broadcast_to(np.zeros((), node.inputs[1].dtype), stage.shape) for stage in stages]
-            bias = np.ones(layer.outputs) if self.biased else layer.bias
-            driver.replace(node, reconstruct.chain(layer, stages, weights, bias))
+            replace_hollow(layer, stages, np.ones(layer.outputs) if self.biased else layer.bias, driver)
         driver.tidy()
         return graph
 
@@ -190,10 +187,7 @@ class Splits:
 
     def cost(self, metric: Metric, state: Sequence[int]) -> float:
         """What the whole network costs."""
-        graph = self.hollow(self.chosen(state))
-        if metric == "latency":
-            return self.context.predict(graph).latency_ms
-        return float(getattr(measure(graph), metric))
+        return self.context.cost(self.hollow(self.chosen(state)), metric)
 
     def announce(self, solution: Solution, budget: Budget | None) -> None:
         """Tell what the network will be like."""

@@ -8,6 +8,7 @@ import onnx_graphsurgeon as gs
 from nnc import reconstruct
 from nnc.factorize import Stage
 from nnc.layers import Layer
+from nnc.rewrite import Driver
 
 
 def grouped(stages: Sequence[Stage], groups: int) -> list[Stage]:
@@ -32,6 +33,12 @@ def chain_nodes(last: gs.Node, start: str) -> list[gs.Node]:
     while nodes[-1].inputs[0].name != start:
         nodes.append(nodes[-1].inputs[0].inputs[0])
     return nodes
+
+
+def replace_hollow(layer: Layer, stages: Sequence[Stage], bias: np.ndarray, driver: Driver) -> None:
+    """Put a chain of dummies, which take no memory, in the place of a layer, for figures of the graph."""
+    weights = [np.broadcast_to(np.zeros((), layer.node.inputs[1].dtype), stage.shape) for stage in stages]
+    driver.replace(layer.node, reconstruct.chain(layer, stages, weights, bias))
 
 
 def held(moments: np.ndarray) -> list[np.ndarray]:
