@@ -9,6 +9,7 @@ from nnc.passes.fuse_activations import FuseActivations
 from nnc.passes.fuse_gates import FuseGates
 from nnc.passes.fuse_gemm import FuseGemm
 from nnc.passes.fuse_padding import FusePadding
+from nnc.passes.insert_qdq import InsertQdq
 from nnc.passes.merge_duplicates import MergeDuplicates
 from nnc.passes.merge_views import MergeViews
 from nnc.passes.prune_channels import PruneChannels
@@ -41,5 +42,5 @@ GRAPH_PASSES: tuple[type[Pass], ...] = (
 #: Every pass that a recipe can name.
 PASSES: tuple[type[Pass], ...] = (
     *GRAPH_PASSES, Compress, PruneChannels, SplitGemmSvd, SplitConvSvd, SplitConvSpatial, SplitConvCp, SplitConvTucker,
-    CheckAccuracy,
+    InsertQdq, CheckAccuracy,
 )  # fmt: skip

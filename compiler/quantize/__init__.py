@@ -1,0 +1,27 @@
+"""Quantization: how numbers become integers, which tensors of a network do, and the ranges that decide it.
+
+`scheme` is the arithmetic, `observe` and `calibration` find ranges on data, `placement` says which tensors are
+quantized and which of them share a scale, `insertion` writes the QDQ graph, and `lookup` reads it again.
+"""
+
+from nnc.quantize.calibration import Ranges, ranges
+from nnc.quantize.insertion import Config, LayerConfig, insert
+from nnc.quantize.lookup import QuantizedLayer, layers
+from nnc.quantize.observe import METHODS, Method
+from nnc.quantize.placement import Placement, place
+from nnc.quantize.scheme import (
+    LEAST_SCALE,
+    Scheme,
+    dequantized,
+    fake_quantized,
+    output_axis,
+    quantized,
+    scale_zero_point,
+    weight_scale,
+)
+
+__all__ = [
+    "LEAST_SCALE", "METHODS", "Config", "LayerConfig", "Method", "Placement", "QuantizedLayer", "Ranges", "Scheme",
+    "dequantized", "fake_quantized", "insert", "layers", "output_axis", "place", "quantized", "ranges",
+    "scale_zero_point", "weight_scale",
+]  # fmt: skip

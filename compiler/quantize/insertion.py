@@ -1,0 +1,235 @@
+"""Writes a QDQ graph: QuantizeLinear and DequantizeLinear where a placement says, integers instead of weights."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from nnc import graph as graphs
+from nnc.digests import digest
+from nnc.quantize.calibration import Ranges
+from nnc.quantize.placement import Placement, made_of_integers, moves, operands
+from nnc.quantize.scheme import LEAST_SCALE, Scheme, dequantized, output_axis, quantized, scale_zero_point, weight_scale
+
+#: The largest integer of a bias; the sums that are added to it need the rest of int32.
+MOST_BIAS = 2**30
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """How the weights of a layer become integers."""
+
+    weights: Scheme
+    method: Literal["min-max", "mse"] = "min-max"
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a graph is quantized."""
+
+    activations: Scheme
+    layer: Callable[[gs.Node], LayerConfig]
+
+
+@dataclass(frozen=True)
+class _Parameters:
+    """Scale (float32) and zero point of a group of tensors."""
+
+    scale: gs.Constant
+    zero: gs.Constant
+
+    @property
+    def step(self) -> float:
+        return float(self.scale.values)
+
+
+def insert(graph: gs.Graph, placement: Placement, ranges: Ranges, config: Config) -> int:
+    """Quantize what the placement says, in place; returns the number of layers.
+
+    `ranges` has those of `placement.sources`, all finite. Nodes and their outputs keep their names.
+    """
+    writer = _Writer(graph)
+    steps: dict[int, float] = {}
+    for group in placement.groups:
+        parameters = _group_parameters(writer, group, placement, ranges, config.activations)
+        steps |= {id(tensor): parameters.step for tensor in group}
+        steps |= _write_group(writer, group, parameters, placement, config.activations)
+    for node in placement.layers:
+        _quantize_weights(writer, node, steps, config.layer(node))
+    graph.nodes = [*graph.nodes, *writer.made]
+    graphs.sort(graph)
+    return len(placement.layers)
+
+
+class _Writer:
+    """Makes nodes and constants with names of their own."""
+
+    def __init__(self, graph: gs.Graph) -> None:
+        tensors = (tensor for node in graph.nodes for tensor in (*node.inputs, *node.outputs))
+        self._tensors = {tensor.name for tensor in (*tensors, *graph.inputs, *graph.outputs)}
+        self._nodes = {node.name for node in graph.nodes}
+        self.made: list[gs.Node] = []
+        self._weights: dict[tuple[object, ...], gs.Variable] = {}
+
+    def constant(self, name: str, values: np.ndarray) -> gs.Constant:
+        return gs.Constant(graphs.unique(name, self._tensors), values)
+
+    def node(self, op: str, name: str, inputs: Sequence[gs.Tensor], like: gs.Tensor, dtype: object) -> gs.Variable:
+        """The output, of the shape of `like`, of a new node; both are called like `name`."""
+        output = gs.Variable(graphs.unique(name, self._tensors), np.dtype(dtype), list(like.shape))  # type: ignore[call-overload]
+        self.made.append(gs.Node(op, graphs.unique(name, self._nodes), {}, list(inputs), [output]))
+        return output
+
+    def dequantize(
+        self, name: str, integers: np.ndarray, scale: np.ndarray, zero: np.ndarray | None, axis: int | None
+    ) -> gs.Variable:
+        """The values of stored integers; equal ones are stored once."""
+        arrays = [each for each in (integers, scale, zero) if each is not None]
+        key = (axis, *((digest(each.tobytes()), each.shape, each.dtype) for each in arrays))
+        if key not in self._weights:
+            constants = [("quantized", integers), ("scale", scale)] + ([] if zero is None else [("zero", zero)])
+            inputs = [self.constant(f"{name}/{role}", values) for role, values in constants]
+            output = self.node("DequantizeLinear", f"{name}/dequantized", inputs, inputs[0], np.float32)
+            if axis is not None:
+                self.made[-1].attrs["axis"] = axis
+            self._weights[key] = output
+        return self._weights[key]
+
+
+def _group_parameters(
+    writer: _Writer, group: list[gs.Tensor], placement: Placement, ranges: Ranges, scheme: Scheme
+) -> _Parameters:
+    """What the tensors of a group share: what one of them has already, or what all of their ranges need."""
+    given = [tensor.inputs[0] for tensor in group if made_of_integers(tensor)]
+    known = {(_number(node, 1), _number(node, 2), node.inputs[0].dtype) for node in given}
+    if len(known) == 1 and given[0].inputs[1].values.size == 1 and len(given[0].inputs) > 2:
+        return _Parameters(*given[0].inputs[1:3])
+    ends = [_ends(tensor, ranges) for tensor in group if id(tensor) not in placement.moved]
+    scale, zero = scale_zero_point(min(low for low, _ in ends), max(high for _, high in ends), scheme)
+    name = group[0].name
+    return _Parameters(writer.constant(f"{name}/scale", scale), writer.constant(f"{name}/zero", zero))
+
+
+def _number(node: gs.Node, index: int) -> object:
+    """A parameter of a node as something to compare."""
+    return node.inputs[index].values.tobytes() if len(node.inputs) > index else None
+
+
+def _ends(tensor: gs.Tensor, ranges: Ranges) -> tuple[float, float]:
+    """The range of a tensor: measured, of a constant, or what its integers can stand for."""
+    if isinstance(tensor, gs.Constant):
+        return float(tensor.values.min(initial=0.0)), float(tensor.values.max(initial=0.0))
+    if made_of_integers(tensor):
+        integers, scale, *zero = tensor.inputs[0].inputs
+        limits = np.iinfo(integers.dtype)
+        ends = np.array([limits.min, limits.max])
+        values = dequantized(ends, scale.values.max(keepdims=True), zero[0].values.reshape(-1)[:1] if zero else None)
+        return float(values[0]), float(values[1])
+    ends_ = ranges[tensor.name]
+    assert ends_ is not None, "what is not finite was barred"
+    return ends_
+
+
+def _write_group(
+    writer: _Writer, group: list[gs.Tensor], parameters: _Parameters, placement: Placement, scheme: Scheme
+) -> dict[int, float]:
+    """Let readers read what the tensors are after rounding; returns the steps of the tensors that they read now."""
+    steps = {}
+    for tensor in group:
+        if made_of_integers(tensor):
+            steps[id(tensor)] = float(tensor.inputs[0].inputs[1].values.max())
+            continue
+        readers = [node for node in tensor.outputs if node.op != "QuantizeLinear"]
+        if isinstance(tensor, gs.Constant):
+            integers = quantized(tensor.values, parameters.scale.values, parameters.zero.values, scheme)
+            rounded = writer.dequantize(tensor.name, integers, parameters.scale.values, parameters.zero.values, None)
+            readers = [node for node in readers if id(node) in placement.integer or moves(node)]
+        else:
+            rounded = _pair(writer, tensor, parameters)
+        steps[id(rounded)] = parameters.step
+        for node in readers:
+            _redirect(node, tensor, rounded)
+    return steps
+
+
+def _pair(writer: _Writer, tensor: gs.Tensor, parameters: _Parameters) -> gs.Variable:
+    both = [parameters.scale, parameters.zero]
+    integers = writer.node(
+        "QuantizeLinear", f"{tensor.name}/quantized", [tensor, *both], tensor, parameters.zero.values.dtype
+    )
+    return writer.node("DequantizeLinear", f"{tensor.name}/dequantized", [integers, *both], tensor, np.float32)
+
+
+def _redirect(node: gs.Node, old: gs.Tensor, new: gs.Tensor) -> None:
+    """Let a node compute with `new` where it did with `old`; its bounds, axes and the like stay."""
+    places = moves(node) or operands(node) if isinstance(old, gs.Constant) else [old]
+    for index, tensor in enumerate(node.inputs):
+        if tensor is old and any(each is old for each in places):
+            node.inputs[index] = new
+
+
+def _quantize_weights(writer: _Writer, node: gs.Node, steps: dict[int, float], config: LayerConfig) -> None:
+    """Store the constant weights and the bias of a layer as integers."""
+    index = next((place for place, tensor in enumerate(node.inputs[:2]) if isinstance(tensor, gs.Constant)), None)
+    if index is None:
+        return
+    step = steps[id(node.inputs[1 - index])]
+    _take_factors(writer, node)
+    W, bias = node.inputs[index], _bias(node)
+    axis = output_axis(node) if config.weights.per_channel else None
+    scale, zero = weight_scale(W.values, config.weights, axis, config.method)
+    if bias is not None:
+        scale = _roomy(scale, W.values, bias, step, axis)
+    integers = quantized(W.values, scale, zero, config.weights, axis)
+    node.inputs[index] = writer.dequantize(W.name, integers, scale, zero, axis)
+    if bias is not None:
+        _quantize_bias(writer, node, bias, step, scale)
+
+
+def _take_factors(writer: _Writer, node: gs.Node) -> None:
+    """Gemm's alpha and beta go into its constants."""
+    for index, name in ((1, "alpha"), (2, "beta")):
+        factor = node.attrs.get(name, 1.0) if node.op == "Gemm" else 1.0
+        if factor == 1.0 or len(node.inputs) <= index or not isinstance(node.inputs[index], gs.Constant):
+            continue
+        old = node.inputs[index]
+        node.inputs[index] = writer.constant(f"{old.name}/scaled", old.values * old.values.dtype.type(factor))
+        node.attrs[name] = 1.0
+
+
+def _bias(node: gs.Node) -> np.ndarray | None:
+    """The constant bias of a layer, one finite number per output, or None."""
+    if node.op == "MatMul" or len(node.inputs) < 3 or not isinstance(node.inputs[2], gs.Constant):
+        return None
+    values, channels = node.inputs[2].values, node.outputs[0].shape[1]
+    scaled = node.op == "Gemm" and (node.attrs.get("alpha", 1.0) != 1 or node.attrs.get("beta", 1.0) != 1)
+    if scaled or values.dtype != np.float32 or values.size not in (1, channels) or not np.isfinite(values).all():
+        return None
+    if values.size == channels and values.shape[-1:] != (channels,):  # another number for every row of a Gemm
+        return None
+    return np.broadcast_to(values.reshape(-1), (channels,))
+
+
+def _roomy(scale: np.ndarray, W: np.ndarray, bias: np.ndarray, step: float, axis: int | None) -> np.ndarray:
+    """Scales of weights at which the bias fits into int32, as it may not where it is far above the weights.
+
+    Where all weights are 0, any scale holds them, and the bias alone decides.
+    """
+    needed = np.abs(bias.astype(np.float64)) / (step * MOST_BIAS)
+    needed = needed if axis is not None else needed.max(initial=0.0)
+    others = tuple(place for place in range(W.ndim) if place != axis)
+    free = (needed > 0) & ~W.any(others)
+    return np.asarray(np.maximum(np.where(free, LEAST_SCALE, scale), needed)).astype(np.float32)
+
+
+def _quantize_bias(writer: _Writer, node: gs.Node, bias: np.ndarray, step: float, scale: np.ndarray) -> None:
+    """Store the bias as int32 in the steps of the sums; in floats where these steps are beyond float32."""
+    with np.errstate(over="ignore"):
+        steps = np.asarray(np.float32(step) * scale)
+    if not np.isfinite(steps).all():
+        return
+    integers = np.rint(bias.astype(np.float64) / steps.astype(np.float64))
+    stored = np.clip(integers, -MOST_BIAS, MOST_BIAS).astype(np.int32)
+    node.inputs[2] = writer.dequantize(node.inputs[2].name, stored, steps, None, 0 if steps.ndim else None)

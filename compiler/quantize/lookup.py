@@ -1,0 +1,132 @@
+"""The integers of a layer in a QDQ graph, for passes that change them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from nnc.measure import has_shape
+from nnc.proto import is_standard
+from nnc.quantize.insertion import MOST_BIAS
+from nnc.quantize.placement import LAYERS, made_of_integers
+from nnc.quantize.scheme import Scheme, dequantized, quantized
+
+
+@dataclass(frozen=True)
+class QuantizedLayer:
+    """A layer whose weights are a DequantizeLinear of a constant."""
+
+    graph: gs.Graph
+    node: gs.Node
+    index: int
+    """Which input of the node the weights are."""
+
+    @property
+    def dequantize(self) -> gs.Node:
+        """The node that makes the weights."""
+        return self.node.inputs[self.index].inputs[0]
+
+    @property
+    def integers(self) -> np.ndarray:
+        """int8 or uint8, in the layout of the node's weights."""
+        return self.dequantize.inputs[0].values
+
+    @property
+    def scale(self) -> np.ndarray:
+        """float32 [channels] along `axis`, or a single one []."""
+        return self.dequantize.inputs[1].values
+
+    @property
+    def zero(self) -> np.ndarray:
+        """Of the dtype of the integers, in the shape of the scale."""
+        inputs = self.dequantize.inputs
+        return inputs[2].values if len(inputs) > 2 else np.zeros(self.scale.shape, self.integers.dtype)
+
+    @property
+    def axis(self) -> int | None:
+        """What scales are along; None for a single one."""
+        return self.dequantize.attrs.get("axis", 1) if self.scale.size > 1 else None
+
+    @property
+    def scheme(self) -> Scheme:
+        """How the weights are quantized; integers that all fit into 4 bits are of 4 bits."""
+        dtype: Literal["int8", "uint8"] = "uint8" if self.integers.dtype == np.uint8 else "int8"
+        symmetric = bool(np.all(self.zero == (128 if dtype == "uint8" else 0)))
+        four = dtype == "int8" and symmetric and np.abs(self.integers.astype(np.int16)).max(initial=0) <= 8
+        return Scheme(dtype, symmetric, self.axis is not None, 4 if four else 8)
+
+    @property
+    def weight(self) -> np.ndarray:
+        """What the integers stand for, float64, in the layout of the node's weights."""
+        return dequantized(self.integers, self.scale, self.zero, self.axis)
+
+    @property
+    def input_scale(self) -> float | None:
+        """The step of what the layer reads; None where that is not quantized."""
+        x = self.node.inputs[1 - self.index]
+        return float(x.inputs[0].inputs[1].values.max()) if made_of_integers(x) else None
+
+    @property
+    def bias(self) -> np.ndarray | None:
+        """float64 [channels]; None where the layer has none."""
+        if len(self.node.inputs) < 3 or self.node.inputs[2].is_empty():
+            return None
+        tensor = self.node.inputs[2]
+        if isinstance(tensor, gs.Constant):
+            return tensor.values.astype(np.float64).reshape(-1)
+        stored = [each.values for each in tensor.inputs[0].inputs]
+        return dequantized(stored[0], stored[1], stored[2] if len(stored) > 2 else None, 0).reshape(-1)
+
+    def set_integers(self, integers: np.ndarray) -> None:
+        """Replace the weights; nodes that share them keep the old ones."""
+        maker = self._own(self.index)
+        old = maker.inputs[0]
+        maker.inputs[0] = gs.Constant(f"{maker.name}/integers", integers.astype(old.values.dtype))
+
+    def set_weight(self, W: np.ndarray) -> None:
+        """Replace the weights by the nearest integers, at the scales they have."""
+        self.set_integers(quantized(W, self.scale, self.zero, self.scheme, self.axis))
+
+    def set_bias(self, bias: np.ndarray) -> None:
+        """Replace the bias, which the layer must have, [channels]; integers stay integers of the same steps."""
+        tensor = self.node.inputs[2]
+        if isinstance(tensor, gs.Constant):
+            self.node.inputs[2] = gs.Constant(f"{self.node.outputs[0].name}/bias", bias.astype(np.float32))
+            return
+        maker = self._own(2)
+        steps = maker.inputs[1].values.astype(np.float64)
+        stored = np.clip(np.rint(bias / steps), -MOST_BIAS, MOST_BIAS).astype(np.int32)
+        maker.inputs[0] = gs.Constant(f"{maker.name}/integers", stored)
+
+    def _own(self, index: int) -> gs.Node:
+        """The DequantizeLinear in front of an input, which only this layer reads afterwards."""
+        tensor = self.node.inputs[index]
+        maker = tensor.inputs[0]
+        if len(tensor.outputs) == 1:
+            return maker
+        name = f"{self.node.outputs[0].name}/{'bias' if index == 2 else 'weights'}"
+        copied = gs.Variable(name, tensor.dtype, list(tensor.shape))
+        self.node.inputs[index] = copied
+        own = gs.Node(maker.op, name, dict(maker.attrs), list(maker.inputs), [copied])
+        self.graph.nodes.insert(self.graph.nodes.index(self.node), own)
+        return own
+
+
+def layers(graph: gs.Graph) -> dict[str, QuantizedLayer]:
+    """The layers of a graph with stored integers for weights, by name, in order of execution."""
+    found = {}
+    for node in graph.nodes:
+        if is_standard(node, *LAYERS) and has_shape(*node.outputs):
+            index = next((index for index in (1, 0) if _is_stored(node.inputs[index])), None)
+            if index is not None:
+                found[node.name] = QuantizedLayer(graph, node, index)
+    return found
+
+
+def _is_stored(tensor: gs.Tensor) -> bool:
+    """Whether a tensor is made of stored 8-bit integers."""
+    if not made_of_integers(tensor):
+        return False
+    inputs = [each for each in tensor.inputs[0].inputs if not each.is_empty()]
+    return all(isinstance(each, gs.Constant) for each in inputs) and inputs[0].dtype in (np.int8, np.uint8)

@@ -1,0 +1,146 @@
+"""Affine quantization: real = (integer - zero) * scale."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from nnc import target
+
+#: The least scale: the product of two of them, the scale of a bias, is still a normal float32.
+LEAST_SCALE = 2.0**-63
+
+#: Shares of the largest magnitude that are tried as the end of the range of weights.
+_SHRUNK = np.linspace(0.3, 1.0, 71)
+
+#: Values that are quantized at once while ranges are searched.
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How one kind of tensor is quantized."""
+
+    dtype: Literal["int8", "uint8"]
+    symmetric: bool
+    """Zero is in the middle of the integers: 0 of int8, 128 of uint8."""
+    per_channel: bool = False
+    bits: int = 8
+    """Integers of fewer bits are stored in 8."""
+
+    @staticmethod
+    def of(scheme: target.Scheme, bits: int = 8) -> "Scheme":
+        """The scheme of a target's unit."""
+        return Scheme(scheme.dtype, scheme.symmetric, scheme.granularity == "per-channel", bits)
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The least and the largest integer; symmetric, both are as far from zero."""
+        least, largest = (-(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1)
+        shift = 2 ** (self.bits - 1) if self.dtype == "uint8" else 0
+        return least + shift + (1 if self.symmetric else 0), largest + shift
+
+    @property
+    def centre(self) -> int:
+        """The integer that zero is in a symmetric scheme."""
+        return 2 ** (self.bits - 1) if self.dtype == "uint8" else 0
+
+
+def scale_zero_point(
+    low: float | np.ndarray, high: float | np.ndarray, scheme: Scheme
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scale (float32) and zero point (of the scheme's dtype) for values from `low` to `high`, elementwise.
+
+    Zero is always one of the values that are represented exactly. A range without extent has the scale 1; one that is
+    too narrow for float32 the least scale, so that its values become zero. Raises ValueError for ends that are not
+    finite.
+    """
+    low, high = np.minimum(np.asarray(low, np.float64), 0.0), np.maximum(np.asarray(high, np.float64), 0.0)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise ValueError("the ends of a range must be finite")
+    least, largest = scheme.limits
+    if scheme.symmetric:
+        extent, steps = np.maximum(-low, high), largest - scheme.centre
+    else:
+        extent, steps = high - low, largest - least
+    scale = np.asarray(np.where(extent > 0, np.maximum(extent / steps, LEAST_SCALE), 1.0)).astype(np.float32)
+    zero = np.full(scale.shape, scheme.centre) if scheme.symmetric else np.rint(least - low / scale.astype(np.float64))
+    return scale, np.asarray(np.clip(zero, least, largest)).astype(scheme.dtype)
+
+
+def quantized(
+    values: np.ndarray, scale: np.ndarray, zero: np.ndarray, scheme: Scheme, axis: int | None = None
+) -> np.ndarray:
+    """The nearest integers, ties to even, in the scheme's dtype; `axis` is what scale and zero are along."""
+    scale, zero = (_along(each.astype(np.float64), values.ndim, axis) for each in (scale, zero))
+    return np.asarray(np.clip(np.rint(values / scale) + zero, *scheme.limits)).astype(scheme.dtype)
+
+
+def dequantized(
+    integers: np.ndarray, scale: np.ndarray, zero: np.ndarray | None = None, axis: int | None = None
+) -> np.ndarray:
+    """The values that integers stand for, float64."""
+    shifted = integers.astype(np.float64)
+    if zero is not None:
+        shifted = shifted - _along(zero.astype(np.float64), integers.ndim, axis)
+    return shifted * _along(scale.astype(np.float64), integers.ndim, axis)
+
+
+def fake_quantized(
+    values: np.ndarray, scale: np.ndarray, zero: np.ndarray, scheme: Scheme, axis: int | None = None
+) -> np.ndarray:
+    """The values after rounding to integers and back, float64."""
+    return dequantized(quantized(values, scale, zero, scheme, axis), scale, zero, axis)
+
+
+def weight_scale(
+    W: np.ndarray, scheme: Scheme, axis: int | None, method: Literal["min-max", "mse"] = "min-max"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scales and zero points of weights, along `axis` or one for all.
+
+    "mse" shrinks each range to the share of it that makes the squared error of the weights least.
+    """
+    rows = W.reshape(1, -1) if axis is None else np.moveaxis(W, axis, 0).reshape(W.shape[axis], -1)
+    low, high = rows.min(1, initial=0.0).astype(np.float64), rows.max(1, initial=0.0).astype(np.float64)
+    if method == "mse":
+        share = _best_share(rows, low, high, scheme)
+        low, high = share * low, share * high
+    scale, zero = scale_zero_point(low, high, scheme)
+    return (scale.reshape(()), zero.reshape(())) if axis is None else (scale, zero)
+
+
+def _best_share(rows: np.ndarray, low: np.ndarray, high: np.ndarray, scheme: Scheme) -> np.ndarray:
+    """For every row the share of its range with the least squared error; the whole range where several have it."""
+    step = max(1, _CHUNK // max(1, rows.shape[1]))
+    best = np.ones(len(rows))
+    for chosen in (slice(start, start + step) for start in range(0, len(rows), step)):
+        values, least = rows[chosen], np.full(len(rows[chosen]), np.inf)
+        for share in _SHRUNK[::-1]:
+            scale, zero = scale_zero_point(share * low[chosen], share * high[chosen], scheme)
+            error = np.square(values - fake_quantized(values, scale, zero, scheme, 0)).sum(1)
+            best[chosen] = np.where(error < least, share, best[chosen])
+            least = np.minimum(error, least)
+    return best
+
+
+def output_axis(node: gs.Node) -> int | None:
+    """The axis of a layer's weights that its output channels are along; None where scales can't be per channel."""
+    rank = len(node.inputs[1].shape)
+    if isinstance(node.inputs[0], gs.Constant):
+        return None
+    match node.op:
+        case "Conv":
+            return 0
+        case "ConvTranspose":  # of several groups, one index of the axis serves as many channels
+            return 1 if node.attrs.get("group", 1) == 1 else None
+        case "Gemm":
+            return 0 if node.attrs.get("transB", 0) else 1
+    return rank - 1 if rank > 1 else None
+
+
+def _along(values: np.ndarray, rank: int, axis: int | None) -> np.ndarray:
+    """Parameters in a shape that broadcasts against a tensor of `rank`."""
+    if values.size == 1 or axis is None:
+        return values.reshape(())
+    return values.reshape([-1 if place == axis % rank else 1 for place in range(rank)])

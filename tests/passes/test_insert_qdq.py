@@ -1,0 +1,402 @@
+"""insert-qdq: QuantizeLinear and DequantizeLinear where runtimes expect them, and outputs that stay near."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nnc import graph as graphs
+from nnc import networks, pipeline, quantize, recipe, target, testing, verify
+from nnc.accuracy import evaluate
+from nnc.data import Dataset, Preprocess
+from nnc.errors import NncError
+from nnc.passes.fold_batchnorm import FoldBatchNorm
+from nnc.passes.insert_qdq import InsertQdq, LayerOptions
+from nnc.session import Session
+
+CHAIN = """
+net (float[1, 3, 8, 8] image) => (float[1, 10] scores)
+<float[8, 3, 3, 3] U, float[8] A, float[8, 8, 3, 3] V, float[8] B, float[10, 8] W, float[10] C>
+{
+    a = Conv<pads = [1, 1, 1, 1]>(image, U, A)
+    r = Relu(a)
+    b = Conv<pads = [1, 1, 1, 1]>(r, V, B)
+    s = Add(b, r)
+    t = Relu(s)
+    p = GlobalAveragePool(t)
+    f = Flatten(p)
+    scores = Gemm<transB = 1>(f, W, C)
+}
+"""
+
+
+def noise(tmp_path: Path, graph: gs.Graph, count: int = 16, **given: np.ndarray) -> Dataset:
+    rng = np.random.default_rng(0)
+    arrays = {each.name: rng.standard_normal((count, *each.shape[1:]), np.float32) for each in graph.inputs}
+    np.savez(tmp_path / "images.npz", **(arrays | given))
+    return Dataset.open(tmp_path / "images.npz", None, graph.inputs)
+
+
+def context(graph: gs.Graph, data: Dataset, chip: str = "x86") -> pipeline.Context:
+    return pipeline.Context(target.load(chip), imported=graph, calibration=data)
+
+
+def inserted(text: str | gs.Graph, tmp_path: Path, chip: str = "x86", **options: Any) -> testing.Result:
+    graph = testing.graph(text) if isinstance(text, str) else text
+    return testing.run(InsertQdq(**options), graph, context(graph, noise(tmp_path, graph), chip))
+
+
+def snr(before: gs.Graph, after: gs.Graph) -> float:
+    inputs = verify.probe_inputs(before, 1)
+    return verify.snr_db(verify.outputs(before, inputs), verify.outputs(after, inputs))
+
+
+def readers(graph: gs.Graph, name: str) -> list[str]:
+    """The operators that read a tensor."""
+    return sorted({node.op for node in graph.nodes for tensor in node.inputs if tensor.name == name})
+
+
+def scale_of(graph: gs.Graph, name: str) -> float:
+    """The scale of the QuantizeLinear that reads a tensor."""
+    return next(float(n.inputs[1].values) for n in graph.nodes if n.op == "QuantizeLinear" and n.inputs[0].name == name)
+
+
+# --- Placement
+
+
+def test_standard_placement(tmp_path: Path) -> None:
+    """Pairs at what layers and the residual Add read; nothing between a layer or Add and the Relu behind it."""
+    result = inserted(CHAIN, tmp_path)
+    read = {name: readers(result.graph, name) for name in ("image", "a", "r", "b", "s", "t", "p", "f")}
+    assert read == {
+        "image": ["QuantizeLinear"], "a": ["Relu"], "r": ["QuantizeLinear"], "b": ["QuantizeLinear"], "s": ["Relu"],
+        "t": ["QuantizeLinear"], "p": ["QuantizeLinear"], "f": ["QuantizeLinear"],
+    }  # fmt: skip
+    assert result.changed == 3
+    assert scale_of(result.graph, "p") == scale_of(result.graph, "f")
+    assert result.graph.outputs[0].inputs[0].op == "Gemm"
+    assert result.graph.inputs[0].dtype == np.float32
+
+
+def test_weights_and_biases(tmp_path: Path) -> None:
+    """int8 per channel, zero at 0; int32 biases in steps of what is multiplied."""
+    graph = testing.graph(CHAIN)
+    layers = quantize.layers(inserted(graph, tmp_path).graph)
+    assert list(layers) == ["a", "b", "scores"]
+    for name, (weight, bias) in {"a": ("U", "A"), "b": ("V", "B"), "scores": ("W", "C")}.items():
+        layer, values = layers[name], testing.weights(graph)
+        assert layer.integers.dtype == np.int8
+        assert layer.axis == 0
+        assert not layer.zero.any()
+        assert (np.abs(layer.integers).reshape(len(layer.scale), -1).max(1) == 127).all()
+        assert np.abs(layer.weight - values[weight]).max() <= layer.scale.max() / 2 * 1.001
+        maker = layer.node.inputs[2].inputs[0]
+        assert maker.inputs[0].values.dtype == np.int32
+        assert len(maker.inputs) == 2
+        np.testing.assert_array_equal(maker.inputs[1].values, np.float32(layer.input_scale) * layer.scale)
+        assert np.abs(layer.bias - values[bias]).max() <= maker.inputs[1].values.max()
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        "MaxPool<kernel_shape = [2, 2]>(r)", "Reshape(r, shape)", "Transpose<perm = [0, 1, 3, 2]>(r)", "Identity(r)",
+        "Concat<axis = 1>(r, r)", "Pad(r, pads)", "Slice(r, one, four, two)", "DepthToSpace<blocksize = 2>(r)",
+    ],
+)  # fmt: skip
+def test_moves_share_a_scale(move: str, tmp_path: Path) -> None:
+    group_width = {"Depth": 1, "Conca": 8}.get(move[:5], 4)
+    text = f"""net (float[1, 3, 8, 8] x) => (float y)
+    <float[8, 3, 1, 1] W, int64[4] shape = {{1, 8, 4, 16}}, int64[8] pads = {{0, 0, 1, 1, 0, 0, 1, 1}},
+     int64[1] one = {{1}}, int64[1] four = {{4}}, int64[1] two = {{2}}, float[2, {group_width}, 1, 1] V>
+    {{ a = Conv(x, W) r = Relu(a) m = {move} y = Conv<group = 2>(m, V) }}"""
+    channels = {"Depth": 2, "Conca": 16}.get(move[:5], 8)
+    graph = testing.graph(
+        text.replace("[4, 1, 1, 1] V", f"[2, {channels // 2}, 1, 1] V").replace("group = 4", "group = 2")
+    )
+    after = inserted(graph, tmp_path).graph
+    assert scale_of(after, "r") == scale_of(after, "m")
+    assert snr(graph, after) > 25
+
+
+def test_concat_of_two_ranges_takes_the_wider(tmp_path: Path) -> None:
+    text = """net (float[1, 4, 4, 4] x) => (float y) <float[4, 4, 1, 1] U, float[4, 4, 1, 1] V, float[2, 8, 1, 1] W>
+    { a = Conv(x, U) b = Conv(x, V) c = Concat<axis = 1>(a, b) y = Conv(c, W) }"""
+    rng = np.random.default_rng(0)
+    graph = testing.graph(text, V=100 * rng.standard_normal((4, 4, 1, 1)))
+    after = inserted(graph, tmp_path).graph
+    assert scale_of(after, "a") == scale_of(after, "b") == scale_of(after, "c") > 0.5
+
+
+def test_both_inputs_of_matmul(tmp_path: Path) -> None:
+    text = """net (float[2, 5, 6] x, float[2, 6, 7] y) => (float[2, 5, 3] z) <float[7, 3] W, float[3] B>
+    { a = MatMul(x, y) b = MatMul(a, W) z = Add(b, B) }"""
+    graph = testing.graph(text)
+    after = inserted(graph, tmp_path).graph
+    assert [readers(after, name) for name in "xyab"] == [["QuantizeLinear"]] * 3 + [["Add"]]
+    assert quantize.layers(after)["b"].axis == 1
+    assert snr(graph, after) > 20
+
+
+def test_gemm_factors_and_a_row_of_biases(tmp_path: Path) -> None:
+    text = """net (float[4, 6] x) => (float[4, 3] z) <float[6, 3] W, float[4, 3] B, float[3, 3] V, float[1] C>
+    { a = Gemm<alpha = 0.5, beta = 3.0>(x, W, B) z = Gemm<alpha = 2.0>(a, V, C) }"""
+    graph = testing.graph(text)
+    after = inserted(graph, tmp_path).graph
+    layers = quantize.layers(after)
+    assert isinstance(layers["a"].node.inputs[2], gs.Constant)
+    assert layers["z"].bias.shape == (3,)
+    assert snr(graph, after) > 25
+
+
+@pytest.mark.parametrize("group", [1, 2])
+def test_transposed_convolution(group: int, tmp_path: Path) -> None:
+    text = f"""net (float[1, 4, 5, 5] x) => (float y) <float[4, 3, 2, 2] W, float[{3 * group}] B>
+    {{ y = ConvTranspose<strides = [2, 2], group = {group}>(x, W, B) }}"""
+    graph = testing.graph(text)
+    after = inserted(graph, tmp_path).graph
+    assert quantize.layers(after)["y"].axis == (1 if group == 1 else None)
+    assert snr(graph, after) > 25
+
+
+def test_constants_of_elementwise_operators(tmp_path: Path) -> None:
+    """A bound that is also a factor stays a bound."""
+    text = """net (float[1, 4, 5, 5] x) => (float y) 
+    <float[4, 4, 1, 1] W, float[4, 4, 1, 1] V, float six = {6}, float zero = {0}>
+    { a = Conv(x, W) b = Mul(a, six) c = Clip(b, zero, six) y = Conv(c, V) }"""
+    graph = testing.graph(text)
+    after = inserted(graph, tmp_path).graph
+    clip = next(node for node in after.nodes if node.op == "Clip")
+    assert clip.inputs[2].name == "six"
+    assert snr(graph, after) > 20
+
+
+def test_floats_stay_where_no_layer_is_near(tmp_path: Path) -> None:
+    text = """net (float[1, 4] x) => (float[1, 3] y, float[1, 3] g) <float[4, 3] W>
+    { e = Exp(x) l = Log(e) g = Gemm(l, W) s = Softmax(g) t = Sqrt(s) y = Mul(t, t) }"""
+    after = inserted(text, tmp_path).graph
+    assert Counter(node.op for node in after.nodes)["QuantizeLinear"] == 1
+    assert readers(after, "l") == ["QuantizeLinear"]
+
+
+# --- Options
+
+
+@pytest.mark.parametrize("chip", ["x86", "qcs605", "qcs605:dsp", "jetson-xavier:gpu"])
+def test_the_scheme_is_the_targets(chip: str, tmp_path: Path) -> None:
+    graph = testing.graph(CHAIN)
+    after = inserted(graph, tmp_path, chip).graph
+    wanted = target.load(chip).unit.quantization
+    pair = next(node for node in after.nodes if node.op == "QuantizeLinear" and node.inputs[0].name == "image")
+    assert pair.inputs[2].values.dtype == wanted.activations.dtype
+    relu = next(node for node in after.nodes if node.op == "QuantizeLinear" and node.inputs[0].name == "r")
+    least = np.iinfo(wanted.activations.dtype).min
+    assert int(relu.inputs[2].values) == (0 if wanted.activations.symmetric else least)
+    layer = quantize.layers(after)["a"]
+    assert layer.integers.dtype == wanted.weights.dtype
+    assert (layer.axis is None) == (wanted.weights.granularity == "per-tensor")
+    assert snr(graph, after) > 20
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("method", quantize.METHODS)
+def test_every_method_and_type(method: quantize.Method, symmetric: bool, dtype: str, tmp_path: Path) -> None:
+    graph = testing.graph(CHAIN)
+    options = dict(method=method, activation_dtype=dtype, activation_symmetric=symmetric, weight_method="mse")
+    after = inserted(graph, tmp_path, **options).graph
+    assert snr(graph, after) > 8
+    zeros = {int(node.inputs[2].values) for node in after.nodes if node.op == "QuantizeLinear"}
+    assert (zeros == {128 if dtype == "uint8" else 0}) == symmetric
+
+
+def test_options_by_layer(tmp_path: Path) -> None:
+    layers = {
+        "*": LayerOptions(weight_bits=4),
+        "b": LayerOptions(keep_float=True),
+        "scores": LayerOptions(per_channel=False),
+    }
+    result = inserted(CHAIN, tmp_path, layers=layers)
+    found = quantize.layers(result.graph)
+    assert result.skipped == {"b": "excluded by the recipe"}
+    assert np.abs(found["a"].integers).max() == 7
+    assert np.abs(found["scores"].integers).max() == 127
+    assert found["scores"].scale.shape == ()
+
+
+def test_excluded_layers(tmp_path: Path) -> None:
+    result = inserted(CHAIN, tmp_path, exclude=("a", "s*"))
+    assert list(quantize.layers(result.graph)) == ["b"]
+    assert set(result.skipped) == {"a", "scores"}
+    assert readers(result.graph, "image") == ["Conv"]
+
+
+def test_unknown_layer(tmp_path: Path) -> None:
+    with pytest.raises(NncError, match="no layer is called 'scorez'"):
+        inserted(CHAIN, tmp_path, layers={"scorez": LayerOptions()})
+
+
+def test_from_a_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(
+        """description = "q"
+        [[pass]]
+        name = "insert-qdq"
+        method = "mse"
+        layers = { "stem*" = { weight_bits = 4 }, head = { keep_float = true } }"""
+    )
+    (pass_,) = recipe.load(path).passes
+    assert pass_.layers["stem*"].weight_bits == 4
+
+
+# --- Exactness
+
+
+def test_values_on_the_grid_stay(tmp_path: Path) -> None:
+    """Integers as weights, biases and pixels of ranges that make every scale 1: nothing is rounded."""
+    text = """net (float[1, 3, 6, 6] x) => (float y) <float[4, 3, 1, 1] W, float[4] B>
+    { y = Conv(x, W, B) }"""
+    rng = np.random.default_rng(0)
+    W = rng.integers(-127, 128, (4, 3, 1, 1))
+    W[:, 0] = 127
+    graph = testing.graph(text, W=W, B=rng.integers(-1000, 1000, 4))
+    pixels = rng.integers(0, 256, (8, 3, 6, 6)).astype(np.float32)
+    pixels[0, 0, 0, :2] = 0, 255
+    after = testing.run(InsertQdq(), graph, context(graph, noise(tmp_path, graph, x=pixels))).graph
+    for each in pixels:
+        expected, found = (Session(g).run({"x": each[None]})["y"] for g in (graph, after))
+        np.testing.assert_array_equal(expected, found)
+
+
+def test_second_run_finds_it_done(tmp_path: Path) -> None:
+    graph = testing.graph(CHAIN)
+    once = inserted(graph, tmp_path).graph
+    again = testing.check_unchanged(InsertQdq(), once, "quantized already", context(once, noise(tmp_path, once)))
+    assert len(again.skipped) == 3
+
+
+def test_partly_quantized(tmp_path: Path) -> None:
+    """What is left over of a first run is done by a second one, at the scales that are there."""
+    graph = testing.graph(CHAIN)
+    partly = inserted(graph, tmp_path, exclude=("b",)).graph
+    whole = inserted(partly, tmp_path)
+    assert whole.changed == 1
+    assert list(quantize.layers(whole.graph)) == ["a", "b", "scores"]
+    counts = Counter(node.op for node in inserted(graph, tmp_path).graph.nodes)
+    assert Counter(node.op for node in whole.graph.nodes) == counts
+    assert snr(graph, whole.graph) > 25
+
+
+# --- Values that are hard to quantize
+
+
+def test_dead_channels_with_large_biases(tmp_path: Path) -> None:
+    graph = testing.graph(CHAIN)
+    values = testing.weights(graph)
+    U, A = values["U"].copy(), values["A"].copy()
+    U[:3], U[3] = 0, 1e-30
+    A[:4] = 1e3, -1e-3, 0, 5.0
+    graph = testing.graph(CHAIN, U=U, A=A)
+    after = inserted(graph, tmp_path).graph
+    layer = quantize.layers(after)["a"]
+    np.testing.assert_allclose(layer.bias[:4], A[:4], rtol=1e-6)
+    assert snr(graph, after) > 20
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-40, 1e-30, 1e15])
+def test_sizes_of_float32(size: float, tmp_path: Path) -> None:
+    graph = testing.graph(CHAIN)
+    U = testing.weights(graph)["U"] * np.float32(size)
+    graph = testing.graph(CHAIN, U=U, A=np.zeros(8))
+    after = inserted(graph, tmp_path).graph
+    found = verify.outputs(after, verify.probe_inputs(graph, 0))["scores"]
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_what_is_not_finite_stays_float(tmp_path: Path) -> None:
+    text = """net (float[1, 4] x) => (float[1, 3] y) <float[4, 4] V, float[4, 3] W>
+    { a = Gemm(x, V) l = Log(a) y = Gemm(l, W) }"""
+    result = inserted(text, tmp_path)
+    assert result.skipped == {"y": "'l' is not finite on the calibration data"}
+    assert list(quantize.layers(result.graph)) == ["a"]
+
+
+def test_shared_weights_and_unnamed_nodes(tmp_path: Path) -> None:
+    text = """net (float[2, 4, 5, 5] x) => (float y) <float[4, 4, 1, 1] W>
+    { a = Conv(x, W) b = Relu(a) c = Conv(b, W) y = Add(c, x) }"""
+    graph = testing.graph(text)
+    after = inserted(graph, tmp_path).graph
+    assert sum(values.dtype == np.int8 for values in testing.weights(after).values()) == 2  # weights and their zeros
+    assert snr(graph, after) > 25
+
+
+@given(
+    channels=st.integers(1, 5),
+    groups=st.integers(1, 3),
+    kernel=st.integers(1, 3),
+    batch=st.integers(1, 3),
+    rank=st.integers(1, 3),
+    act=st.sampled_from(["Relu", "Identity", "Sigmoid", "LeakyRelu"]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=25, deadline=None)
+def test_any_convolution(
+    channels: int, groups: int, kernel: int, batch: int, rank: int, act: str, seed: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:  # fmt: skip
+    width, taps, sizes = channels * groups, [kernel] * rank, [5] * rank
+    text = f"""net (float{[batch, width, *sizes]} x) => (float y)
+    <float{[width, channels, *taps]} W, float{[width]} B, float{[3, width, *[1] * rank]} V>
+    {{ a = Conv<group = {groups}, pads = {[1] * 2 * rank}>(x, W, B) b = {act}(a) y = Conv(b, V) }}"""
+    graph = testing.graph(text, seed=seed)
+    assert snr(graph, inserted(graph, tmp_path_factory.mktemp("data")).graph) > 15
+
+
+# --- Networks
+
+
+@pytest.mark.parametrize("name", networks.NAMES)
+def test_reference_networks(name: str, tmp_path: Path) -> None:
+    before = graphs.from_model(networks.build(name, input_size=32, width=0.25, classes=10))
+    before = testing.run(FoldBatchNorm(), before).graph
+    result = inserted(before, tmp_path)
+    assert not result.skipped
+    assert len(quantize.layers(result.graph)) == result.changed
+    assert snr(before, result.graph) > 5
+
+
+def test_ranges_are_measured_once(tmp_path: Path) -> None:
+    graph = testing.graph(CHAIN)
+    given = context(graph, noise(tmp_path, graph))
+    seen: list[str] = []
+    given.progress = lambda step, done, total: seen.append(step)
+    results = [testing.run(InsertQdq(), graph, given).graph for _ in range(2)]
+    assert seen.count("calibration") == 17  # 0 to 16 samples, and only in the first run
+    one, other = (graphs.to_model(each).SerializeToString(deterministic=True) for each in results)
+    assert one == other
+
+
+@pytest.mark.data
+def test_a_qdq_model_comes_through_unchanged(data: Path, tmp_path: Path) -> None:
+    graph = graphs.load(data / "models/imagenet_mobilenet_v2_1.0_224_qdq.onnx")
+    given = context(graph, noise(tmp_path, graph, 1))
+    assert len(testing.check_unchanged(InsertQdq(), graph, "quantized already", given).skipped) == 53
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["cifar10_resnet20", "cifar10_resnet56"])
+def test_accuracy_of_pretrained_networks(data: Path, name: str) -> None:
+    graph = graphs.load(data / f"models/{name}.onnx")
+    prepared = Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    calibration, test = (
+        Dataset.open(data / f"cifar10/{part}.npz", prepared, graph.inputs) for part in ("calibration", "test")
+    )
+    folded = testing.run(FoldBatchNorm(), graph).graph
+    after = testing.run(InsertQdq(), folded, context(folded, calibration)).graph
+    assert evaluate(graph, test).top1 - evaluate(after, test).top1 <= 0.005
