@@ -124,7 +124,7 @@ class Histogram(MinMax):
             self.counts[BINS] -= zeros
 
     def _binned(self, values: np.ndarray) -> np.ndarray:
-        places = values * (BINS / self.limit) + BINS
+        places = (values / self.limit) * BINS + BINS
         return np.bincount(np.clip(places.astype(np.int32), 0, 2 * BINS - 1), minlength=2 * BINS)
 
     def _grow(self, largest: float) -> None:

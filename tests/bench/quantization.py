@@ -1,0 +1,117 @@
+"""What quantization costs networks, and what calibration takes: one table.
+
+    python tests/bench/quantization.py [accuracy memory]
+
+Accuracies are those of onnxruntime with every optimization off, the exact arithmetic; beside it stands the same model
+in onnxruntime's default kernels, which saturate at 16 bits on processors without VNNI. The peer is
+onnxruntime.quantization.quantize_static with the same images, min-max and weights per channel. Rows that need the
+sample data are left out, and said to be, where it is absent (NNC_DATA). Exits with 1 when a figure is not reached.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from compression import compiled, fresh, halves, recipe
+from table import DATA, Row, Workshop, facts, main, samples, usage
+
+from nnc import graph as graphs
+from nnc import quantize
+from nnc.accuracy import evaluate
+from nnc.data import Dataset, Preprocess
+from nnc.session import Session
+
+CIFAR = ("cifar10_resnet20", "cifar10_resnet56")
+IMAGENET = ("imagenet_mobilenet_v2_1.0_224", "imagenet_squeezenet1.0_deepcompression")
+SAMPLES = 512
+MOST_DROP = 0.005
+MOST_BYTES = 1.5e9
+FOLD = {"name": "fold-batchnorm"}
+
+
+def accuracy(shop: Workshop) -> Iterator[Row]:
+    """Top-1 of 8-bit networks, calibrated on images that the test does not hold."""
+    models = samples(*CIFAR, *IMAGENET)
+    if not models:
+        yield Row("W8A8", "drop <= 0.5 points", f"left out: no data folder {DATA}", None)
+        return
+    images = halves(shop.folder)
+    for model in models:
+        of_cifar = facts(model)["dataset"] == "cifar10"
+        data = {part: DATA / f"cifar10/{part}.npz" for part in images} if of_cifar else images
+        for method in quantize.METHODS:
+            yield drop(shop, model, data, method)
+        yield peer(shop, model, data)
+
+
+def drop(shop: Workshop, model: Path, data: Mapping[str, Path], method: str) -> Row:
+    insert: dict[str, object] = {"name": "insert-qdq", "method": method, "samples": SAMPLES}
+    out = fresh(shop.folder)
+    report, seconds = compiled(shop, model, [dict(FOLD), insert], data, facts(model))
+    before, after = report["before"]["accuracy"], report["after"]["accuracy"]
+    default = in_default_kernels(graphs.load(out / "model.onnx"), data["test"], facts(model))
+    measured = f"{before:.1%} -> {after:.1%}, {seconds:.0f} s; in onnxruntime's default kernels {default:.1%}"
+    # The rest is float rounding of shares.
+    return Row(f"{model.stem} W8A8: {method}", "drop <= 0.5 points", measured, before - after <= MOST_DROP + 1e-9)
+
+
+def peer(shop: Workshop, model: Path, data: Mapping[str, Path]) -> Row:
+    """The same of onnxruntime.quantization, on the model with BatchNormalization folded."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        def __init__(self, dataset: Dataset) -> None:
+            self._batches = dataset.batches(1)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return next(self._batches, None)
+
+    graph, made = graphs.load(model), shop.folder / f"{model.stem}-peer.onnx"
+    prepared, folded = shop.folder / f"{model.stem}-fixed.onnx", shop.folder / f"{model.stem}-folded.onnx"
+    graphs.save(graph, prepared)
+    quant_pre_process(str(prepared), str(folded), skip_symbolic_shape=True)
+    images = opened(data["calibration"], graph, facts(model)).subset(0, SAMPLES)
+    quantize_static(
+        str(folded), str(made), Reader(images), quant_format=QuantFormat.QDQ, per_channel=True,
+        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+    )  # fmt: skip
+    quantized, test = graphs.load(made), opened(data["test"], graph, facts(model))
+    exact, default = evaluate(quantized, test).top1, in_default_kernels(quantized, data["test"], facts(model))
+    measured = f"{exact:.1%}; in its default kernels {default:.1%}"
+    return Row(f"{model.stem} W8A8: onnxruntime.quantization", "", measured, None)
+
+
+def opened(path: Path, graph: gs.Graph, prepared: Mapping[str, Any]) -> Dataset:
+    given = {key: prepared[key] for key in ("crop", "mean", "std") if prepared.get(key)}
+    return Dataset.open(path, Preprocess(**given), graph.inputs)
+
+
+def in_default_kernels(graph: gs.Graph, test: Path, prepared: Mapping[str, Any]) -> float:
+    """Top-1 in onnxruntime as users start it."""
+    return evaluate(Session(graph, optimized=True).run, opened(test, graph, prepared)).top1
+
+
+def memory(shop: Workshop) -> Iterator[Row]:
+    """The peak of a whole compile of resnet50 that calibrates on 512 images of 224x224."""
+    model, images = shop.network("resnet50"), shop.folder / "noise.npz"
+    pixels = np.random.default_rng(0).integers(0, 256, (SAMPLES, 224, 224, 3), np.uint8)
+    np.savez(images, images=pixels)
+    for method in quantize.METHODS:
+        insert: dict[str, object] = {"name": "insert-qdq", "method": method, "samples": SAMPLES}
+        out = fresh(shop.folder)
+        path = recipe(out, [dict(FOLD), insert], {"calibration": images}, {})
+        used = usage("compile", path, model, "--target", "x86", "-o", out, "--no-lower")
+        measured = f"{used.peak_bytes / 1e9:.2f} GB, {used.seconds:.0f} s"
+        yield Row(f"calibration memory: resnet50, {method}", "< 1.5 GB", measured, used.peak_bytes < MOST_BYTES)
+
+
+SECTIONS = {"accuracy": accuracy, "memory": memory}
+
+if __name__ == "__main__":
+    sys.exit(main(__doc__, SECTIONS, Workshop))
