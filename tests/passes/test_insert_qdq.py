@@ -3,6 +3,7 @@
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -10,13 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nnc import channels, networks, pipeline, quantize, recipe, target, testing, verify
 from nnc import graph as graphs
-from nnc import networks, pipeline, quantize, recipe, target, testing, verify
 from nnc.accuracy import evaluate
 from nnc.data import Dataset, Preprocess
 from nnc.errors import NncError
+from nnc.passes import GRAPH_PASSES
 from nnc.passes.fold_batchnorm import FoldBatchNorm
 from nnc.passes.insert_qdq import InsertQdq, LayerOptions
+from nnc.passes.prune_channels import PruneChannels
+from nnc.passes.split_conv_svd import SplitConvSvd
 from nnc.session import Session
 
 CHAIN = """
@@ -369,6 +373,23 @@ def test_reference_networks(name: str, tmp_path: Path) -> None:
     assert not result.skipped
     assert len(quantize.layers(result.graph)) == result.changed
     assert snr(before, result.graph) > 5
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "resnet18", "squeezenet1_1"])
+def test_other_passes_keep_it_correct(name: str, tmp_path: Path) -> None:
+    """Exact passes, folding and pruning behind it change what they should and nothing else; splits decline."""
+    float_graph = graphs.from_model(networks.build(name, input_size=32, width=0.25, classes=10))
+    graph = inserted(float_graph, tmp_path).graph
+    pipeline.run(graph, [each() for each in GRAPH_PASSES], context(graph, noise(tmp_path, graph)))
+    graph = testing.check(FoldBatchNorm(), graph).graph
+    assert len(channels.trace(graph).groups) == len(channels.trace(float_graph).groups)
+    with patch.object(channels, "remove", wraps=channels.remove) as remove:
+        pruned = testing.run(PruneChannels(sparsity=0.3, round_to=1), graph).graph
+    ids = next(call.args[2] for call in remove.mock_calls if not call.kwargs.get("hollow"))
+    assert len(ids) > 50
+    zeroed, inputs = testing.zeroed(graph, channels.trace(graph), ids), verify.probe_inputs(graph, 0)
+    assert verify.largest_difference(verify.outputs(zeroed, inputs), verify.outputs(pruned, inputs)) < 1e-4
+    testing.check_unchanged(SplitConvSvd(rank=2, when="always"), graph, "split before quantizing")
 
 
 def test_ranges_are_measured_once(tmp_path: Path) -> None:
