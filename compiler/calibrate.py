@@ -214,7 +214,32 @@ class Moments:
         )
 
 
-def moments(layer: Layer, x: np.ndarray, target: Callable[[slice], np.ndarray], seed: int) -> tuple[Moments, Moments]:
+@dataclass(frozen=True)
+class Slack:
+    """What a layer may give instead of its target where the activation behind it is constant.
+
+    Any value up to `low`, or from `high` on, is as good as the target there: the one nearest to what the layer gives
+    with the weights that it has is what it is fitted to. A layer spends nothing on what a Relu takes away.
+    (Zhang, Zou, He, Sun, Accelerating very deep convolutional networks for classification and detection, 2015.)
+    """
+
+    low: float
+    high: float
+    W: np.ndarray
+    """[g, K / g, D]."""
+    bias: np.ndarray
+    """[K]."""
+
+    def targets(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """The targets for rows x [g, rows, D] whose target is y [g, rows, K / g]."""
+        given = x @ self.W.transpose(0, 2, 1).astype(x.dtype) + self.bias.reshape(len(y), 1, -1).astype(y.dtype)
+        below = np.where(y <= self.low, np.minimum(given, self.low), y)
+        return np.where(y >= self.high, np.maximum(given, self.high), below).astype(y.dtype, copy=False)
+
+
+def moments(
+    layer: Layer, x: np.ndarray, target: Callable[[slice], np.ndarray], seed: int, slack: Slack | None = None
+) -> tuple[Moments, Moments]:
     """The moments of a layer that reads x [batches, N, C, ...] and shall give `target`, by samples [n, K, ...].
 
     One of every other sample, one of those between, so that what is fitted to the one half is tested on the other;
@@ -227,6 +252,7 @@ def moments(layer: Layer, x: np.ndarray, target: Callable[[slice], np.ndarray], 
     for part, chosen in _positions(layer, x, seed):
         patches, targets = layer.rows(x[part], chosen), layer.targets(target(part), chosen)
         with np.errstate(invalid="ignore", over="ignore"):  # told below
+            targets = targets if slack is None else slack.targets(patches, targets)
             if not halves[0].rows:
                 near, y_near = _near_mean(patches), _near_mean(targets)
             patches, targets = patches - near, targets - y_near

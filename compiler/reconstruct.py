@@ -17,7 +17,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc import calibrate
-from nnc.calibrate import Flow, Moments
+from nnc.calibrate import Flow, Moments, Slack
 from nnc.channels import Channels
 from nnc.factorize import Factors, Stage
 from nnc.layers import Layer
@@ -113,9 +113,8 @@ class _Fit:
             return self._split_unfitted(layer)
         self.after.run_before(layer.node)
         name, x = layer.node.name, self.after.value(layer.node.inputs[0])
-        halves = calibrate.moments(layer, x, self._target(layer), self.context.seed)
         self.fitted.add(name)
-        W, moments = calibrate.fitted(halves, layer.matrix), halves[0].with_(halves[1])
+        W, moments = self._weights(layer, x)
         factors = self._factors(layer, W, moments, len(x) * x.shape[1])
         driver = Driver(self.graph)
         if factors is None:
@@ -125,6 +124,17 @@ class _Fit:
             replace(layer, factors, moments.bias(W), driver)
         energy = moments.yy.sum()
         return float(moments.error(W).sum() / energy) if energy else 0.0
+
+    def _weights(self, layer: Layer, x: np.ndarray) -> tuple[np.ndarray, Moments]:
+        """The best weights [g, K / g, D] of a layer for its input, and the moments that they were fitted to."""
+        target, seed = self._target(layer), self.context.seed
+        halves = calibrate.moments(layer, x, target, seed)
+        W, moments = calibrate.fitted(halves, layer.matrix), halves[0].with_(halves[1])
+        bounds = _constant_beyond(layer.node)
+        if bounds is None:
+            return W, moments
+        halves = calibrate.moments(layer, x, target, seed, Slack(*bounds, W, moments.bias(W)))
+        return calibrate.fitted(halves, layer.matrix), halves[0].with_(halves[1])
 
     def _factors(self, layer: Layer, W: np.ndarray, moments: Moments, samples: int) -> Factors | None:
         if layer.node.name not in self.factorize:
@@ -189,6 +199,20 @@ class _Fit:
         for index, role, values in zip((3, 4), ("mean", "var"), moments, strict=True):
             dtype = batchnorm.inputs[index].dtype
             batchnorm.inputs[index] = driver.constant(f"{name}.{role}", values.astype(dtype))
+
+
+def _constant_beyond(layer: gs.Node) -> tuple[float, float] | None:
+    """Between which values the activation that alone reads a layer's output is not constant; None without one."""
+    readers = layer.outputs[0].outputs
+    if len(readers) != 1 or not is_standard(readers[0], "Relu", "Clip"):
+        return None
+    if readers[0].op == "Relu":
+        return 0.0, np.inf
+    bounds = [*readers[0].inputs[1:], None, None][:2]
+    if not all(each is None or each.is_empty() or isinstance(each, gs.Constant) for each in bounds):
+        return None
+    low, high = (None if each is None or each.is_empty() else float(each.values) for each in bounds)
+    return (-np.inf if low is None else low), (np.inf if high is None else high)
 
 
 def _samples(values: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from nnc import calibrate, testing
-from nnc.calibrate import Flow, Moments
+from nnc.calibrate import Flow, Moments, Slack
 from nnc.data import Dataset
 from nnc.errors import NncError
 from nnc.layers import Layer
@@ -154,6 +154,14 @@ def test_error_and_bias_are_those_of_the_outputs() -> None:
     residual = targets - rows @ W.transpose(0, 2, 1) - moments.bias(W).reshape(2, 1, -1)
     np.testing.assert_allclose(residual.mean(1), 0, atol=1e-6)
     np.testing.assert_allclose(moments.error(W), np.square(residual).mean(1), rtol=1e-5)
+
+
+def test_targets_move_only_where_the_activation_is_constant() -> None:
+    slack = Slack(0.0, 6.0, np.ones((1, 1, 1)), np.zeros(1))
+    given = np.array([-3.0, 2.0, -3.0, 8.0, 5.0, 8.0, 3.0]).reshape(1, -1, 1)
+    wanted = np.array([-1.0, -1.0, 1.0, 7.0, 7.0, 5.0, 0.0]).reshape(1, -1, 1)
+    expected = [-3.0, 0.0, 1.0, 8.0, 6.0, 5.0, 0.0]
+    np.testing.assert_array_equal(slack.targets(given, wanted).ravel(), expected)
 
 
 def test_halves_are_of_every_other_sample() -> None:

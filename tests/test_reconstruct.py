@@ -122,6 +122,22 @@ net (float[1, 4, 8, 8] x) => (float y)
 """
 
 
+@pytest.mark.parametrize("activation", ["Relu(b)", "Clip(b, low, high)", "Clip(b, , high)"])
+def test_what_an_activation_takes_away_is_not_fitted(activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = CHAIN.replace("y = Conv", "b = Conv").replace("(a, W, B)", f"(a, W, B)\n    y = {activation}")
+    graph = testing.graph(text.replace("float[5] B>", "float[5] B, float low = {0}, float high = {8}>"))
+    after, _ = refitted(graph, graph.nodes[0].name, lost=5)
+    monkeypatch.setattr(reconstruct, "_constant_beyond", lambda layer: None)
+    plain, _ = refitted(graph, graph.nodes[0].name, lost=5)
+    assert error(graph, after) < 0.995 * error(graph, plain)
+
+
+def test_only_an_activation_that_alone_reads_a_layer_counts() -> None:
+    text = CHAIN.replace("float y)", "float y, float z)").replace("y = Conv", "b = Conv")
+    graph = testing.graph(text.replace("(a, W, B)", "(a, W, B)\n y = Relu(b)\n z = Neg(b)"))
+    assert reconstruct._constant_beyond(graph.nodes[1]) is None
+
+
 def test_grouped_layers() -> None:
     """Each group of four loses its last channel, which the others of the group make up for."""
     values = drawn_pair((4, 4, 1, 1))
