@@ -13,6 +13,7 @@ import onnx_graphsurgeon as gs
 
 from nnc.measure import has_shape
 from nnc.proto import is_standard
+from nnc.quantize import scheme
 from nnc.rewrite import Driver
 
 
@@ -208,9 +209,6 @@ def dequantized(tensor: gs.Tensor) -> np.ndarray:
         return dequantized(stored)
     if not isinstance(stored, gs.Constant) and stored.inputs[0].op == "QuantizeLinear":
         return dequantized(stored.inputs[0].inputs[0])
-    values = dequantized(stored)
-    shape = [1] * values.ndim
-    if scales[0].values.size > 1:
-        shape[maker.attrs.get("axis", 1)] = scales[0].values.size
-    scale, *zero = (each.values.astype(np.float64).reshape(shape) for each in scales if not each.is_empty())
-    return (values - (zero[0] if zero else 0.0)) * scale
+    scale, *zero = (each.values for each in scales if not each.is_empty())
+    axis = maker.attrs.get("axis", 1) if scale.size > 1 else None
+    return scheme.dequantized(dequantized(stored), scale, zero[0] if zero else None, axis)

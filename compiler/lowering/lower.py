@@ -28,6 +28,7 @@ from nnc.lowering.program import Call, Copy, Operand, Program, Tensor
 from nnc.lowering.shapes import dtype_of, shape_of
 from nnc.lowering.signals import as_images
 from nnc.lowering.tail import Tail, block_constant
+from nnc.quantize import scheme
 
 PLAIN = 1  # the block of NCHW
 Shape = tuple[int, ...]
@@ -70,12 +71,8 @@ def _fold_weights(graph: gs.Graph) -> None:
 
 def _dequantized(node: gs.Node) -> np.ndarray:
     values, scale, *zero = (tensor.values for tensor in node.inputs if not tensor.is_empty())
-    axis = node.attrs.get("axis", 1)
-    along = [1] * values.ndim
-    if scale.size > 1:
-        along[axis] = scale.size
-    shifted = values.astype(np.int32) - (zero[0].astype(np.int32).reshape(along) if zero else 0)
-    return shifted.astype(np.float32) * scale.reshape(along)
+    axis = node.attrs.get("axis", 1) if scale.size > 1 else None
+    return scheme.dequantized(values, scale, zero[0] if zero else None, axis).astype(np.float32)
 
 
 class Lowering:
