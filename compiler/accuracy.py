@@ -52,6 +52,11 @@ def evaluate(
     return Accuracy(float(np.mean(rank < 1)), float(np.mean(rank < 5)), len(rank))
 
 
+def runtime(graph: gs.Graph) -> str:
+    """What computes a graph when its accuracy is measured, and in which arithmetic."""
+    return "onnxruntime, its optimizations off: exact where it rounds" if verify.rounds(graph) else "onnxruntime"
+
+
 def _runner(model: gs.Graph | onnx.ModelProto | Run, batch: int) -> tuple[Run, int]:
     if isinstance(model, onnx.ModelProto):
         model = graphs.from_model(model, _batched(model, batch))

@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 import onnx_graphsurgeon as gs
 
-from nnc import __version__, output, pipeline, report, wire
+from nnc import __version__, accuracy, output, pipeline, report, wire
 from nnc import graph as graphs
 from nnc.checkpoint import Checkpoints
 from nnc.context import Context, Progress, silent
@@ -161,9 +161,9 @@ def _check(job: Job) -> None:
 
 
 def _accuracy(context: Context, graph: gs.Graph) -> float:
-    accuracy = context.accuracy(graph)
-    assert accuracy is not None
-    return accuracy
+    found = context.accuracy(graph)
+    assert found is not None
+    return found
 
 
 def _accuracy_after(
@@ -265,6 +265,7 @@ def _figures(graph: gs.Graph, context: Context, files: Iterable[Path] = ()) -> d
         "latency_ms": cost.latency_ms,
         "peak_activation_bytes": cost.peak_activation_bytes,
         "energy_mj": cost.energy_mj,
+        "accuracy_runtime": accuracy.runtime(graph),
     }
 
 

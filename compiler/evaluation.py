@@ -10,7 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from pydantic import ValidationError
 
-from nnc import accuracy, toml, verify
+from nnc import accuracy, toml
 from nnc import graph as graphs
 from nnc.artifact import Artifact
 from nnc.context import Progress
@@ -60,8 +60,7 @@ def evaluate(
         run, runtime, batch = _library(artifact, threads), artifact.runtime, inputs[0].shape[0]
     else:
         run = graphs.load(artifact.model_path if artifact else model, shapes)
-        runtime = "onnxruntime" + (", its optimizations off: exact where it rounds" if verify.rounds(run) else "")
-        inputs, batch = run.inputs, 1
+        inputs, runtime, batch = run.inputs, accuracy.runtime(run), 1
     dataset = Dataset.open(data, preprocess, inputs)
     if samples is not None:
         dataset = dataset.subset(seed, samples)

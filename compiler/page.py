@@ -86,7 +86,7 @@ def _accuracy_card(report: Entry) -> list[Made]:
         "share": after,
         "change": points(before, after),
         "worse": after < before,
-        "note": f"in onnxruntime, on {units.plural(report['accuracy_samples'], 'sample')}",
+        "note": f"in {report['after']['accuracy_runtime']}, on {units.plural(report['accuracy_samples'], 'sample')}",
     }
     return [card]
 

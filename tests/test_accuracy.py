@@ -12,7 +12,8 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from nnc import graph as graphs
-from nnc.accuracy import Accuracy, evaluate
+from nnc import testing
+from nnc.accuracy import Accuracy, evaluate, runtime
 from nnc.data import Dataset, Preprocess
 from nnc.errors import NncError
 
@@ -128,3 +129,12 @@ def test_published_accuracies_are_reproduced(name: str) -> None:
     accuracy = evaluate(graph, Dataset.open(DATA / folder, preprocess, graph.inputs))
     assert accuracy.count == 500
     assert accuracy.top1 == pytest.approx(PUBLISHED[name], abs=0.0021)  # one image: rounding differs between machines
+
+
+def test_the_arithmetic_is_told() -> None:
+    graph = testing.graph(
+        "net (float[1, 2] x) => (float[1, 2] y) <float s = {0.5}, uint8 z = {3}>"
+        "{ q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z) }"
+    )
+    assert runtime(graph).startswith("onnxruntime, its optimizations off")
+    assert runtime(testing.graph("net (float[1, 2] x) => (float[1, 2] y) { y = Relu(x) }")) == "onnxruntime"
