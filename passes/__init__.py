@@ -1,5 +1,6 @@
 """The rewrite passes: one file each, called like the pass."""
 
+from nnc.passes.cast_fp16 import CastFp16
 from nnc.passes.check_accuracy import CheckAccuracy
 from nnc.passes.compress import Compress
 from nnc.passes.fold_affine import FoldAffine
@@ -42,5 +43,5 @@ GRAPH_PASSES: tuple[type[Pass], ...] = (
 #: Every pass that a recipe can name.
 PASSES: tuple[type[Pass], ...] = (
     *GRAPH_PASSES, Compress, PruneChannels, SplitGemmSvd, SplitConvSvd, SplitConvSpatial, SplitConvCp, SplitConvTucker,
-    InsertQdq, CheckAccuracy,
+    InsertQdq, CastFp16, CheckAccuracy,
 )  # fmt: skip
