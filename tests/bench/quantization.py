@@ -1,6 +1,6 @@
 """What quantization costs networks, and what calibration takes: one table.
 
-    python tests/bench/quantization.py [accuracy memory]
+    python tests/bench/quantization.py [accuracy half memory]
 
 Accuracies are those of onnxruntime with every optimization off, the exact arithmetic; beside it stands the same model
 in onnxruntime's default kernels, which saturate at 16 bits on processors without VNNI. The peer is
@@ -30,6 +30,7 @@ CIFAR = ("cifar10_resnet20", "cifar10_resnet56")
 IMAGENET = ("imagenet_mobilenet_v2_1.0_224", "imagenet_squeezenet1.0_deepcompression")
 SAMPLES = 512
 MOST_DROP = 0.005
+MOST_ERROR = 1e-2
 MOST_BYTES = 1.5e9
 FOLD = {"name": "fold-batchnorm"}
 
@@ -111,7 +112,31 @@ def memory(shop: Workshop) -> Iterator[Row]:
         yield Row(f"calibration memory: resnet50, {method}", "< 1.5 GB", measured, used.peak_bytes < MOST_BYTES)
 
 
-SECTIONS = {"accuracy": accuracy, "memory": memory}
+def half(shop: Workshop) -> Iterator[Row]:
+    """Outputs and top-1 of networks in float16."""
+    models = samples(*CIFAR, *IMAGENET)
+    images = halves(shop.folder) if models else {}
+    for model in models:
+        of_cifar = facts(model)["dataset"] == "cifar10"
+        data = {part: DATA / f"cifar10/{part}.npz" for part in images} if of_cifar else images
+        out = fresh(shop.folder)
+        report, _ = compiled(shop, model, [dict(FOLD), {"name": "cast-fp16"}], data, facts(model))
+        before, after = graphs.load(model), graphs.load(out / "model.onnx")
+        expected, found = (outputs(each, opened(data["test"], before, facts(model))) for each in (before, after))
+        error = float(np.sqrt(np.square(expected - found).sum() / np.square(expected).sum()))
+        moved = int((expected.argmax(1) != found.argmax(1)).sum())
+        top1 = [report[side]["accuracy"] for side in ("before", "after")]
+        measured = f"{error:.1e}, {top1[0]:.1%} -> {top1[1]:.1%}, {moved} of {len(expected)} images differ"
+        yield Row(f"{model.stem} fp16", "< 1e-2, top-1 the same", measured, error < MOST_ERROR and top1[0] == top1[1])
+
+
+def outputs(graph: gs.Graph, data: Dataset) -> np.ndarray:
+    """The scores [images, classes] of a network."""
+    session = Session(graph, optimized=True)
+    return np.concatenate([next(iter(session.run(inputs).values())) for inputs in data.batches(1)])
+
+
+SECTIONS = {"accuracy": accuracy, "half": half, "memory": memory}
 
 if __name__ == "__main__":
     sys.exit(main(__doc__, SECTIONS, Workshop))
