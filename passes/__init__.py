@@ -3,6 +3,7 @@
 from nnc.passes.cast_fp16 import CastFp16
 from nnc.passes.check_accuracy import CheckAccuracy
 from nnc.passes.compress import Compress
+from nnc.passes.equalize_ranges import EqualizeRanges
 from nnc.passes.fold_affine import FoldAffine
 from nnc.passes.fold_batchnorm import FoldBatchNorm
 from nnc.passes.fold_constants import FoldConstants
@@ -43,5 +44,5 @@ GRAPH_PASSES: tuple[type[Pass], ...] = (
 #: Every pass that a recipe can name.
 PASSES: tuple[type[Pass], ...] = (
     *GRAPH_PASSES, Compress, PruneChannels, SplitGemmSvd, SplitConvSvd, SplitConvSpatial, SplitConvCp, SplitConvTucker,
-    InsertQdq, CastFp16, CheckAccuracy,
+    EqualizeRanges, InsertQdq, CastFp16, CheckAccuracy,
 )  # fmt: skip
