@@ -92,11 +92,16 @@ def layer(node: gs.Node) -> Layer | str | None:
         return None
     if x is None:
         return "its input is not quantized"
-    if dequantized(weights) is not None:
-        return "both of its inputs are computed"
     if stored is None:
-        return "its weights are not quantized"
+        return "its weights are not quantized" if _is_constant(weights) else "both of its inputs are computed"
     return _layer(node, *x, stored)
+
+
+def _is_constant(tensor: gs.Tensor) -> bool:
+    """Whether a tensor is one, or computed from nothing else in one step."""
+    if isinstance(tensor, gs.Constant):
+        return True
+    return bool(tensor.inputs) and all(isinstance(each, gs.Constant) for each in tensor.inputs[0].inputs)
 
 
 @dataclass(frozen=True)
@@ -129,15 +134,36 @@ def _stored(weights: gs.Tensor) -> _Stored | None:
 
 def _layer(node: gs.Node, x: gs.Tensor, quantization: Quantization, stored: _Stored) -> Layer | str:
     W, scales, outputs = stored.W, stored.scales, _output_axis(node)
-    channels = W.shape[outputs] * (node.attrs.get("group", 1) if node.op == "ConvTranspose" else 1)
-    if scales.size > 1 and (stored.axis != outputs or scales.size != channels):
+    if reason := _unlike_others(node, W):
+        return reason
+    if scales.size > 1 and (stored.axis != outputs or scales.size != W.shape[outputs]):
         return "its weights have scales along another axis than the output channels"
     if abs(W).max(initial=0) > 128 or W.max(initial=0) > 127:
         return "its weights less their zero point do not fit into int8"
-    if W.size // channels > 2**31 // (255 * 128):
+    if W.size // W.shape[outputs] > 2**31 // (255 * 128):
         return "its sums do not fit into int32"
-    spread = np.broadcast_to(scales.astype(np.float32), (channels,))
+    spread = np.broadcast_to(scales.astype(np.float32), W.shape[outputs])
+    if node.op == "ConvTranspose":  # whose groups share them
+        spread = np.tile(spread, node.attrs.get("group", 1))
     return Layer(x, quantization, W.astype(np.int8), np.ascontiguousarray(spread))
+
+
+def _unlike_others(node: gs.Node, W: np.ndarray) -> str:
+    """Why a layer has no kernel for integers, as few networks have it; nothing where it has one."""
+    if node.op == "Gemm":
+        return "its input is transposed" if node.attrs.get("transA", 0) else ""
+    if node.op == "MatMul":
+        return "" if W.ndim == 2 and len(node.inputs[0].shape or ()) > 1 else "its weights are more than a matrix"
+    if W.ndim not in (3, 4):
+        return "its window has more than two axes"
+    if min(node.attrs.get("pads", (0,)), default=0) < 0:
+        return "its padding is negative"
+    if node.op == "Conv":
+        return ""
+    strides, dilations = (node.attrs.get(key, [1] * (W.ndim - 2)) for key in ("strides", "dilations"))
+    if set(dilations) != {1} or any(stride > taps for stride, taps in zip(strides, W.shape[2:], strict=True)):
+        return "its window has gaps"
+    return ""
 
 
 def _output_axis(node: gs.Node) -> int:

@@ -20,7 +20,9 @@ from nnc.data import Dataset, Preprocess
 from nnc.errors import NncError
 from nnc.lowering import emulate
 from nnc.lowering.library import Library
+from nnc.report import remarks
 from nnc.session import Session
+from nnc.simulation.analytic import predict
 
 DATA = Path(os.environ.get("NNC_DATA", Path(__file__).parents[2] / "../shared/data"))
 
@@ -115,13 +117,17 @@ def with_dot(chip: target.Target) -> target.Target:
 
 HOST = target.load("x86")
 HOST_FEATURES = set(HOST.unit.tvm["mattr"])
+QUICK = [("x86-64-v3", []), ("x86-64-v4", ["+avx512vnni"])]
 MACHINES = [
     pytest.param(
         narrow(level, bits, registers, *features),
         id="-".join([level, *features]),
-        marks=pytest.mark.skipif(
-            bits > HOST.unit.vector_bits or not HOST_FEATURES.issuperset(features), reason="not on this CPU"
-        ),
+        marks=[
+            pytest.mark.skipif(
+                bits > HOST.unit.vector_bits or not HOST_FEATURES.issuperset(features), reason="not on this CPU"
+            ),
+            *([] if (level, features) in QUICK else [pytest.mark.slow]),
+        ],
     )
     for level, bits, registers, *features in [
         ("x86-64-v2", 128, 16),
@@ -209,7 +215,7 @@ def convolutions(dtype: str = "uint8", low: int = -127) -> Draft:
     return net
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+@pytest.mark.parametrize("dtype", [pytest.param("uint8", marks=pytest.mark.slow), "int8"])
 @pytest.mark.parametrize("machine", MACHINES)
 def test_convolutions(compare: Compare, machine: target.Target, dtype: str) -> None:
     built = compare(convolutions(dtype), machine)
@@ -232,6 +238,34 @@ def test_sums_of_the_largest_products_do_not_saturate(compare: Compare) -> None:
         conv = net.add("Conv", x, net.add("DequantizeLinear", W, net.constant(0.01)), kernel_shape=[1, 1])
         net.output(net.q(conv, 0.2))
         compare(net, chip)
+
+
+def transposed() -> Draft:
+    net = Draft("int8")
+    x = net.rounded(net.input(2, 32, 5, 6))
+    signal = net.rounded(net.input(1, 8, 9))
+
+    def layer(x: str, ins: int, outs: int, kernel: Sequence[int], **attrs: Any) -> str:
+        groups = attrs.get("group", 1)
+        W = net.weights(ins, outs // groups, *kernel, axis=1)
+        return net.add("ConvTranspose", x, W, net.bias(outs), kernel_shape=list(kernel), **attrs)
+
+    net.output(
+        net.q(layer(x, 32, 24, (2, 2), strides=[2, 2]), 0.1),
+        net.q(net.add("Relu", layer(x, 32, 20, (4, 4), strides=[2, 2], pads=[1, 1, 1, 1])), 0.1, -128),
+        net.q(layer(x, 32, 16, (3, 3), strides=[2, 1], pads=[1, 0, 1, 2], output_padding=[1, 0]), 0.1),
+        net.q(layer(x, 32, 32, (3, 3), group=4), 0.1),
+        net.q(layer(signal, 8, 12, (4,), strides=[2]), 0.1),
+        layer(x, 32, 8, (3, 3), strides=[3, 3]),
+    )
+    return net
+
+
+@pytest.mark.parametrize("machine", [*MACHINES, BOARDS[0]])
+def test_transposed_convolutions(compare: Compare, machine: target.Target) -> None:
+    built = compare(transposed(), machine)
+    convolved = {kernel.template for kernel in built.kernels if kernel.op.startswith("ConvTranspose")}
+    assert convolved == {"int8_conv2d"}
 
 
 def epilogues() -> Draft:
@@ -419,20 +453,53 @@ def test_what_outside_sees_keeps_its_type(compare: Compare) -> None:
 
 
 REFUSED = [
-    ("float weights", lambda net, x: net.add("Conv", x, net.constant(np.ones((8, 16, 1, 1))))),
-    ("scales along inputs", lambda net, x: net.add("Conv", x, net.weights(8, 16, 1, 1, axis=1))),
-    ("float input", lambda net, x: net.conv(net.add("Softmax", x), 16, 8, (1, 1))),
-    ("two variables", lambda net, x: net.add("MatMul", x, net.add("Transpose", x, perm=[0, 1, 3, 2]))),
-    ("zero points", lambda net, x: net.add("Conv", x, net.weights(8, 16, 1, 1, zeros=100))),
+    ("its weights are not quantized", lambda net, x: net.add("Conv", x, net.constant(np.ones((8, 16, 1, 1))))),
+    ("another axis", lambda net, x: net.add("Conv", x, net.weights(8, 16, 1, 1, axis=1))),
+    ("its input is not quantized", lambda net, x: net.conv(net.add("Softmax", x), 16, 8, (1, 1))),
+    (
+        "both of its inputs are computed",
+        lambda net, x: net.add("MatMul", x, net.add("Transpose", x, perm=[0, 1, 3, 2])),
+    ),
+    ("do not fit into int8", lambda net, x: net.add("Conv", x, net.weights(8, 16, 1, 1, zeros=100))),
 ]
 
 
-@pytest.mark.parametrize(("name", "build"), REFUSED, ids=[name for name, _ in REFUSED])
-def test_what_is_not_integers_is_computed_in_floats(compare: Compare, name: str, build: Any) -> None:
+@pytest.mark.parametrize(("reason", "build"), REFUSED, ids=[reason for reason, _ in REFUSED])
+def test_what_is_not_integers_is_computed_in_floats(compare: Compare, reason: str, build: Any) -> None:
     net = Draft()
     net.output(build(net, net.rounded(net.input(1, 16, 6, 6))))
     built = compare(net)
     assert not [kernel for kernel in built.kernels if kernel.template.startswith("int8")]
+    predicted = predict(net.graph(), HOST)
+    (layer,) = (each for each in predicted.layers if each.reason)
+    assert layer.dtype == "float32"
+    assert reason in str(layer.reason)
+    assert [line for line in remarks(predicted, HOST) if reason in line]
+
+
+def test_a_report_says_in_which_type_layers_compute() -> None:
+    net = Draft()
+    x = net.rounded(net.add("Relu", net.conv(net.rounded(net.input(1, 16, 8, 8)), 16, 16, (1, 1))))
+    pooled = net.rounded(net.add("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2]))
+    net.output(pooled, net.add("Sigmoid", x))
+    types = {layer.op: layer.dtype for layer in predict(net.graph(), HOST).layers}
+    assert types["Conv+Relu+QuantizeLinear"] == types["MaxPool+QuantizeLinear"] == "int8"
+    assert types["Sigmoid"] == "float32"
+
+
+def test_remarks_say_where_integers_are_slower() -> None:
+    net = Draft()
+    net.output(net.rounded(net.conv(net.rounded(net.input(1, 64, 28, 28)), 64, 64, pads=[1, 1, 1, 1])))
+    carmel = target.load("jetson-xavier:cpu")  # without a dot product
+    (remark,) = (line for line in remarks(predict(net.graph(), carmel), carmel) if "in floats" in line)
+    assert remark.endswith("on jetson-xavier:cpu@MAXN int8 is smaller, but not faster")
+    fast = with_dot(QCS605)
+    unit = fast.unit
+    clusters = tuple(
+        each.model_copy(update={"macs_per_cycle": {**each.macs_per_cycle, "int8": 32.0}}) for each in unit.clusters
+    )
+    fast = fast.model_copy(update={"unit": unit.model_copy(update={"clusters": clusters})})
+    assert not [line for line in remarks(predict(net.graph(), fast), fast) if "in floats" in line]
 
 
 # -- networks
@@ -513,6 +580,7 @@ def test_every_layer_of_a_network_is_one_step_from_its_integers(name: str, signe
         assert np.count_nonzero(steps) <= 0.001 * steps.size, node.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "size"), [("shufflenet_v2", 64), ("efficientnet_b0", 64), ("mobilenet_v2", 96)])
 def test_whole_networks_multiply_integers(name: str, size: int, tmp_path: Path) -> None:
     graph = quantized(name, size, tmp_path, signed=True)

@@ -89,6 +89,13 @@ class Conv2d:
         most = max(end - start for start, end in spans)
         return most, [min(start, self.in_blocks - most) for start, _ in spans]
 
+    def pixel(self, y: Expr, x: Expr) -> tuple[Expr, Expr]:
+        """Row and column of an output in the image that is written."""
+        if self.phase is None:
+            return y, x
+        (down, right), (top, left) = self.phase.strides, self.phase.first
+        return y * down + top, x * right + left
+
     def flattened(self, unit: Unit) -> Conv2d:
         """The same pointwise convolution over an image whose width suits the register tile."""
         if not self.window.is_pointwise or self.phase:
@@ -218,15 +225,8 @@ class _Kernel:
             total[lane(block)] = splat(0.0, block)
         self._reduce(X, W, tiles, place, x, sums)
         for c, v in product(range(tiles.columns), range(vectors)):
-            pixel = self._pixel(y, x + c)
+            pixel = self.conv.pixel(y, x + c)
             store(out, sums[c][v][lane(block)], (n, group * vectors + v, *pixel, 0), block, self.epilogue)
-
-    def _pixel(self, y: Expr, x: Expr) -> tuple[Expr, Expr]:
-        """Row and column of an output in the image that is written."""
-        phase = self.conv.phase
-        if phase is None:
-            return y, x
-        return y * phase.strides[0] + phase.first[0], x * phase.strides[1] + phase.first[1]
 
     def _reduce(self, X: Any, W: Any, tiles: Tiles, place: list[Expr], x: Expr, sums: list[list[Any]]) -> None:
         """Add up the products of one tile."""

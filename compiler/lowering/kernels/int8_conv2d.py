@@ -211,7 +211,7 @@ class _Kernel:
         self._start(S, tiles, y, group, sums)
         self._reduce(X, W, tiles, place, x, sums)
         for c, v in product(range(tiles.columns), range(vectors)):
-            index = (n, group * vectors + v, y, x + c, 0)
+            index = (n, group * vectors + v, *self.problem.conv.pixel(y, x + c), 0)
             store(out, sums[c][v][lane(block)], index, block, self.epilogue, dtype="int32")
 
     def _start(self, S: Any, tiles: Tiles, y: Expr, group: Expr, sums: list[list[Any]]) -> None:

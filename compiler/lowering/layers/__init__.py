@@ -30,6 +30,7 @@ TEMPLATES: dict[str, Callable[[Lowering, Group], bool]] = {
 
 INTEGERS: dict[str, Callable[[Lowering, Group], bool]] = {
     "Conv": quantized.conv,
+    "ConvTranspose": quantized.conv_transpose,
     "Gemm": quantized.product,
     "MatMul": quantized.product,
 }

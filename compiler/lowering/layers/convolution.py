@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
@@ -132,18 +133,35 @@ def conv_transpose(lowering: Lowering, group: Group) -> bool:
     """ConvTranspose of float32 images with constant weights: a convolution for each phase of the output's pixels."""
     node = group.root
     x, weights, bias = input_of(node, 0), array_of(node, 1), input_of(node, 2)
-    if x is None or weights is None or weights.ndim != 4 or weights.dtype != np.float32 or x.dtype != np.float32:
+    if x is None or weights is None or weights.dtype != np.float32 or x.dtype != np.float32:
         return False
-    if two(node.attrs.get("dilations", (1, 1))) != (1, 1) or isinstance(x, gs.Constant):
+    if not has_phases(node, weights) or isinstance(x, gs.Constant):
         return False
-    strides, out_size = two(node.attrs.get("strides", (1, 1))), two(shape_of(node.outputs[0])[2:])
-    pads = _transposed_pads(node, strides, two(weights.shape[2:]), out_size)
-    if strides[0] > weights.shape[2] or strides[1] > weights.shape[3]:
-        return False  # some outputs are nothing but the bias
     tail = lowering.tail(group, along_channels(bias, 4), lowering.block, shape_of(node.outputs[0]))
-    (batch, channels, *size), groups = shape_of(x), node.attrs.get("group", 1)
-    W = _as_convolution(weights, groups)
-    result = Tensor((batch, -(-W.shape[0] // lowering.block), *out_size, lowering.block), tail.dtype)
+    result = transposed_result(lowering, node, tail)
+    for problem, taps in phases(node, weights, lowering.block):
+        _direct_into(lowering, group, problem, lowering.blocked(x), taps, tail, result)
+    lowering.define(group.outputs[0], result, lowering.block)
+    return True
+
+
+def has_phases(node: gs.Node, W: np.ndarray) -> bool:
+    """Whether a ConvTranspose is one convolution per phase: of images, undilated, every output reached by a tap."""
+    strides, dilations = (node.attrs.get(key, (1, 1)) for key in ("strides", "dilations"))
+    return W.ndim == 4 and two(dilations) == (1, 1) and strides[0] <= W.shape[2] and strides[1] <= W.shape[3]
+
+
+def transposed_result(lowering: Lowering, node: gs.Node, tail: Tail) -> Tensor:
+    """What the phases of a ConvTranspose write together."""
+    batch, channels, *size = shape_of(node.outputs[0])
+    return Tensor((batch, -(-channels // lowering.block), *size, lowering.block), tail.dtype)
+
+
+def phases(node: gs.Node, weights: np.ndarray, block: int) -> Iterator[tuple[conv2d.Conv2d, np.ndarray]]:
+    """The convolutions that a ConvTranspose consists of, each with its weights `[out, in / groups, kh, kw]`."""
+    (batch, channels, *size), groups = shape_of(node.inputs[0]), node.attrs.get("group", 1)
+    strides, out_size = two(node.attrs.get("strides", (1, 1))), two(shape_of(node.outputs[0])[2:])
+    pads, W = _transposed_pads(node, strides, two(weights.shape[2:]), out_size), _as_convolution(weights, groups)
     for phase in product(range(strides[0]), range(strides[1])):
         rows, columns = (_phase(*each) for each in zip(phase, strides, weights.shape[2:], pads, out_size, strict=True))
         window = Window(
@@ -157,11 +175,9 @@ def conv_transpose(lowering: Lowering, group: Group) -> bool:
         if min(window.out_size) < 1:
             continue
         spread = conv2d.Phase(strides, phase, out_size)
-        problem = conv2d.Conv2d(batch, channels, W.shape[0], window, groups, lowering.block, lowering.block, spread)
-        taps = np.ascontiguousarray(W[:, :, rows.tap :: strides[0], columns.tap :: strides[1]][:, :, ::-1, ::-1])
-        _direct_into(lowering, group, problem, lowering.blocked(x), taps, tail, result)
-    lowering.define(group.outputs[0], result, lowering.block)
-    return True
+        taps = W[:, :, rows.tap :: strides[0], columns.tap :: strides[1]][:, :, ::-1, ::-1]
+        problem = conv2d.Conv2d(batch, channels, W.shape[0], window, groups, block, block, spread)
+        yield problem, np.ascontiguousarray(taps)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Layers that multiply integers: Conv, Gemm and MatMul of dequantized activations and weights."""
+"""Layers that multiply integers: Conv, ConvTranspose, Gemm and MatMul of dequantized activations and weights."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from nnc.lowering.kernels.int8_dot import DEPTH, Dot
 from nnc.lowering.kernels.unit import dot_of
 from nnc.lowering.kernels.window import Window
 from nnc.lowering.layers.attributes import along_channels, input_of, window_of
-from nnc.lowering.layers.convolution import every_nth
-from nnc.lowering.layers.emit import Kernel, emit
+from nnc.lowering.layers.convolution import every_nth, phases, transposed_result
+from nnc.lowering.layers.emit import Kernel, call, emit
 from nnc.lowering.program import Tensor
 from nnc.lowering.shapes import shape_of
 from nnc.lowering.tail import Tail
@@ -90,21 +90,50 @@ def _direct(
     if tail.fits(*out_size):
         problem = problem.flattened(lowering.unit)
         tail = tail.reshaped(*problem.conv.window.out_size)
+    result = Tensor((batch, direct.out_blocks, *out_size, lowering.block), tail.dtype)
+    shape = (batch, direct.in_blocks, *problem.conv.window.size, in_block)
+    _direct_into(lowering, group, problem, source.view(shape), W, tail, result)
+    lowering.define(group.outputs[0], result, lowering.block)
+
+
+def _direct_into(
+    lowering: Lowering,
+    group: Group,
+    problem: int8_conv2d.Int8Conv2d,
+    x: Tensor,
+    W: np.ndarray,
+    tail: Tail,
+    result: Tensor,
+) -> None:
+    """Append a direct convolution that writes `result`."""
     plan = int8_conv2d.best_plan(problem, lowering.unit)
-    emit(
+    call(
         lowering,
         group,
         Kernel("int8_conv2d", problem, plan),
-        [
-            source.view((batch, direct.in_blocks, *problem.conv.window.size, in_block)),
-            int8_conv2d.pack(W, problem, plan),
-            int8_conv2d.starts(W, problem, plan),
-        ],
+        [x, int8_conv2d.pack(W, problem, plan), int8_conv2d.starts(W, problem, plan)],
         tail,
-        problem.conv.out_shape,
+        result.view(problem.conv.out_shape),
         lambda X, P, S, extras: int8_conv2d.compute(X, P, S, problem, plan, tail.dtype, extras, tail.epilogue(extras)),
-        (batch, direct.out_blocks, *out_size, lowering.block),
     )
+
+
+def conv_transpose(lowering: Lowering, group: Group) -> bool:
+    """ConvTranspose of images: a convolution for each phase of the output's pixels."""
+    node, found = group.root, _found(lowering, group)
+    if found is None:
+        return False
+    x, quantization, W, scales = found
+    W = W[..., None, :] if W.ndim == 3 else W
+    worth = scales.reshape(1, -1, 1, 1) * np.float32(quantization.scale)
+    bias = along_channels(input_of(node, 2), 4)
+    tail = lowering.tail(group, bias, lowering.block, shape_of(node.outputs[0]), worth, "int32")
+    result = transposed_result(lowering, node, tail)
+    for direct, taps in phases(node, W, lowering.block):
+        problem = int8_conv2d.Int8Conv2d(direct, quantization.zero, _dot(lowering, W))
+        _direct_into(lowering, group, problem, lowering.blocked(x), taps, tail, result)
+    lowering.define(group.outputs[0], result, lowering.block)
+    return True
 
 
 def _dot(lowering: Lowering, W: np.ndarray) -> Dot:
@@ -116,7 +145,7 @@ def _dot(lowering: Lowering, W: np.ndarray) -> Dot:
 def product(lowering: Lowering, group: Group) -> bool:
     """Gemm and MatMul of rows with a constant matrix."""
     node, found = group.root, _found(lowering, group)
-    if found is None or node.attrs.get("transA", 0) or found[2].ndim != 2 or len(shape_of(found[0])) < 2:
+    if found is None:
         return False
     x, quantization, W, scales = found
     bias, beta = input_of(node, 2), node.attrs.get("beta", 1.0)
