@@ -64,6 +64,8 @@ class Context:
     """Called with a step of the pass, what is done of it, and how much there is: first with 0 done, last with all."""
     imported: gs.Graph | None = None
     """The model before the first pass; without it, the graph that is given to `run` first."""
+    unquantized: gs.Graph | None = None
+    """The graph in front of the last pass that quantized it: what integers are rounded from."""
     store: Store = field(default_factory=Memory)
     skipped: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
     explanation: Explanation = field(default_factory=Explanation)

@@ -81,19 +81,35 @@ def run(
     """
     _check_data(passes, context)
     context.imported = context.imported or graph
-    rows: list[Row] = []
     keys = checkpoints.keys(passes) if checkpoints else []
-    if checkpoints and (found := checkpoints.last(keys)):
-        graph, saved = found
-        rows = [Row(**{**row, "reused": True}) for row in saved]
+    graph, rows = _resumed(graph, passes, context, checkpoints, keys) if checkpoints else (graph, [])
     for together in _runs(passes[len(rows) :]):
         steps = _apply_together(together, graph, context, len(rows), len(passes))
         for step, row in zip(steps, _rows(steps, context), strict=True):
             rows.append(row)
             if checkpoints:
                 checkpoints.save(keys[len(rows) - 1], step.after, rows)
+            if step.pass_.quantizes and step.changed:
+                context.unquantized = step.before
         graph = steps[-1].after
     return graph, rows
+
+
+def _resumed(
+    graph: gs.Graph, passes: Sequence[Pass], context: Context, checkpoints: Checkpoints, keys: list[str]
+) -> tuple[gs.Graph, list[Row]]:
+    """The furthest checkpoint and the rows up to it, with the graph in front of a pass that quantized it at hand."""
+    found = checkpoints.last(keys)
+    if found is None:
+        return graph, []
+    rows = [Row(**{**row, "reused": True}) for row in found[1]]
+    index = max((i for i, row in enumerate(rows) if passes[i].quantizes and row.changed), default=None)
+    if index is not None:
+        before = checkpoints.last(keys[:index])
+        if index and (before is None or len(before[1]) < index):  # it is lost: quantize again
+            return _resumed(graph, passes[:index], context, checkpoints, keys[:index])
+        context.unquantized = before[0] if before else graph
+    return found[0], rows
 
 
 def _check_data(passes: Sequence[Pass], context: Context) -> None:

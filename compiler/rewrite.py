@@ -33,6 +33,8 @@ class Pass(BaseModel):
     effect: ClassVar[Effect]
     only_looks: ClassVar[bool] = False
     """Whether the pass is a check, which leaves every graph as it is."""
+    quantizes: ClassVar[bool] = False
+    """Whether the pass turns floats into integers; later passes find the graph before in `Context.unquantized`."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Keys of the recipe's [data] that the pass can't do without."""
 

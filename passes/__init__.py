@@ -3,6 +3,7 @@
 from nnc.passes.cast_fp16 import CastFp16
 from nnc.passes.check_accuracy import CheckAccuracy
 from nnc.passes.compress import Compress
+from nnc.passes.correct_bias import CorrectBias
 from nnc.passes.equalize_ranges import EqualizeRanges
 from nnc.passes.fold_affine import FoldAffine
 from nnc.passes.fold_batchnorm import FoldBatchNorm
@@ -17,6 +18,7 @@ from nnc.passes.merge_views import MergeViews
 from nnc.passes.prune_channels import PruneChannels
 from nnc.passes.remove_dead_nodes import RemoveDeadNodes
 from nnc.passes.remove_identity import RemoveIdentity
+from nnc.passes.round_adaptively import RoundAdaptively
 from nnc.passes.simplify_shapes import SimplifyShapes
 from nnc.passes.split_conv_cp import SplitConvCp
 from nnc.passes.split_conv_spatial import SplitConvSpatial
@@ -44,5 +46,5 @@ GRAPH_PASSES: tuple[type[Pass], ...] = (
 #: Every pass that a recipe can name.
 PASSES: tuple[type[Pass], ...] = (
     *GRAPH_PASSES, Compress, PruneChannels, SplitGemmSvd, SplitConvSvd, SplitConvSpatial, SplitConvCp, SplitConvTucker,
-    EqualizeRanges, InsertQdq, CastFp16, CheckAccuracy,
+    EqualizeRanges, InsertQdq, RoundAdaptively, CorrectBias, CastFp16, CheckAccuracy,
 )  # fmt: skip

@@ -46,6 +46,7 @@ class InsertQdq(Pass):
 
     name: ClassVar[str] = "insert-qdq"
     effect: ClassVar[Effect] = "approximate"
+    quantizes: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("calibration",)
 
     method: Method = Field("min-max", description="how the ranges of activations are found")

@@ -13,6 +13,7 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -100,6 +101,7 @@ def mobilenet_v2(shop: Workshop) -> Iterator[Row]:
     yield Row("mobilenet_v2", "drop <= 3 points", f"left out: no data folder {DATA}", None)
 
 
+@cache
 def halves(folder: Path) -> dict[str, Path]:
     """Two folders with one half each of the sample of ImageNet, drawn at random."""
     with (DATA / "imagenet_sample/labels.csv").open(newline="") as file:

@@ -1,6 +1,6 @@
 """What quantization costs networks, and what calibration takes: one table.
 
-    python tests/bench/quantization.py [accuracy half memory]
+    python tests/bench/quantization.py [accuracy int4 half memory]
 
 Accuracies are those of onnxruntime with every optimization off, the exact arithmetic; beside it stands the same model
 in onnxruntime's default kernels, which saturate at 16 bits on processors without VNNI. The peer is
@@ -30,6 +30,7 @@ CIFAR = ("cifar10_resnet20", "cifar10_resnet56")
 IMAGENET = ("imagenet_mobilenet_v2_1.0_224", "imagenet_squeezenet1.0_deepcompression")
 SAMPLES = 512
 MOST_DROP = 0.005
+MOST_DROP_INT4 = {"cifar10_resnet56": 0.01, "cifar10_resnet20": 0.02, "imagenet_mobilenet_v2_1.0_224": 0.1}
 MOST_ERROR = 1e-2
 MOST_BYTES = 1.5e9
 FOLD = {"name": "fold-batchnorm"}
@@ -37,17 +38,21 @@ FOLD = {"name": "fold-batchnorm"}
 
 def accuracy(shop: Workshop) -> Iterator[Row]:
     """Top-1 of 8-bit networks, calibrated on images that the test does not hold."""
-    models = samples(*CIFAR, *IMAGENET)
-    if not models:
+    pairs = with_data(shop, *CIFAR, *IMAGENET)
+    if not pairs:
         yield Row("W8A8", "drop <= 0.5 points", f"left out: no data folder {DATA}", None)
-        return
-    images = halves(shop.folder)
-    for model in models:
-        of_cifar = facts(model)["dataset"] == "cifar10"
-        data = {part: DATA / f"cifar10/{part}.npz" for part in images} if of_cifar else images
+    for model, data in pairs:
         for method in quantize.METHODS:
             yield drop(shop, model, data, method)
         yield peer(shop, model, data)
+
+
+def with_data(shop: Workshop, *names: str) -> list[tuple[Path, dict[str, Path]]]:
+    """Pretrained models, each with images to calibrate on and others to test; none where the sample data is absent."""
+    models = samples(*names)
+    images = halves(shop.folder) if models else {}
+    cifar = {part: DATA / f"cifar10/{part}.npz" for part in images}
+    return [(model, cifar if facts(model)["dataset"] == "cifar10" else images) for model in models]
 
 
 def drop(shop: Workshop, model: Path, data: Mapping[str, Path], method: str) -> Row:
@@ -112,13 +117,23 @@ def memory(shop: Workshop) -> Iterator[Row]:
         yield Row(f"calibration memory: resnet50, {method}", "< 1.5 GB", measured, used.peak_bytes < MOST_BYTES)
 
 
+def int4(shop: Workshop) -> Iterator[Row]:
+    """Top-1 with weights of 4 bits and activations of 8, rounded adaptively."""
+    for model, data in with_data(shop, *MOST_DROP_INT4):
+        found = []
+        for passes in ([], [{"name": "round-adaptively"}, {"name": "correct-bias"}]):
+            insert: dict[str, object] = {"name": "insert-qdq", "weight_bits": 4, "samples": SAMPLES}
+            report, seconds = compiled(shop, model, [dict(FOLD), insert, *passes], data, facts(model))
+            found.append(report["after"]["accuracy"])
+        before, most = report["before"]["accuracy"], MOST_DROP_INT4[model.stem]
+        measured = f"{before:.1%} -> {found[1]:.1%}, {seconds:.0f} s; rounded to the nearest {found[0]:.1%}"
+        reached = before - found[1] <= most + 1e-9
+        yield Row(f"{model.stem} W4A8", f"drop <= {most * 100:.0f} points", measured, reached)
+
+
 def half(shop: Workshop) -> Iterator[Row]:
     """Outputs and top-1 of networks in float16."""
-    models = samples(*CIFAR, *IMAGENET)
-    images = halves(shop.folder) if models else {}
-    for model in models:
-        of_cifar = facts(model)["dataset"] == "cifar10"
-        data = {part: DATA / f"cifar10/{part}.npz" for part in images} if of_cifar else images
+    for model, data in with_data(shop, *CIFAR, *IMAGENET):
         out = fresh(shop.folder)
         report, _ = compiled(shop, model, [dict(FOLD), {"name": "cast-fp16"}], data, facts(model))
         before, after = graphs.load(model), graphs.load(out / "model.onnx")
@@ -136,7 +151,7 @@ def outputs(graph: gs.Graph, data: Dataset) -> np.ndarray:
     return np.concatenate([next(iter(session.run(inputs).values())) for inputs in data.batches(1)])
 
 
-SECTIONS = {"accuracy": accuracy, "half": half, "memory": memory}
+SECTIONS = {"accuracy": accuracy, "int4": int4, "half": half, "memory": memory}
 
 if __name__ == "__main__":
     sys.exit(main(__doc__, SECTIONS, Workshop))

@@ -1,0 +1,71 @@
+"""The bias of a quantized layer: read, changed, or added where the layer has none."""
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from nnc import graph as graphs
+from nnc.quantize import QuantizedLayer
+
+#: Room for the sums that are added to a bias in int32.
+_MOST = 2**30
+
+
+def can_add(layer: QuantizedLayer) -> bool:
+    """Whether a number can be added to every output of a layer."""
+    node = layer.node
+    return node.op != "MatMul" and layer.index == 1 and layer.input_scale is not None and _is_per_output(layer)
+
+
+def _is_per_output(layer: QuantizedLayer) -> bool:
+    bias = layer.bias
+    return bias is None or bias.size == layer.node.outputs[0].shape[1]
+
+
+def add(graph: gs.Graph, layer: QuantizedLayer, shift: np.ndarray) -> bool:
+    """Add `shift` [channels] to the bias; whether that made a difference."""
+    bias = layer.bias
+    return set_(graph, layer, shift if bias is None else bias + shift)
+
+
+def set_(graph: gs.Graph, layer: QuantizedLayer, bias: np.ndarray) -> bool:
+    """Make `bias` [channels] the bias, in int32 of the steps of the sums; whether that made a difference."""
+    before = layer.bias
+    steps = 0.0 if before is not None and isinstance(layer.node.inputs[2], gs.Constant) else _steps(layer)
+    if np.all(np.abs(bias - (0.0 if before is None else before)) <= steps / 2):
+        return False
+    if before is None:
+        _create(graph, layer, bias)
+    layer.set_bias(bias)
+    return True
+
+
+def rescale(layer: QuantizedLayer, scale: np.ndarray) -> None:
+    """Give the weights, which nobody else reads, other scales; the bias keeps its values in the steps that follow."""
+    bias, maker = layer.bias, layer.dequantize
+    maker.inputs[1] = gs.Constant(f"{maker.name}/scales", scale.astype(np.float32).reshape(layer.scale.shape))
+    if bias is None or isinstance(layer.node.inputs[2], gs.Constant):
+        return
+    layer.set_bias(bias)  # of its own
+    stored = layer.node.inputs[2].inputs[0]
+    stored.inputs[1] = gs.Constant(f"{stored.name}/scales", _steps(layer))
+    layer.set_bias(bias)
+
+
+def _steps(layer: QuantizedLayer) -> np.ndarray:
+    """Steps of the sums, float32, in the shape of the weights' scales."""
+    assert layer.input_scale is not None
+    return np.asarray(np.float32(layer.input_scale) * layer.scale, np.float32)
+
+
+def _create(graph: gs.Graph, layer: QuantizedLayer, bias: np.ndarray) -> None:
+    """Give a layer without a bias one of zeros."""
+    taken = {tensor.name for node in graph.nodes for tensor in (*node.inputs, *node.outputs)}
+    name = graphs.unique(f"{layer.node.outputs[0].name}/bias", taken)
+    steps, shape = _steps(layer), [bias.size]
+    constants = [gs.Constant(f"{name}/quantized", np.zeros(shape, np.int32)), gs.Constant(f"{name}/scale", steps)]
+    output = gs.Variable(f"{name}/dequantized", np.dtype(np.float32), shape)
+    attributes = {"axis": 0} if steps.ndim else {}
+    graph.nodes.insert(
+        graph.nodes.index(layer.node), gs.Node("DequantizeLinear", name, attributes, constants, [output])
+    )
+    layer.node.inputs = [*list(layer.node.inputs)[:2], output]

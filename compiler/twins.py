@@ -1,0 +1,116 @@
+"""A network in floats and the same network quantized, run side by side over calibration data.
+
+The quantized one is simulated: its weights are floats on their grid, so that onnxruntime computes it without the
+integer kernels that saturate; activations are rounded as they are in the QDQ graph.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from nnc import calibrate
+from nnc import graph as graphs
+from nnc.calibrate import Flow
+from nnc.errors import NncError
+from nnc.layers import Layer
+from nnc.proto import is_standard
+from nnc.quantize import layers
+from nnc.rewrite import Context, Driver
+
+_PAIR = ("DequantizeLinear", "QuantizeLinear")
+
+
+def unquantized(context: Context, graph: gs.Graph) -> gs.Graph:
+    """The graph before its first quantized layer, which the pipeline keeps; NncError where there is none."""
+    kept = context.unquantized
+    if kept is None or not layers(graph).keys() & {node.name for node in kept.nodes}:
+        raise NncError("the floats that were quantized are not known", "put it behind insert-qdq in the same recipe")
+    return kept
+
+
+class Twins:
+    """Layers of a quantized graph and their originals, in order of execution.
+
+    A layer whose weights were changed in `graph` is to be put into the simulation with `update`.
+    """
+
+    def __init__(self, graph: gs.Graph, original: gs.Graph, samples: Mapping[str, np.ndarray]) -> None:
+        self.layers = layers(graph)
+        self.originals = {node.name: node for node in original.nodes}
+        self._simulated = graphs.copy(graph)
+        self._nodes = {node.name: node for node in self._simulated.nodes}
+        self._driver = Driver(self._simulated)
+        for name in self.layers:
+            self.update(name)
+        self.simulated = {
+            name: layer
+            for name in self.layers
+            if name in self.originals and (layer := Layer.of(self._nodes[name])) is not None
+        }
+        self.now, self.then = Flow(self._simulated, samples), Flow(original, samples)
+        self.then.keep(self.originals[name].outputs[0].name for name in self.simulated)
+
+    def update(self, name: str) -> None:
+        """Simulate a layer with the integers that it has."""
+        layer, node = self.layers[name], self._nodes[name]
+        node.inputs[layer.index] = self._constant(layer.node.inputs[layer.index], layer.weight)
+        if (bias := layer.bias) is not None:
+            shape = layer.node.inputs[2].shape
+            if len(node.inputs) < 3:
+                node.inputs.append(gs.Variable.empty())
+            node.inputs[2] = self._constant(layer.node.inputs[2], bias.reshape(shape))
+
+    def _constant(self, like: gs.Tensor, values: np.ndarray) -> gs.Constant:
+        return self._driver.constant(f"{like.name}/simulated", values.astype(np.float32))
+
+    def read(self, name: str) -> np.ndarray:
+        """What a layer reads now, [batches, *shape]."""
+        layer = self.simulated[name]
+        self.now.run_before(layer.node)
+        return self.now.value(layer.node.inputs[0])
+
+    def target(self, name: str) -> Callable[[slice], np.ndarray]:
+        """What a layer shall give by samples: the original's output, less the error of what is then added to it."""
+        output = self.originals[name].outputs[0]
+        self.then.run_through(self.originals[name])
+        shortcut = self._shortcut(name)
+
+        def target(part: slice) -> np.ndarray:
+            y = _samples(self.then.value(output))[part]
+            if shortcut is None:
+                return y
+            return y + _samples(self.then.value(shortcut[0]))[part] - _samples(self.now.value(shortcut[1]))[part]
+
+        return target
+
+    def release(self, name: str) -> None:
+        """Forget the target of a layer."""
+        self.then.release(self.originals[name].outputs[0].name)
+
+    def _shortcut(self, name: str) -> tuple[gs.Tensor, gs.Tensor] | None:
+        """What a residual Add adds to a layer's output, in the original and now, where both are known."""
+        tensor = self._nodes[name].outputs[0]
+        while len(tensor.outputs) == 1 and is_standard(tensor.outputs[0], *_PAIR):
+            tensor = tensor.outputs[0].outputs[0]
+        if len(tensor.outputs) != 1 or not is_standard(tensor.outputs[0], "Add"):
+            return None
+        add, own = tensor.outputs[0], self.originals[name].outputs[0]
+        now = next((each for each in add.inputs if each is not tensor), None)
+        original = self.originals.get(add.name)
+        if original is None or own not in list(original.inputs) or now is None or now.shape != own.shape:
+            return None
+        then = next((each for each in original.inputs if each is not own), None)
+        if then is None or then.shape != own.shape:
+            return None
+        return (then, now) if self.then.holds(then) and self.now.holds(now) else None
+
+
+def samples(graph: gs.Graph, context: Context, most: int) -> dict[str, np.ndarray]:
+    """Calibration data for both networks."""
+    return calibrate.samples(graph, context.calibration, context.seed, most)
+
+
+def _samples(values: np.ndarray) -> np.ndarray:
+    """[batches, N, ...] -> [batches N, ...]."""
+    return values.reshape(-1, *values.shape[2:])
