@@ -7,7 +7,8 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from nnc import calibrate, testing
-from nnc.calibrate import Flow, Moments, Slack
+from nnc.calibrate import Flow, Moments, Slack, statistics
+from nnc.calibrate import flow as flows
 from nnc.data import Dataset
 from nnc.errors import NncError
 from nnc.layers import Layer
@@ -121,7 +122,7 @@ def test_moments_over_all_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     y = np.random.default_rng(1).standard_normal((5, *graph.outputs[0].shape), np.float32)
     right = direct(layer, x, y)
     for chunk in (1 << 22, 500):  # all at once, and a sample at a time
-        monkeypatch.setattr(calibrate, "_CHUNK_VALUES", chunk)
+        monkeypatch.setattr(statistics, "_CHUNK_VALUES", chunk)
         first, second = calibrate.moments(layer, x, lambda part: y.reshape(10, *y.shape[2:])[part], seed=0)
         found = first.with_(second)
         assert found.rows == right.rows == 10 * layer.positions
@@ -135,7 +136,7 @@ def test_moments_of_some_positions_are_near(monkeypatch: pytest.MonkeyPatch) -> 
     graph = testing.graph("net (float[1, 3, 40, 40] x) => (float y) <float[4, 3, 1, 1] W> { y = Conv(x, W) }")
     layer, x = Layer(graph.nodes[0]), drawn(graph, 8)["x"]
     whole = calibrate.input_moments(layer, x, 0)
-    monkeypatch.setattr(calibrate, "_LEAST_ROWS", 4000)
+    monkeypatch.setattr(statistics, "_LEAST_ROWS", 4000)
     part, other = calibrate.input_moments(layer, x, 0), calibrate.input_moments(layer, x, 1)
     assert not np.array_equal(part, whole)
     assert not np.array_equal(part, other)
@@ -224,7 +225,7 @@ def test_ridge_holds_weights_that_the_data_say_nothing_of() -> None:
 
 @pytest.mark.parametrize(("axis", "other"), [(1, (0, 1, 3, 4)), (3, (0, 1, 2, 3))])
 def test_channel_moments(axis: int, other: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibrate, "_CHUNK_VALUES", 100)
+    monkeypatch.setattr(statistics, "_CHUNK_VALUES", 100)
     x = np.random.default_rng(0).standard_normal((3, 2, 5, 4, 3), np.float32) * 2 + 1
     mean, var = calibrate.channel_moments(x, axis)
     np.testing.assert_allclose(mean, x.mean(other), rtol=1e-5)
@@ -258,7 +259,7 @@ def test_no_more_samples_than_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     graph = testing.graph(NET)
     data = dataset(tmp_path, graph, 50)
     assert len(calibrate.samples(graph, data, 0, most=10)["x"]) == 5
-    monkeypatch.setattr(calibrate, "FLOW_BYTES", 4 * calibrate._peak_bytes(graph))
+    monkeypatch.setattr(flows, "FLOW_BYTES", 4 * flows._peak_bytes(graph))
     first, second = (calibrate.samples(graph, data, seed)["x"] for seed in (0, 1))
     assert len(first) == 4
     assert not np.array_equal(first, second)
@@ -266,4 +267,4 @@ def test_no_more_samples_than_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_peak_of_what_is_alive() -> None:
     mean = {"z": 8, "a": 2 * 4 * 36, "b": 2 * 4 * 36, "m": 8}  # when m is computed; a is an output
-    assert calibrate._peak_bytes(testing.graph(NET)) == 4 * sum(mean.values())
+    assert flows._peak_bytes(testing.graph(NET)) == 4 * sum(mean.values())

@@ -1,0 +1,122 @@
+"""Factors that make the ranges of the weights on both sides of a channel alike."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from nnc.equalize.scalable import Scalable
+
+_MOST_SWEEPS = 100
+
+#: Logarithms of factors that change less than this are settled.
+_SETTLED = 1e-3
+
+#: Logarithms of factors are within this of 0: further apart, rounding would show.
+MOST_LOG = float(np.log(2.0**12))
+
+
+@dataclass(frozen=True)
+class _Term:
+    """Ranges that a factor changes: those of a layer's rows or columns, or of its bias."""
+
+    ids: np.ndarray
+    """[groups, rows or columns]."""
+    ranges: np.ndarray
+    """float64 [groups, rows, columns]; the terms of a layer share it."""
+    axis: int
+    """Of the ranges, which the ids are along: 1 or 2."""
+    sign: int
+    """-1: the ranges shrink where s grows, as what writes a channel does."""
+
+    def log(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Logarithms of the largest range by id, and where there is one."""
+        largest = np.zeros(max(int(ids.max()), int(self.ids.max())) + 1)
+        np.maximum.at(largest, self.ids, self.ranges.max(3 - self.axis, initial=0.0))
+        there = largest[ids] > 0
+        return np.log(np.where(there, largest[ids], 1.0)), there
+
+    def follow(self, logs: np.ndarray) -> None:
+        """Let the ranges change with the factors, by id."""
+        self.ranges[...] *= np.expand_dims(np.exp(self.sign * logs)[self.ids], 3 - self.axis)
+
+    def holds(self, ids: np.ndarray) -> bool:
+        return bool(np.isin(ids, self.ids).any())
+
+
+def alike(graph: gs.Graph, traced: Scalable) -> np.ndarray:
+    """s by id, float64 with s[0] = 1: channels are to be divided by it where they are written.
+
+    For every channel the ranges of the weights that write it and of those that read it become equal:
+    s = sqrt(r_out / r_in), Nagel's equation 11, sweep by sweep, as every layer reads some channels and writes others.
+    Over several layers r is the geometric mean.
+    """
+    terms = _terms({each.name: each for each in graph.nodes}, traced)
+    logs, together = np.zeros(traced.count), groups(traced)
+    touched = [[term for term in terms if term.holds(ids)] for ids in together]
+    for _ in range(_MOST_SWEEPS):
+        moved = 0.0
+        for ids, held in zip(together, touched, strict=True):
+            step = np.zeros(traced.count)
+            step[ids] = np.clip(logs[ids] + _step(ids, held), -MOST_LOG, MOST_LOG) - logs[ids]
+            logs += step
+            for each in held:
+                each.follow(step)
+            moved = max(moved, float(np.abs(step).max()))
+        if moved < _SETTLED:
+            break
+    return np.exp(logs)
+
+
+def groups(traced: Scalable) -> list[np.ndarray]:
+    """Ids that lie in the same layers, in the order of execution."""
+    found, seen = [], np.zeros(traced.count, bool)
+    seen[0] = True
+    for _, written in traced.layers.values():
+        ids = np.unique(written[~seen[written]])
+        seen[ids] = True
+        found += [ids] if ids.size else []
+    return found
+
+
+def _terms(nodes: dict[str, gs.Node], traced: Scalable) -> list[_Term]:
+    """The ranges of all weights, and of biases: a channel of small weights and a large bias is not small."""
+    terms = []
+    for name, (read, written) in traced.layers.items():
+        ranges = extent(nodes[name])
+        terms.append(_Term(written.reshape(len(ranges), -1), ranges, 1, -1))
+        terms.append(_Term(read.reshape(len(ranges), -1), ranges, 2, +1))
+        if (bias := _bias(nodes[name], written.size)).any():
+            terms.append(_Term(written[None], bias[None, :, None], 1, -1))
+    return terms
+
+
+def _step(ids: np.ndarray, terms: Sequence[_Term]) -> np.ndarray:
+    """What to add to the logarithms of the factors of some ids."""
+    sums, counts = {sign: np.zeros(len(ids)) for sign in (-1, 1)}, {sign: np.zeros(len(ids)) for sign in (-1, 1)}
+    for each in terms:
+        log, there = each.log(ids)
+        sums[each.sign] += np.where(there, log, 0.0)
+        counts[each.sign] += there
+    out, into = (sums[sign] / np.maximum(counts[sign], 1) for sign in (-1, 1))
+    if counts[-1].any() and counts[1].any():
+        return np.where((counts[-1] > 0) & (counts[1] > 0), (out - into) / 2, 0.0)
+    sign = -1 if counts[-1].any() else 1  # nothing minds the other side: all channels get one range
+    alive, log = counts[sign] > 0, out if sign < 0 else into
+    return np.where(alive, sign * (log[alive].mean() - log), 0.0) if alive.any() else np.zeros(len(ids))
+
+
+def extent(layer: gs.Node) -> np.ndarray:
+    """The largest magnitude over the taps of a layer's weights, float64 [groups, outputs, inputs]."""
+    W, groups = np.abs(layer.inputs[1].values.astype(np.float64)), layer.attrs.get("group", 1)
+    blocks = W.reshape(groups, W.shape[0] // groups, W.shape[1], -1).max(-1)
+    return blocks if layer.op == "Conv" or layer.attrs.get("transB", 0) else blocks.transpose(0, 2, 1)
+
+
+def _bias(layer: gs.Node, outputs: int) -> np.ndarray:
+    """Magnitudes of a layer's bias, float64 [outputs]."""
+    if len(layer.inputs) < 3 or layer.inputs[2].is_empty():
+        return np.zeros(outputs)
+    values = np.abs(layer.inputs[2].values.astype(np.float64)) * abs(layer.attrs.get("beta", 1.0))
+    return np.broadcast_to(values, (*values.shape[:-1], outputs)).reshape(-1, outputs).max(0)
