@@ -91,7 +91,7 @@ class Context:
         latency_ms: tuple[float, float] | None = None,
         error: float | None = None,
     ) -> None:
-        """Record what was chosen for a layer, kept as it is or not; the last choice for a layer counts.
+        """Record what was chosen for a layer, "keep" where it stays; the last choice for a layer counts.
 
         Figures are before and after. `error` is what the choice alone is predicted to do to the outputs, relative to
         their size: |difference| / |outputs|, both as root mean square.

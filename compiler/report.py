@@ -205,4 +205,4 @@ def share(value: float | None, whole: float = 1.0) -> str:
 
 def changes(decision: Mapping[str, Any]) -> bool:
     """Whether a decision changes its layer."""
-    return any(before != after for before, after in (decision["macs"], decision["params"]))
+    return bool(decision["choice"] != "keep")

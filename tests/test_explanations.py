@@ -10,7 +10,13 @@ from nnc import explanations, report
 
 
 def decision(layer: str, before: int = 1000, after: int = 500, **known: Any) -> dict[str, Any]:
-    return {"layer": layer, "choice": "halve", "macs": [before, after], "params": [10, 10 * after // before], **known}
+    return {
+        "layer": layer,
+        "choice": "keep" if after == before else "halve",
+        "macs": [before, after],
+        "params": [10, 10 * after // before],
+        **known,
+    }
 
 
 def point(budget: float, error: float | None, chosen: bool = False, accuracy: float | None = None) -> dict[str, Any]:
@@ -42,7 +48,7 @@ def test_choices_per_layer() -> None:
     assert [line.split() for line in shown[4:]] == [
         ["a", "halve", "1.00", "k", "→", "500", "10", "→", "5", "3.12", "%"],
         ["c", "halve", "4.00", "k", "→", "3.00", "k", "10", "→", "7"],
-        ["b", "halve", "7", "10"],
+        ["b", "keep", "7", "10"],
     ]
 
 
@@ -117,3 +123,8 @@ def test_the_line_of_a_prediction() -> None:
 )  # fmt: skip
 def test_shares(value: float | None, text: str) -> None:
     assert report.share(value) == text
+
+
+def test_a_choice_that_keeps_the_figures_is_a_change() -> None:
+    rows = [decision("a", 1000, 1000) | {"choice": "int8 per channel"}, decision("b", 1000, 1000)]
+    assert [report.changes(row) for row in rows] == [True, False]

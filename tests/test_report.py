@@ -128,7 +128,13 @@ def explained(folder: Path, **changes: Any) -> dict[str, Any]:
 
 
 def decision(layer: str, after: int, **known: Any) -> dict[str, Any]:
-    return {"layer": layer, "choice": "halve", "macs": [2000, after], "params": [100, after // 20], **known}
+    return {
+        "layer": layer,
+        "choice": "keep" if after == 2000 else "halve",
+        "macs": [2000, after],
+        "params": [100, after // 20],
+        **known,
+    }
 
 
 def point(budget: float, error: float | None, **known: Any) -> dict[str, Any]:

@@ -35,19 +35,22 @@ def conv(lowering: Lowering, group: Group) -> bool:
     tail = lowering.tail(group, along_channels(bias, 4), lowering.block, out_shape)
     groups, channels = node.attrs.get("group", 1), weights.shape[0]
     if groups == channels == shape_of(x)[1]:
-        _depthwise(lowering, group, x, weights, window, tail)
+        emit_depthwise(lowering, group, x, weights, window, tail)
     elif not _winograd(lowering, group, x, weights, window, groups, tail):
         _direct(lowering, group, x, weights, window, groups, tail)
     return True
 
 
-def _depthwise(lowering: Lowering, group: Group, x: gs.Tensor, W: np.ndarray, window: Window, tail: Tail) -> None:
-    problem = depthwise.Depthwise(shape_of(x)[0], W.shape[0], window, lowering.block)
+def emit_depthwise(
+    lowering: Lowering, group: Group, x: gs.Tensor, W: np.ndarray, window: Window, tail: Tail, zero: int | None = None
+) -> None:
+    """Append a depthwise convolution of float32, or of bytes with the zero point `zero`."""
+    problem = depthwise.Depthwise(shape_of(x)[0], W.shape[0], window, lowering.block, zero)
     plan = depthwise.best_plan(problem, lowering.unit)
     emit(
         lowering,
         group,
-        Kernel("depthwise", problem, plan),
+        Kernel("depthwise" if zero is None else "int8_depthwise", problem, plan),
         [lowering.blocked(x), depthwise.pack(W, problem)],
         tail,
         (problem.batch, problem.blocks, *window.out_size, problem.block),

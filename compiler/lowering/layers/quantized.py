@@ -11,12 +11,12 @@ import onnx_graphsurgeon as gs
 from nnc import integers
 from nnc.integers import Quantization
 from nnc.lowering.fuse import Group
-from nnc.lowering.kernels import conv2d, depthwise, int8_conv2d, int8_gemm
+from nnc.lowering.kernels import conv2d, int8_conv2d, int8_gemm
 from nnc.lowering.kernels.int8_dot import DEPTH, Dot
 from nnc.lowering.kernels.unit import dot_of
 from nnc.lowering.kernels.window import Window
 from nnc.lowering.layers.attributes import along_channels, input_of, window_of
-from nnc.lowering.layers.convolution import every_nth, phases, transposed_result
+from nnc.lowering.layers.convolution import emit_depthwise, every_nth, phases, transposed_result
 from nnc.lowering.layers.emit import Kernel, call, emit
 from nnc.lowering.program import Tensor
 from nnc.lowering.shapes import shape_of
@@ -44,7 +44,7 @@ def conv(lowering: Lowering, group: Group) -> bool:
     groups, is_exact = node.attrs.get("group", 1), prod(window.kernel) * _WIDEST < _EXACT
     if groups == W.shape[0] == shape_of(x)[1] and is_exact:
         tail = lowering.tail(group, bias, lowering.block, shape_of(node.outputs[0]), worth)
-        _depthwise(lowering, group, x, quantization.zero, W, window, tail)
+        emit_depthwise(lowering, group, x, W, window, tail, quantization.zero)
         return True
     tail = lowering.tail(group, bias, lowering.block, shape_of(node.outputs[0]), worth, "int32")
     _direct(lowering, group, x, quantization.zero, W, window, tail)
@@ -57,22 +57,6 @@ def _found(lowering: Lowering, group: Group) -> tuple[gs.Tensor, Quantization, n
     if layer is None or made is None or made[1].dtype != dot_of(lowering.unit).dtype:
         return None
     return *made, layer.W, layer.scales
-
-
-def _depthwise(
-    lowering: Lowering, group: Group, x: gs.Tensor, zero: int, W: np.ndarray, window: Window, tail: Tail
-) -> None:
-    problem = depthwise.Depthwise(shape_of(x)[0], W.shape[0], window, lowering.block, zero)
-    plan = depthwise.best_plan(problem, lowering.unit)
-    emit(
-        lowering,
-        group,
-        Kernel("int8_depthwise", problem, plan),
-        [lowering.blocked(x), depthwise.pack(W, problem)],
-        tail,
-        (problem.batch, problem.blocks, *window.out_size, problem.block),
-        lambda X, P, extras: depthwise.compute(X, P, problem, plan, extras, tail.epilogue(extras), tail.dtype),
-    )
 
 
 def _direct(
