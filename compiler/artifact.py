@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from nnc import host, wire
+from nnc import host, units, wire
 from nnc.data import Preprocess
 from nnc.digests import file_digest
 from nnc.errors import NncError
@@ -101,9 +101,12 @@ class Artifact:
 
     @property
     def runtime(self) -> str:
-        """Where the library runs, in words."""
+        """Where the library runs, and in which arithmetic where some of it is in integers, in words."""
         architecture = self.target.unit.architecture
-        return f"the library for {architecture}" + (", emulated" if self.emulated else "")
+        where = f"the library for {architecture}" + (", emulated" if self.emulated else "")
+        layers = [layer.get("dtype") for layer in self.report["layers"] if layer["macs"]]
+        integers = layers.count("int8")
+        return f"{where}: exact int8 in {integers} of {units.plural(len(layers), 'layer')}" if integers else where
 
     def library(self, threads: int | None = None) -> Running:
         """The library, ready to run: on this machine, or an AArch64 one in an emulator."""

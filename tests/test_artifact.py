@@ -41,6 +41,15 @@ def test_what_a_folder_knows(project: Path) -> None:
     assert artifact.model_path.exists()
 
 
+def test_a_library_says_what_it_computes_in_integers(project: Path) -> None:
+    artifact = Artifact.open(compiled(project))
+    layers = [{"macs": 9, "dtype": "int8"}, {"macs": 0, "dtype": "int8"}, {"macs": 9, "dtype": "float32"}, {"macs": 1}]
+    where = artifact.runtime
+    assert re.fullmatch("the library for aarch64(, emulated)?", where)
+    quantized = replace(artifact, report={**artifact.report, "layers": layers})
+    assert quantized.runtime == f"{where}: exact int8 in 1 of 3 layers"
+
+
 def test_a_board_of_ones_own_is_in_the_lock(project: Path) -> None:
     text = Path(target.__file__).parent.parent.joinpath("targets/qcs605.toml").read_text()
     (project / "mine.toml").write_text(text.replace("threads = 2 ", "threads = 1 "))

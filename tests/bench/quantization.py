@@ -1,24 +1,30 @@
 """What quantization costs networks, and what calibration takes: one table.
 
-    python tests/bench/quantization.py [accuracy int4 half memory]
+    python tests/bench/quantization.py [accuracy library int4 half memory]
 
 Accuracies are those of onnxruntime with every optimization off, the exact arithmetic; beside it stands the same model
-in onnxruntime's default kernels, which saturate at 16 bits on processors without VNNI. The peer is
-onnxruntime.quantization.quantize_static with the same images, min-max and weights per channel. Rows that need the
-sample data are left out, and said to be, where it is absent (NNC_DATA). Exits with 1 when a figure is not reached.
+in onnxruntime's default kernels, which saturate at 16 bits on processors without VNNI. The peers, with the same images
+on the model with BatchNormalization folded, are onnxruntime.quantization.quantize_static with min-max and weights per
+channel, and NNCF's post-training quantization as it is by default. Rows that need the sample data or a peer are left
+out, and said to be, where these are absent (NNC_DATA, `pip install nnc[bench]`). Exits with 1 when a figure is not
+reached.
 """
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
-from compression import compiled, fresh, halves, recipe
-from table import DATA, Row, Workshop, facts, main, samples, usage
+from compression import Pass, compiled, fresh, halves, recipe, report_of
+from table import DATA, THREADS, Row, Workshop, facts, main, nnc, samples, usage
 
 from nnc import graph as graphs
 from nnc import quantize
@@ -44,7 +50,8 @@ def accuracy(shop: Workshop) -> Iterator[Row]:
     for model, data in pairs:
         for method in quantize.METHODS:
             yield drop(shop, model, data, method)
-        yield peer(shop, model, data)
+        yield peer(shop, model, data, "onnxruntime.quantization", by_onnxruntime)
+        yield peer(shop, model, data, "NNCF", by_nncf)
 
 
 def with_data(shop: Workshop, *names: str) -> list[tuple[Path, dict[str, Path]]]:
@@ -66,10 +73,37 @@ def drop(shop: Workshop, model: Path, data: Mapping[str, Path], method: str) -> 
     return Row(f"{model.stem} W8A8: {method}", "drop <= 0.5 points", measured, before - after <= MOST_DROP + 1e-9)
 
 
-def peer(shop: Workshop, model: Path, data: Mapping[str, Path]) -> Row:
-    """The same of onnxruntime.quantization, on the model with BatchNormalization folded."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+Quantizer = Callable[[Path, Dataset, Path], None]  # reads a model and images, and writes the quantized model
+
+
+def peer(shop: Workshop, model: Path, data: Mapping[str, Path], name: str, quantizer: Quantizer) -> Row:
+    """The same of another quantizer, on the model with BatchNormalization folded."""
+    what, graph, made = f"{model.stem} W8A8: {name}", graphs.load(model), fresh(shop.folder).with_suffix(".onnx")
+    images = opened(data["calibration"], graph, facts(model)).subset(0, SAMPLES)
+    try:
+        started = time.perf_counter()
+        quantizer(folded(shop, model), images, made)
+        seconds = time.perf_counter() - started
+    except ModuleNotFoundError as error:
+        return Row(what, "", f"left out: no module {error.name}", None)
+    quantized, test = graphs.load(made), opened(data["test"], graph, facts(model))
+    exact, default = evaluate(quantized, test).top1, in_default_kernels(quantized, data["test"], facts(model))
+    return Row(what, "", f"{exact:.1%}, {seconds:.0f} s; in onnxruntime's default kernels {default:.1%}", None)
+
+
+def folded(shop: Workshop, model: Path) -> Path:
+    """The model with a batch of one, and as onnxruntime's own preparation leaves it."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    fixed, path = (shop.folder / f"{model.stem}-{part}.onnx" for part in ("fixed", "folded"))
+    if not path.exists():
+        graphs.save(graphs.load(model), fixed)
+        quant_pre_process(str(fixed), str(path), skip_symbolic_shape=True)
+    return path
+
+
+def by_onnxruntime(model: Path, images: Dataset, made: Path) -> None:
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):
         def __init__(self, dataset: Dataset) -> None:
@@ -78,19 +112,18 @@ def peer(shop: Workshop, model: Path, data: Mapping[str, Path]) -> Row:
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self._batches, None)
 
-    graph, made = graphs.load(model), shop.folder / f"{model.stem}-peer.onnx"
-    prepared, folded = shop.folder / f"{model.stem}-fixed.onnx", shop.folder / f"{model.stem}-folded.onnx"
-    graphs.save(graph, prepared)
-    quant_pre_process(str(prepared), str(folded), skip_symbolic_shape=True)
-    images = opened(data["calibration"], graph, facts(model)).subset(0, SAMPLES)
     quantize_static(
-        str(folded), str(made), Reader(images), quant_format=QuantFormat.QDQ, per_channel=True,
+        str(model), str(made), Reader(images), quant_format=QuantFormat.QDQ, per_channel=True,
         activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
     )  # fmt: skip
-    quantized, test = graphs.load(made), opened(data["test"], graph, facts(model))
-    exact, default = evaluate(quantized, test).top1, in_default_kernels(quantized, data["test"], facts(model))
-    measured = f"{exact:.1%}; in its default kernels {default:.1%}"
-    return Row(f"{model.stem} W8A8: onnxruntime.quantization", "", measured, None)
+
+
+def by_nncf(model: Path, images: Dataset, made: Path) -> None:
+    import nncf
+
+    dataset = nncf.Dataset(list(images.batches(1)))
+    with redirect_stdout(sys.stderr):  # its progress bars
+        onnx.save(nncf.quantize(onnx.load(model), dataset, subset_size=len(images)), made)
 
 
 def opened(path: Path, graph: gs.Graph, prepared: Mapping[str, Any]) -> Dataset:
@@ -101,6 +134,26 @@ def opened(path: Path, graph: gs.Graph, prepared: Mapping[str, Any]) -> Dataset:
 def in_default_kernels(graph: gs.Graph, test: Path, prepared: Mapping[str, Any]) -> float:
     """Top-1 in onnxruntime as users start it."""
     return evaluate(Session(graph, optimized=True).run, opened(test, graph, prepared)).top1
+
+
+def library(shop: Workshop) -> Iterator[Row]:
+    """Top-1 of 8-bit networks in the compiled library, which says in which arithmetic it computes."""
+    pairs = with_data(shop, *CIFAR, *IMAGENET)
+    if not pairs:
+        yield Row("W8A8 in the library", "drop <= 0.5 points", f"left out: no data folder {DATA}", None)
+    for model, data in pairs:
+        out, prepared = fresh(shop.folder), facts(model)
+        passes: list[Pass] = [dict(FOLD), {"name": "insert-qdq", "samples": SAMPLES}]
+        nnc("compile", recipe(out, passes, data, prepared), model, "--target", "x86", "--threads", THREADS, "-o", out)
+        report, found = report_of(out), json.loads(nnc("eval", out, "--data", data["test"], "--json"))
+        default = in_default_kernels(graphs.load(out / "model.onnx"), data["test"], prepared)
+        before, exact, after = report["before"]["accuracy"], report["after"]["accuracy"], found["top1"]
+        measured = (
+            f"{before:.1%} -> {after:.1%} in {found['runtime']}; in {report['after']['accuracy_runtime']} {exact:.1%}; "
+            f"in onnxruntime's default kernels {default:.1%}"
+        )
+        reached = before - after <= MOST_DROP + 1e-9
+        yield Row(f"{model.stem} W8A8 in the library", "drop <= 0.5 points", measured, reached)
 
 
 def memory(shop: Workshop) -> Iterator[Row]:
@@ -151,7 +204,7 @@ def outputs(graph: gs.Graph, data: Dataset) -> np.ndarray:
     return np.concatenate([next(iter(session.run(inputs).values())) for inputs in data.batches(1)])
 
 
-SECTIONS = {"accuracy": accuracy, "int4": int4, "half": half, "memory": memory}
+SECTIONS = {"accuracy": accuracy, "library": library, "int4": int4, "half": half, "memory": memory}
 
 if __name__ == "__main__":
     sys.exit(main(__doc__, SECTIONS, Workshop))
