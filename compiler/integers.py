@@ -18,6 +18,8 @@ import onnx_graphsurgeon as gs
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators that multiply integers."""
 
+_PRODUCTS = ("Gemm", "MatMul")
+
 # Operators whose result holds values of their first input (Concat: of all), or the largest of some: both commute with
 # rounding to a grid.
 _MOVES = frozenset({
@@ -51,6 +53,18 @@ class Layer:
     """int8, in the layout of the node's weights; zero stands for zero."""
     scales: np.ndarray
     """float32 [channels] of the weights, by output channel."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The integers that a product of floats has for weights."""
+
+    W: np.ndarray
+    """int8 [depth, columns]; zero stands for zero."""
+    scales: np.ndarray
+    """float32 [groups, columns]."""
+    group: int
+    """Inputs, one behind the other, that share their scales; the last group may have fewer."""
 
 
 def of(node: gs.Node) -> Quantization | None:
@@ -91,7 +105,7 @@ def layer(node: gs.Node) -> Layer | str | None:
     if x is None and stored is None:
         return None
     if x is None:
-        return "its input is not quantized"
+        return None if weights_of(node) else "its input is not quantized"
     if stored is None:
         return "its weights are not quantized" if _is_constant(weights) else "both of its inputs are computed"
     return _layer(node, *x, stored)
@@ -106,11 +120,17 @@ def _is_constant(tensor: gs.Tensor) -> bool:
 
 @dataclass(frozen=True)
 class _Stored:
-    """Weights as integers around zero, int16, their scales, and the axis that the scales are along."""
+    """Weights as integers around zero, int8 or int16, their scales, and the axis that the scales are along."""
 
     W: np.ndarray
     scales: np.ndarray
     axis: int
+    block: int
+    """Neighbours along the axis that share a scale, which has the rank of W then; 0 where each has its own."""
+
+    @property
+    def fits_int8(self) -> bool:
+        return bool(self.W.min(initial=0) >= -128 and self.W.max(initial=0) <= 127)
 
 
 def _stored(weights: gs.Tensor) -> _Stored | None:
@@ -119,33 +139,70 @@ def _stored(weights: gs.Tensor) -> _Stored | None:
         return None
     node = weights.inputs[0]
     given = [tensor for tensor in node.inputs if not tensor.is_empty()]
-    if not all(isinstance(each, gs.Constant) for each in given) or node.attrs.get("block_size", 0):
+    if not all(isinstance(each, gs.Constant) for each in given):
         return None
     values, scale, *zero = (each.values for each in given)
     if values.dtype not in (np.int8, np.uint8):
         return None
-    axis = node.attrs.get("axis", 1) % max(values.ndim, 1)
-    along = [-1 if place == axis else 1 for place in range(values.ndim)] if scale.size > 1 else []
-    shifted = values.astype(np.int16)
-    if zero:
-        shifted = shifted - zero[0].astype(np.int16).reshape(along)
-    return _Stored(shifted, scale.reshape(-1), axis)
+    axis, block = node.attrs.get("axis", 1) % max(values.ndim, 1), node.attrs.get("block_size", 0)
+    if values.dtype == np.uint8 or any(map(np.any, zero)):
+        values = values.astype(np.int16)
+        if zero:
+            values = values - spread(zero[0].astype(np.int16), values, axis, block)
+    return _Stored(values, scale if block else scale.reshape(-1), axis, block)
+
+
+def spread(parameters: np.ndarray, values: np.ndarray, axis: int, block: int = 0) -> np.ndarray:
+    """Scales or zero points of DequantizeLinear in a shape that broadcasts against the values."""
+    if block:
+        return np.repeat(parameters, block, axis).take(range(values.shape[axis]), axis)
+    return parameters.reshape([] if parameters.size == 1 else [-1 if i == axis else 1 for i in range(values.ndim)])
+
+
+def weights_of(node: gs.Node) -> Weights | None:
+    """The integers that a Gemm or MatMul multiplies floats with, if it does and there is a kernel for it."""
+    if node.op not in _PRODUCTS or node.domain not in (None, "", "ai.onnx") or len(node.inputs) < 2:
+        return None
+    x, stored = node.inputs[0], _stored(node.inputs[1])
+    if stored is None or isinstance(x, gs.Constant) or x.dtype != np.float32 or dequantized(x) is not None:
+        return None
+    if _unlike_others(node, stored.W) or not stored.fits_int8 or _has_computed_share(node):
+        return None
+    W, scales, outputs = stored.W.astype(np.int8, copy=False), stored.scales, _output_axis(node)
+    depth, columns = W.shape[1 - outputs], W.shape[outputs]
+    if stored.block:
+        if stored.axis == outputs:
+            return None
+        scales = scales if outputs == 1 else scales.T
+    elif scales.size > 1 and (stored.axis != outputs or scales.size != columns):
+        return None
+    groups = len(scales) if stored.block else 1
+    wide = np.broadcast_to(scales.astype(np.float32), (groups, columns))
+    return Weights(W if outputs == 1 else W.T, wide, stored.block or depth)
+
+
+def _has_computed_share(node: gs.Node) -> bool:
+    """Whether a Gemm adds a part of something that is computed."""
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    return not (bias is None or bias.is_empty() or isinstance(bias, gs.Constant)) and node.attrs.get("beta", 1.0) != 1.0
 
 
 def _layer(node: gs.Node, x: gs.Tensor, quantization: Quantization, stored: _Stored) -> Layer | str:
     W, scales, outputs = stored.W, stored.scales, _output_axis(node)
     if reason := _unlike_others(node, W):
         return reason
+    if stored.block:
+        return "its weights have scales for blocks of inputs"
     if scales.size > 1 and (stored.axis != outputs or scales.size != W.shape[outputs]):
         return "its weights have scales along another axis than the output channels"
-    if abs(W).max(initial=0) > 128 or W.max(initial=0) > 127:
+    if not stored.fits_int8:
         return "its weights less their zero point do not fit into int8"
     if W.size // W.shape[outputs] > 2**31 // (255 * 128):
         return "its sums do not fit into int32"
-    spread = np.broadcast_to(scales.astype(np.float32), W.shape[outputs])
+    along = np.broadcast_to(scales.astype(np.float32), W.shape[outputs])
     if node.op == "ConvTranspose":  # whose groups share them
-        spread = np.tile(spread, node.attrs.get("group", 1))
-    return Layer(x, quantization, W.astype(np.int8), np.ascontiguousarray(spread))
+        along = np.tile(along, node.attrs.get("group", 1))
+    return Layer(x, quantization, W.astype(np.int8, copy=False), np.ascontiguousarray(along))
 
 
 def _unlike_others(node: gs.Node, W: np.ndarray) -> str:

@@ -28,7 +28,6 @@ from nnc.lowering.program import Call, Copy, Operand, Program, Tensor
 from nnc.lowering.shapes import dtype_of, shape_of
 from nnc.lowering.signals import as_images
 from nnc.lowering.tail import Tail, block_constant
-from nnc.quantize import scheme
 
 PLAIN = 1  # the block of NCHW
 Shape = tuple[int, ...]
@@ -47,10 +46,12 @@ def lower(
     graph, stored = graph.copy(), dot_of(unit).dtype
     integers.settle(graph, stored)
     found = {id(node): integers.layer(node) for node in graph.nodes}
+    held = {id(node): weights for node in graph.nodes if (weights := integers.weights_of(node))}
+    _hold_weights(graph, held)
     _fold_weights(graph)
     as_images(graph)
     integers.settle(graph, stored)  # what stands between signals and images moves integers too
-    lowering = Lowering(unit, machine, graph.opset, found)
+    lowering = Lowering(unit, machine, graph.opset, found, held)
     lowering.add_inputs(graph.inputs)
     groups = fuse.partition(graph, frozenset(layers.TEMPLATES))
     for done, group in enumerate(groups):
@@ -60,30 +61,47 @@ def lower(
     return lowering.program
 
 
+def _hold_weights(graph: gs.Graph, held: Mapping[int, integers.Weights]) -> None:
+    """Let products of floats that keep their weights as integers read these."""
+    for node in graph.nodes:
+        if id(node) in held:
+            node.inputs[1] = gs.Constant(f"{node.inputs[1].name}/integers", held[id(node)].W)
+
+
 def _fold_weights(graph: gs.Graph) -> None:
-    """Let weights that are stored as integers be the floats that they stand for."""
+    """Let weights that are stored as integers be the floats that they stand for, where somebody reads them."""
+    ends = {id(tensor) for tensor in graph.outputs}
     for node in graph.nodes:
         if node.op == "DequantizeLinear" and all(isinstance(t, gs.Constant) for t in node.inputs):
-            node.outputs[0].to_constant(_dequantized(node))
+            if node.outputs[0].outputs or id(node.outputs[0]) in ends:
+                node.outputs[0].to_constant(_dequantized(node))
             node.outputs.clear()
     graph.nodes = [node for node in graph.nodes if node.outputs]
 
 
 def _dequantized(node: gs.Node) -> np.ndarray:
     values, scale, *zero = (tensor.values for tensor in node.inputs if not tensor.is_empty())
-    axis = node.attrs.get("axis", 1) if scale.size > 1 else None
-    return scheme.dequantized(values, scale, zero[0] if zero else None, axis).astype(np.float32)
+    axis, block = node.attrs.get("axis", 1) % max(values.ndim, 1), node.attrs.get("block_size", 0)
+    shifted = values.astype(np.float64)
+    if zero:
+        shifted -= integers.spread(zero[0].astype(np.float64), values, axis, block)
+    return (shifted * integers.spread(scale.astype(np.float64), values, axis, block)).astype(np.float32)
 
 
 class Lowering:
     """The state of a translation: where every tensor of the graph is, in which forms, and the steps so far."""
 
     def __init__(
-        self, unit: Unit, machine: tvm.target.Target, opset: int, found: Mapping[int, integers.Layer | str | None]
+        self,
+        unit: Unit,
+        machine: tvm.target.Target,
+        opset: int,
+        found: Mapping[int, integers.Layer | str | None],
+        held: Mapping[int, integers.Weights],
     ) -> None:
-        """`found` is what `integers.layer` says of every node, by the node's id."""
+        """`found` is what `integers.layer` says of every node, by the node's id, and `held` what `weights_of` says."""
         self.unit = unit
-        self._found = found
+        self._found, self._held = found, held
         self._opset = opset
         self.machine = machine
         self.block = lanes_of(unit)
@@ -118,6 +136,10 @@ class Lowering:
         """The integers that a node multiplies; None where it computes in floats."""
         found = self._found.get(id(node))
         return found if isinstance(found, integers.Layer) else None
+
+    def weights(self, node: gs.Node) -> integers.Weights | None:
+        """The integers that a node multiplies floats with; None where its weights are floats."""
+        return self._held.get(id(node))
 
     # -- forms
 

@@ -40,7 +40,7 @@ class Layer:
     bound: str
     """What takes the longest: "compute", "cache", "memory" or "dispatch"."""
     dtype: str
-    """Of the arithmetic."""
+    """Of the arithmetic, and of weights that are kept in another: "float32, int8 weights"."""
     reason: str | None = None
     """Why it computes in floats next to integers."""
     float_ms: float | None = None
@@ -216,7 +216,7 @@ def _layer(kernel: Kernel, cost: _Cost, in_floats: float | None) -> Layer:
         params=sum(measure.params(node) for node in kernel.nodes),
         latency_ms=cost.seconds * 1e3,
         bound=cost.bound,
-        dtype=kernel.dtype,
+        dtype=kernel.spelled_dtype,
         reason=kernel.reason,
         float_ms=None if in_floats is None else in_floats * 1e3,
     )

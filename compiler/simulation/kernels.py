@@ -47,6 +47,11 @@ class Kernel:
         return "int8" if moves else dtype_name(self.anchor.outputs[0])
 
     @property
+    def spelled_dtype(self) -> str:
+        """`dtype`, and that of the weights where a product of floats keeps them as integers."""
+        return f"{self.dtype}, int8 weights" if integers.weights_of(self.anchor) else self.dtype
+
+    @property
     def reason(self) -> str | None:
         """Why a layer next to integers does not multiply them."""
         found = integers.layer(self.anchor)

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -430,6 +431,69 @@ def test_products(compare: Compare, machine: target.Target) -> None:
     built = compare(products(), machine)
     assert sum(kernel.template == "int8_gemm" for kernel in built.kernels) == 13
     assert not [kernel for kernel in built.kernels if kernel.template in ("gemm", "matmul")]
+
+
+def matrix(net: Draft, depth: int, columns: int, transposed: bool, block: int = 0) -> str:
+    """Weights [depth, columns], or transposed, stored as integers with a scale per column, or also per `block` rows."""
+    shape, axis = ((columns, depth), 0) if transposed else ((depth, columns), 1)
+    if not block:
+        return net.weights(*shape, axis=axis, low=-128)
+    values, inputs = net.rng.integers(-7, 8, shape), 1 - axis
+    scale = net.rng.uniform(0.001, 0.004, [-(-n // block) if i == inputs else n for i, n in enumerate(shape)])
+    stored = net.constant(values, np.int8)
+    return net.add("DequantizeLinear", stored, net.constant(scale), axis=inputs, block_size=block)
+
+
+def weight_only(block: int = 0) -> Draft:
+    net = Draft()
+    for rows, depth, columns in ((1, 64, 10), (1, 250, 100), (3, 72, 17), (40, 128, 70)):
+        x, residual = net.input(rows, depth), net.input(rows, columns)
+        transposed = net.add("Gemm", x, matrix(net, depth, columns, True, block), net.bias(columns), transB=1)
+        straight = net.add("Gemm", x, matrix(net, depth, columns, False, block), residual, alpha=0.5)
+        product = net.add("MatMul", x, matrix(net, depth, columns, False, block))
+        net.output(net.add("Relu", transposed), straight, net.q(net.add("Add", product, residual), 0.1))
+    sequence = net.input(2, 5, 96)
+    net.output(net.add("MatMul", sequence, matrix(net, 96, 33, False, block)))
+    return net
+
+
+@pytest.mark.parametrize("block", [0, 32])
+@pytest.mark.parametrize("machine", [*MACHINES, *BOARDS])
+def test_products_of_floats_keep_their_weights_as_integers(
+    compare: Compare, machine: target.Target, block: int
+) -> None:
+    graph = weight_only(block).graph(21)
+    built = compare(graph, machine)
+    assert [kernel.template for kernel in built.kernels if "Gemm" in kernel.op or "MatMul" in kernel.op] == [
+        "gemm"
+    ] * 13
+    stored = sum(prod(node.inputs[0].shape) for node in graph.nodes if node.op == "DequantizeLinear")
+    assert built.weight_bytes < 2 * stored  # of floats, it would be four times as many
+    layers = [each for each in predict(graph, machine).layers if "Gemm" in each.op or "MatMul" in each.op]
+    assert {(each.dtype, each.reason) for each in layers} == {("float32, int8 weights", None)}
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda net, x: net.add("Gemm", x, matrix(net, 24, 16, True), net.input(1, 16), transB=1, beta=0.5),
+        lambda net, x: net.add("Gemm", x, net.weights(24, 16, axis=1, zeros=100)),
+        lambda net, x: net.add("Gemm", x, net.weights(24, 16, axis=0)),
+        lambda net, x: net.add("MatMul", net.add("Reshape", x, net.constant([1, 1, 24], np.int64)), batch(net)),
+    ],
+    ids=["a computed bias with a factor", "beyond int8", "another axis", "more than a matrix"],
+)
+def test_other_stored_weights_become_floats(compare: Compare, build: Any) -> None:
+    net = Draft()
+    net.output(build(net, net.input(1, 24)))
+    compare(net)
+    assert "float32" in {layer.dtype for layer in predict(net.graph(), HOST).layers}
+
+
+def batch(net: Draft) -> str:
+    """Two matrices."""
+    values = net.constant(net.rng.integers(-9, 9, (2, 24, 4)), np.int8)
+    return net.add("DequantizeLinear", values, net.constant(0.1))
 
 
 def test_signals(compare: Compare) -> None:

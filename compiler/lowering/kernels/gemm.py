@@ -6,6 +6,9 @@ and van de Geijn, "Anatomy of High-Performance Matrix Multiplication", 2008). Th
 into panels `[panel][k][vector][lane]`, in the order in which they are read, so that every thread streams its own
 contiguous part of memory.
 
+Weights may be int8: a quarter of the memory is read, and they become floats on the way into registers. What they are
+worth is the epilogue's work, or, where groups of the depth have scales of their own, done between blocks of the depth.
+
 The bodies are written as TIR and handed to `te.extern`: nothing is left to schedule.
 """
 
@@ -186,10 +189,10 @@ def _panel_vectors(rows: int, columns: int, unit: Unit) -> int:
 
 
 def pack(W: np.ndarray, plan: GemmPlan) -> np.ndarray:
-    """Pack weights `[depth, columns]` into panels `[panel, depth, vector, lane]`, padded with zero columns."""
+    """Pack weights, or scales, `[depth, columns]` into panels `[panel, depth, vector, lane]`, padded with zeros."""
     depth, columns = W.shape
     panels = -(-columns // plan.panel)
-    padded = np.zeros((depth, panels * plan.panel), np.float32)
+    padded = np.zeros((depth, panels * plan.panel), W.dtype)
     padded[:, :columns] = W
     tiled = padded.reshape(depth, panels, plan.tile.vectors, plan.tile.lanes)
     return np.ascontiguousarray(tiled.transpose(1, 0, 2, 3))
@@ -208,17 +211,20 @@ def compute(
     extras: Sequence[te.Tensor] = (),
     epilogue: Epilogue = lambda value, index: value,
     dtype: str = "float32",
+    scales: te.Tensor | None = None,
 ) -> te.Tensor:
     """`epilogue(A @ W)` as `dtype` `[rows, columns]`, parallel over panels and row blocks.
 
-    `A` is float32 `[rows, depth]`, `W` the packed weights, `extras` the tensors that the epilogue closes over, and
-    `epilogue(value, (row, column))` a scalar expression.
+    `A` is float32 `[rows, depth]`, `W` the packed weights, float32 or int8, `extras` the tensors that the epilogue
+    closes over, and `epilogue(value, (row, column))` a scalar expression. `scales`, packed like the weights, are what
+    the weights of every block of the depth are worth.
     """
     kernel = Product(int(A.shape[0]), columns, int(A.shape[1]), plan, epilogue)
+    given = [] if scales is None else [scales]
     return te.extern(
         [(kernel.rows, columns)],
-        [A, W, *extras],
-        lambda ins, outs: kernel.body(ins[0], ins[1], outs[0]),
+        [A, W, *given, *extras],
+        lambda ins, outs: kernel.body(ins[0], ins[1], outs[0], ins[2] if given else None),
         name="gemm",
         dtype=dtype,
     )
@@ -236,8 +242,8 @@ class Product:
     sums: str = "float32"
     """Type of the sums."""
 
-    def body(self, A: Any, W: Any, out: Any) -> Any:
-        return self.tasks(lambda panel, first: self._row_block(A, W, out, panel, first))
+    def body(self, A: Any, W: Any, out: Any, scales: Any = None) -> Any:
+        return self.tasks(lambda panel, first: self._row_block(A, W, out, scales, panel, first))
 
     def tasks(self, row_block: Callable[[Expr, Expr], None]) -> Any:
         """`row_block(panel, first row)` for every task."""
@@ -249,10 +255,10 @@ class Product:
                 row_block(panel, block * self.plan.row_block)
             return builder.get()
 
-    def _row_block(self, A: Any, W: Any, out: Any, panel: Expr, first: Expr) -> None:
+    def _row_block(self, A: Any, W: Any, out: Any, scales: Any, panel: Expr, first: Expr) -> None:
         """The rows of one task. Where the depth is cut into blocks, the sums wait in `partial` for the next block."""
         tile, step = self.plan.tile, self.plan.depth_block
-        if step >= self.depth:
+        if step >= self.depth and scales is None:
             self.row_tiles(first, lambda row, rows: self.finish(out, self._sums(A, W, panel, row, rows), row, panel))
             return
         partial, index = scratch(self.plan.row_block, tile.vectors, tile.lanes), lane(tile.lanes)
@@ -263,8 +269,13 @@ class Product:
             span = (start, T.bind(tirx.min(step, self.depth - start)))
 
             def add(row: Expr, rows: int) -> None:
-                sums = self._sums(A, W, panel, row, rows, span, lambda r, c: partial[row - first + r, c, index])
+                def before(r: int, c: int) -> Expr:
+                    return partial[row - first + r, c, index]
+
+                sums = self._sums(A, W, panel, row, rows, span, before if scales is None else None)
                 for r, c in product(range(rows), range(tile.vectors)):
+                    if scales is not None:
+                        sums[r][c] = before(r, c) + sums[r][c] * scales[panel, block, c, index]
                     partial[row - first + r, c, index] = sums[r][c]
 
             self.row_tiles(first, add)
@@ -303,16 +314,17 @@ class Product:
             RegisterTile(rows, tile.vectors, tile.lanes),
             (steps, 1),
             left=lambda r, k, _: A[row + r, start + k],
-            right=lambda c, k, _: W[panel, start + k, c, index],
+            right=lambda c, k, _: as_float(W[panel, start + k, c, index], tile.lanes),
             initial=initial,
             ahead=(lambda k, _: self._stream(W, panel, start + k)) if self.rows == tile.rows else None,
         )
 
     def _stream(self, W: Any, panel: Expr, k: Expr) -> None:
         """Prefetch what one step will read of weights that are read only once."""
-        step = 4 * self.plan.panel
+        size = np.dtype(str(W.dtype)).itemsize
+        step = size * self.plan.panel
         for byte in range(0, step, CACHE_LINE):
-            prefetch(W, (panel, k, 0, (STREAM_AHEAD // step * step + byte) // 4))
+            prefetch(W, (panel, k, 0, (STREAM_AHEAD // step * step + byte) // size))
 
     def finish(self, out: Any, sums: list[list[Expr]], row: Expr, panel: Expr) -> None:
         for r, values in enumerate(sums):

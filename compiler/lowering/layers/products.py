@@ -1,7 +1,8 @@
-"""Gemm and MatMul with constant weights."""
+"""Gemm and MatMul of floats with constant weights, which may be kept in memory as integers."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -19,51 +20,80 @@ if TYPE_CHECKING:
     from nnc.lowering.lower import Lowering
 
 
+@dataclass(frozen=True)
+class _Weights:
+    """What a product multiplies with."""
+
+    W: np.ndarray
+    """float32 or int8 [depth, columns]."""
+    scales: np.ndarray | None = None
+    """float32 [groups, columns] of int8."""
+    group: int = 0
+    """Rows of W that share their scales."""
+
+
 def gemm_(lowering: Lowering, group: Group) -> bool:
     """Gemm with constant weights: `alpha` and `beta` are folded into the constants."""
     node = group.root
-    x, weights, bias = input_of(node, 0), array_of(node, 1), input_of(node, 2)
-    if x is None or weights is None or weights.dtype != np.float32 or node.attrs.get("transA", 0):
+    x, bias, weights = input_of(node, 0), input_of(node, 2), _weights(lowering, node)
+    if x is None or weights is None or node.attrs.get("transA", 0):
         return False
-    W = np.float32(node.attrs.get("alpha", 1.0)) * (weights.T if node.attrs.get("transB", 0) else weights)
     beta = node.attrs.get("beta", 1.0)
     if isinstance(bias, gs.Constant):
         bias = np.float32(beta) * bias.values
     elif bias is not None and beta != 1.0:
         return False
-    _product(lowering, group, lowering.plain(x), W, bias)
+    _product(lowering, group, lowering.plain(x), weights, bias)
     return True
 
 
 def matmul(lowering: Lowering, group: Group) -> bool:
     """MatMul of float32 rows with a constant matrix."""
-    x, weights = input_of(group.root, 0), array_of(group.root, 1)
-    if x is None or isinstance(x, gs.Constant) or weights is None or weights.ndim != 2 or weights.dtype != np.float32:
-        return False
-    if len(shape_of(x)) < 2:
+    x, weights = input_of(group.root, 0), _weights(lowering, group.root)
+    if x is None or isinstance(x, gs.Constant) or weights is None or weights.W.ndim != 2 or len(shape_of(x)) < 2:
         return False
     _product(lowering, group, lowering.plain(x), weights, None)
     return True
 
 
-def _product(lowering: Lowering, group: Group, x: Tensor, W: np.ndarray, bias: gs.Tensor | np.ndarray | None) -> None:
-    depth, columns = W.shape
+def _weights(lowering: Lowering, node: gs.Node) -> _Weights | None:
+    """Integers where the layer holds them, or constant floats."""
+    alpha = np.float32(node.attrs.get("alpha", 1.0))
+    if held := lowering.weights(node):
+        return _Weights(held.W, alpha * held.scales, held.group)
+    W = array_of(node, 1)
+    if W is None or W.dtype != np.float32:
+        return None
+    return _Weights(alpha * (W.T if node.attrs.get("transB", 0) else W))
+
+
+def _product(
+    lowering: Lowering, group: Group, x: Tensor, weights: _Weights, bias: gs.Tensor | np.ndarray | None
+) -> None:
+    depth, columns = weights.W.shape
     rows, out_shape = prod(x.shape) // depth, shape_of(group.root.outputs[0])
-    plan = gemm.best_plan(rows, columns, depth, lowering.unit)
-    tail = lowering.tail(group, bias, 1, out_shape).as_rows(rows, out_shape)
+    plan, per_column, packed = gemm.best_plan(rows, columns, depth, lowering.unit), None, []
+    if weights.scales is not None and len(weights.scales) > 1:
+        plan = replace(plan, depth_block=weights.group)
+        packed = [gemm.pack(weights.scales, plan)]
+    elif weights.scales is not None:
+        per_column = weights.scales.reshape((1,) * (len(out_shape) - 1) + (-1,))
+    tail = lowering.tail(group, bias, 1, out_shape, per_column).as_rows(rows, out_shape)
     if tail is None:
         alone = Group([group.root], [group.root.outputs[0]])
-        _product(lowering, alone, x, W, bias)
+        _product(lowering, alone, x, weights, bias)
         lowering.elementwise(group.nodes[1:])
         return
     emit(
         lowering,
         group,
-        Kernel("gemm", (rows, columns, depth), plan),
-        [x.view((rows, depth)), gemm.pack(W, plan)],
+        Kernel("gemm", (rows, columns, depth, weights.W.dtype.name, len(packed)), plan),
+        [x.view((rows, depth)), gemm.pack(weights.W, plan), *packed],
         tail,
         (rows, columns),
-        lambda A, P, extras: gemm.compute(A, P, columns, plan, extras, tail.epilogue(extras), tail.dtype),
+        lambda A, P, *rest: gemm.compute(
+            A, P, columns, plan, rest[-1], tail.epilogue(rest[-1]), tail.dtype, *rest[:-1]
+        ),
         out_shape,
         block=1,
     )
