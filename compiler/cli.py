@@ -308,24 +308,32 @@ def inspect(
 
 @app.command()
 def network(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Such as resnet50; 'list' shows all of them.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Such as resnet50 or mobilenet_v1_0.25_128; 'list' shows all of them.")
+    ],
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE", help="The file; else ./NAME.onnx.")] = None,
-    input_size: Annotated[int | None, typer.Option("--input", metavar="N", help="Side of the image in pixels.")] = None,
+    size: Annotated[
+        str | None, typer.Option("--input", metavar="N|HxW", help="Side of the image in pixels, or height and width.")
+    ] = None,
     classes: Annotated[int | None, typer.Option("--classes", metavar="N", help="Outputs; else as published.")] = None,
-    width: Annotated[float, typer.Option("--width", metavar="F", help="Factor on the channels of every layer.")] = 1.0,
+    width: Annotated[
+        float | None, typer.Option("--width", metavar="F", help="Factor on the channels of every layer; else 1.")
+    ] = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Write a reference network of the literature, with seeded weights."""
-    from nnc import console, inspection, networks, summaries, wire
+    from nnc import console, inspection, listings, networks, summaries, wire
 
     if name == "list":
-        _print_json(networks.NAMES) if as_json else print("\n".join(networks.NAMES))
+        with console.progress(quiet) as progress:
+            rows = networks.listing(progress)
+        _print_json(rows) if as_json else listings.show_networks(rows)
         return
-    path = out or Path(f"{name}.onnx")
+    path, sides = out or Path(f"{name}.onnx"), None if size is None else _sides(size)
     with console.progress(quiet) as progress, wire.replacing(path) as file:
-        model = networks.build(name, input_size=input_size, classes=classes, width=width, seed=seed, progress=progress)
+        model = networks.build(name, input_size=sides, classes=classes, width=width, seed=seed, progress=progress)
         progress("write", 1, 2)
         file.write(model.SerializeToString(deterministic=True))
     figures = {"file": str(path)} | inspection.inspect(path, None, {})["totals"]
@@ -444,6 +452,13 @@ def _other_side(folder: str) -> Artifact:
     if not Path(folder).exists():
         raise NncError(f"--against {folder}: no such folder", "give onnxruntime, or the folder of another compile")
     return Artifact.open(Path(folder))
+
+
+def _sides(text: str) -> int | tuple[int, int]:
+    """What --input says of a network: one side, or height and width."""
+    if not (match := re.fullmatch(r"(-?\d+)(?:x(\d+))?", text)):
+        raise NncError(f"--input: expected a number of pixels or HEIGHTxWIDTH, not '{text}'", "such as 224 or 384x512")
+    return (int(match[1]), int(match[2])) if match[2] else int(match[1])
 
 
 def _shapes(options: Sequence[str]) -> dict[str, list[int]]:

@@ -21,6 +21,15 @@ def show_list(entries: Mapping[str, Row], columns: Sequence[str]) -> None:
     tables.console().print(made)
 
 
+def show_networks(rows: Sequence[Row]) -> None:
+    made = tables.table("name", "input", "parameters", "MACs", numbers=("input", "parameters", "MACs"))
+    for row in rows:
+        tables.add(
+            made, row["name"], "x".join(map(str, row["input"])), units.amount(row["params"]), units.amount(row["macs"])
+        )
+    tables.console().print(made)
+
+
 def show_pass(entry: Row) -> None:
     out = tables.console()
     out.print(f"{entry['name']} ({entry['effect']})\n", style="bold")

@@ -337,7 +337,12 @@ def test_network(here: Path) -> None:
     text = output_of("network", "squeezenet1_1", "--input", "64", "--classes", "7", "-o", "net.onnx")
     assert re.match(r"net.onnx: [\d.]+ k parameters, [\d.]+ M MACs, \d+ nodes\n", text)
     assert json_of("inspect", "net.onnx")["layers"][-1]["shape"] == [1, 7]
-    assert "resnet50" in output_of("network", "list").splitlines()
+    assert re.search(r"^resnet50 +224x224 +25\.6 M +4\.09 G$", output_of("network", "list", "--quiet"), re.M)
+    listed = {row["name"]: row for row in json_of("network", "list", "--quiet")}
+    assert listed["resnet56"] == {"name": "resnet56", "input": [32, 32], "params": 853_018, "macs": 125_485_696}
+    output_of("network", "mobilenet_v1_0.25", "--input", "64x96", "-o", "wide.onnx", "--quiet")
+    assert json_of("inspect", "wide.onnx")["layers"][0]["shape"] == [1, 8, 32, 48]
+    assert error_of("network", "resnet50", "--input", "224,224").startswith("nnc: error: --input: expected a number")
     assert error_of("network", "resnet51") == "nnc: error: unknown network 'resnet51'"
     assert error_of("network", "squeezenet1_1", "--input", "64", "-o", "no/net.onnx") == (
         "nnc: error: no/net.onnx: no such file or directory"

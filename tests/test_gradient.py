@@ -448,7 +448,10 @@ def middle(graph: gs.Graph, *shares: float) -> list[str]:
     return [names[int(share * (len(names) - 1))] for share in shares]
 
 
-@pytest.mark.parametrize("name", networks.NAMES)
+@pytest.mark.parametrize("name", [
+    "vgg11_bn", "resnet18", "resnet50", "resnet56", "mobilenet_v1", "mobilenet_v2", "mobilenet_v3_small", "ghostnet",
+    "densenet121", "squeezenet1_1", "googlenet", "shufflenet_v1", "shufflenet_v2", "efficientnet_b0", "regnet_y_400mf",
+])  # fmt: skip
 def test_reference_networks(name: str) -> None:
     graph = batched(networks.build(name, input_size=32, width=0.25, classes=10), 2)
     names = ["input", *middle(graph, 0.5)]

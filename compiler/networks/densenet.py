@@ -1,5 +1,6 @@
 """DenseNet-BC (Huang et al., https://arxiv.org/abs/1608.06993)."""
 
+from nnc.networks.blocks import classifier
 from nnc.networks.network import Network, Value
 
 _BOTTLENECK = 4  # a 1x1 convolution narrows each layer's input to this many times the growth rate
@@ -14,8 +15,7 @@ def densenet(net: Network, growth: int, depths: tuple[int, ...]) -> Value:
         if block < len(depths):
             x = _transition(net, x, f"features.transition{block}")
     x = net.relu(net.batch_norm(x, "features.norm5"), "relu")
-    x = net.flatten(net.global_average_pool(x, "avgpool"), "flatten")
-    return net.linear(x, "classifier", net.classes)
+    return classifier(net, x, "classifier")
 
 
 def _dense_block(net: Network, x: Value, name: str, growth: int, depth: int) -> Value:

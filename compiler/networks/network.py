@@ -21,8 +21,11 @@ from nnc.wire import MAX_MESSAGE_BYTES
 OPSET = 17
 IR_VERSION = 8
 
+#: Of kernels, paddings and images: one number for both axes, or one for the rows and one for the columns.
+Pair = int | tuple[int, int]
+
 #: Of BatchNormalization's output, given the statistics that `batch_norm` draws.
-_NORMALIZED = Moments(0.0, 1.05)
+_NORMALIZED_VARIANCE = 1.05
 
 #: The share of its mean that a filter loses. Measured: at 0.5 the worst network amplifies a disturbance of its input
 #: fivefold, at 1 hundredfold; at 0 the logits of two images differ four times less than at 0.5.
@@ -43,22 +46,24 @@ class Value:
 
 
 class Network:
-    """The model under construction.
+    """The model under construction, and how many parameters and multiply-accumulates it has so far.
 
     Layers take and return `Value`s and are named like torchvision's modules; a layer's output has the layer's name.
-    Every layer's weights are scaled to what it reads, see `moments`.
+    Every layer's weights are scaled to what it reads, see `moments`; without a seed they are zero.
     """
 
-    def __init__(self, name: str, input_size: int, classes: int, width: float = 1.0, seed: int = 0) -> None:
+    def __init__(self, name: str, input_size: Pair, classes: int, width: float = 1.0, seed: int | None = 0) -> None:
         self.classes = classes
         self.width = width
+        self.params = 0
+        self.macs = 0
         self._weight_bytes = 0
-        self._rng = np.random.default_rng(seed)
+        self._rng = None if seed is None else np.random.default_rng(seed)
         self._model = onnx.ModelProto(ir_version=IR_VERSION, producer_name="nnc", producer_version=__version__)
         self._model.opset_import.add(domain="", version=OPSET)
         self._graph = self._model.graph
         self._graph.name = name
-        self.input = Value("input", (1, 3, input_size, input_size))
+        self.input = Value("input", (1, 3, *pair(input_size)))
         self._graph.input.append(_describe(self.input))
 
     def finish(self, logits: Value) -> onnx.ModelProto:
@@ -81,49 +86,58 @@ class Network:
         x: Value,
         name: str,
         filters: int,
-        kernel: int = 1,
+        kernel: Pair = 1,
         stride: int = 1,
-        padding: int | None = None,
+        padding: Pair | None = None,
         groups: int = 1,
         bias: bool = False,
+        dilation: int = 1,
     ) -> Value:
-        """Conv with a square kernel; the padding keeps the size at stride 1 unless it is given."""
-        padding = kernel // 2 if padding is None else padding
+        """Conv; the padding keeps the size at stride 1 unless it is given."""
+        kernel = pair(kernel)
+        reach = tuple(dilation * (taps - 1) + 1 for taps in kernel)
+        pads = (reach[0] // 2, reach[1] // 2) if padding is None else pair(padding)
         depth = x.channels // groups
-        inputs = [x.name, self._weights(f"{name}.weight", (filters, depth, kernel, kernel), x.moments)]
+        inputs = [x.name, self._weights(f"{name}.weight", (filters, depth, *kernel), x.moments)]
         if bias:
             inputs.append(self._normal(f"{name}.bias", filters, 0.0, 0.1))
-        rows, columns = (window_count(size, kernel, stride, padding) for size in x.shape[2:])
+        rows, columns = (window_count(x.shape[2 + axis], reach[axis], stride, pads[axis]) for axis in (0, 1))
+        self.macs += filters * rows * columns * depth * math.prod(kernel)
         return self._layer(
             "Conv",
             name,
             inputs,
             (1, filters, rows, columns),
-            dilations=[1, 1],
+            dilations=[dilation] * 2,
             group=groups,
-            kernel_shape=[kernel] * 2,
-            pads=[padding] * 4,
+            kernel_shape=list(kernel),
+            pads=[*pads, *pads],
             strides=[stride] * 2,
         )
 
-    def batch_norm(self, x: Value, name: str) -> Value:
-        """BatchNormalization with statistics near, but not at, those of `x`: folding it must change every weight."""
+    def batch_norm(self, x: Value, name: str, gain: float = 1.0) -> Value:
+        """BatchNormalization with statistics near, but not at, those of `x`: folding it must change every weight.
+
+        Its output has a standard deviation near `gain`.
+        """
         variance = x.moments.variance
         inputs = [
             x.name,
-            self._uniform(f"{name}.weight", x.channels, 0.75, 1.25),
-            self._normal(f"{name}.bias", x.channels, 0.0, 0.1),
+            self._uniform(f"{name}.weight", x.channels, 0.75 * gain, 1.25 * gain),
+            self._normal(f"{name}.bias", x.channels, 0.0, 0.1 * gain),
             self._normal(f"{name}.running_mean", x.channels, x.moments.mean, 0.1 * math.sqrt(variance)),
             self._uniform(f"{name}.running_var", x.channels, 0.75 * variance, 1.25 * variance),
         ]
+        moments = Moments(0.0, _NORMALIZED_VARIANCE * gain**2)
         return self._layer(
-            "BatchNormalization", name, inputs, x.shape, _NORMALIZED, epsilon=1e-5, momentum=0.9, training_mode=0
+            "BatchNormalization", name, inputs, x.shape, moments, epsilon=1e-5, momentum=0.9, training_mode=0
         )
 
     def linear(self, x: Value, name: str, units: int) -> Value:
         """A fully connected layer on [1, n]."""
         weights = self._weights(f"{name}.weight", (units, x.channels), x.moments)
         inputs = [x.name, weights, self._normal(f"{name}.bias", units, 0.0, 0.1)]
+        self.macs += units * x.channels
         return self._layer("Gemm", name, inputs, (1, units), alpha=1.0, beta=1.0, transB=1)
 
     # Activations and sums
@@ -145,6 +159,21 @@ class Network:
         inputs = [x.name, self.sigmoid(x).name]
         moments = x.moments.through(lambda z: z * _sigmoid(z))
         return self._layer("Mul", name or f"{x.name}.silu", inputs, x.shape, moments)
+
+    def hard_sigmoid(self, x: Value, name: str | None = None) -> Value:
+        name = name or f"{x.name}.hard_sigmoid"
+        moments = x.moments.through(_hard_sigmoid)
+        return self._layer("HardSigmoid", name, [x.name], x.shape, moments, alpha=1 / 6)
+
+    def hard_swish(self, x: Value, name: str | None = None) -> Value:
+        """x * hard_sigmoid(x) in one node."""
+        moments = x.moments.through(lambda z: z * _hard_sigmoid(z))
+        return self._layer("HardSwish", name or f"{x.name}.hard_swish", [x.name], x.shape, moments)
+
+    def leaky_relu(self, x: Value, name: str | None = None) -> Value:
+        """Negative values times 0.1, as in Darknet."""
+        moments = x.moments.through(lambda z: np.maximum(z, 0.1 * z))
+        return self._layer("LeakyRelu", name or f"{x.name}.leaky_relu", [x.name], x.shape, moments, alpha=0.1)
 
     def add(self, a: Value, b: Value, name: str) -> Value:
         return self._layer("Add", name, [a.name, b.name], a.shape, a.moments + b.moments)
@@ -169,8 +198,9 @@ class Network:
             strides=[stride] * 2,
         )
 
-    def average_pool(self, x: Value, name: str, kernel: int, stride: int) -> Value:
-        rows, columns = (window_count(size, kernel, stride) for size in x.shape[2:])
+    def average_pool(self, x: Value, name: str, kernel: Pair, stride: Pair, padding: int = 0) -> Value:
+        kernel, stride = pair(kernel), pair(stride)
+        rows, columns = (window_count(x.shape[2 + axis], kernel[axis], stride[axis], padding) for axis in (0, 1))
         return self._layer(
             "AveragePool",
             name,
@@ -179,16 +209,17 @@ class Network:
             x.moments.average(kept=0.5),
             ceil_mode=0,
             count_include_pad=1,
-            kernel_shape=[kernel] * 2,
-            pads=[0] * 4,
-            strides=[stride] * 2,
+            kernel_shape=list(kernel),
+            pads=[padding] * 4,
+            strides=list(stride),
         )
 
     def adaptive_average_pool(self, x: Value, name: str, grid: int) -> Value:
         """Average down to `grid` x `grid`, or to the next smaller grid whose cells are equal for the size of `x`."""
-        size = x.shape[2]
-        cells = next(cells for cells in range(min(grid, size), 0, -1) if size % cells == 0)
-        return self.average_pool(x, name, size // cells, size // cells)
+        rows, columns = (
+            size // next(cells for cells in range(min(grid, size), 0, -1) if size % cells == 0) for size in x.shape[2:]
+        )
+        return self.average_pool(x, name, (rows, columns), (rows, columns))
 
     def global_average_pool(self, x: Value, name: str) -> Value:
         return self._layer("GlobalAveragePool", name, [x.name], (*x.shape[:2], 1, 1), x.moments.average(kept=0.2))
@@ -252,6 +283,8 @@ class Network:
         drowns the difference between two images after a dozen layers; with none of it deep networks are chaotic, and
         amplify rounding errors as much as differences between images.
         """
+        if self._rng is None:
+            return bytes(4 * math.prod(shape))
         values = self._rng.standard_normal(shape, dtype=np.float32)
         power = read.power
         if shape[1] > 3:
@@ -261,14 +294,15 @@ class Network:
         return values.tobytes()
 
     def _normal(self, name: str, count: int, mean: float, deviation: float) -> str:
-        values = self._rng.normal(mean, deviation, count)
+        values = np.zeros(count) if self._rng is None else self._rng.normal(mean, deviation, count)
         return self._initializer(name, (count,), values.astype(np.float32).tobytes())
 
     def _uniform(self, name: str, count: int, low: float, high: float) -> str:
-        values = self._rng.uniform(low, high, count)
+        values = np.zeros(count) if self._rng is None else self._rng.uniform(low, high, count)
         return self._initializer(name, (count,), values.astype(np.float32).tobytes())
 
     def _initializer(self, name: str, shape: tuple[int, ...], data: bytes) -> str:
+        self.params += 0 if ".running_" in name else math.prod(shape)
         # Filled in place: `append` would hold one more copy.
         self._graph.initializer.add(name=name, data_type=TensorProto.FLOAT, dims=shape).raw_data = data
         return name
@@ -276,6 +310,14 @@ class Network:
 
 def _sigmoid(z: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-z))
+
+
+def _hard_sigmoid(z: np.ndarray) -> np.ndarray:
+    return np.clip(z / 6 + 0.5, 0, 1)
+
+
+def pair(value: Pair) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else value
 
 
 def divisible(channels: float, divisor: int = 8) -> int:

@@ -4,39 +4,58 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from nnc.networks.blocks import classifier
 from nnc.networks.moments import Moments, mixture
-from nnc.networks.network import Network, Value
+from nnc.networks.network import Network, Value, divisible
 
 Shortcut = Callable[[Network, Value, str, int, int], Value]
-Block = Callable[[Network, Value, str, int, int, Shortcut], Value]
+Block = Callable[[Network, Value, str, int, int, Shortcut, int], Value]
 
 
 def resnet(net: Network, block: Block, depths: Sequence[int]) -> Value:
     """The four-stage network for ImageNet: torchvision's, with the stride of a bottleneck at its 3x3 convolution."""
+    return classifier(net, features(net, block, depths)[-1], "fc")
+
+
+def features(net: Network, block: Block, depths: Sequence[int], dilated: int = 0) -> list[Value]:
+    """The outputs of the four stages; in the last `dilated` of them a stride of 2 becomes twice the dilation."""
     x = net.relu(net.batch_norm(net.conv(net.input, "conv1", net.scaled(64), 7, 2), "bn1"), "relu")
     x = net.max_pool(x, "maxpool", 3, 2, 1)
-    x = _stages(net, x, block, (64, 128, 256, 512), depths, projection)
-    x = net.flatten(net.global_average_pool(x, "avgpool"), "flatten")
-    return net.linear(x, "fc", net.classes)
+    return _stages(net, x, block, (64, 128, 256, 512), depths, projection, dilated)
 
 
 def resnet_cifar(net: Network, depth: int) -> Value:
     """The three-stage network for CIFAR-10, 6n + 2 layers deep, with shortcuts of option A (section 4.2)."""
     x = net.relu(net.batch_norm(net.conv(net.input, "conv1", net.scaled(16), 3), "bn1"), "relu")
-    x = _stages(net, x, basic_block, (16, 32, 64), [(depth - 2) // 6] * 3, padding)
-    x = net.flatten(net.global_average_pool(x, "avgpool"), "flatten")
-    return net.linear(x, "linear", net.classes)
+    x = _stages(net, x, basic_block, (16, 32, 64), [(depth - 2) // 6] * 3, padding)[-1]
+    return classifier(net, x, "linear")
 
 
-def basic_block(net: Network, x: Value, name: str, planes: int, stride: int, shortcut: Shortcut) -> Value:
-    y = net.relu(net.batch_norm(net.conv(x, f"{name}.conv1", planes, 3, stride), f"{name}.bn1"))
-    y = net.batch_norm(net.conv(y, f"{name}.conv2", planes, 3), f"{name}.bn2")
+def basic_block(
+    net: Network, x: Value, name: str, planes: int, stride: int, shortcut: Shortcut, dilation: int = 1
+) -> Value:
+    y = net.conv(x, f"{name}.conv1", planes, 3, stride, dilation=dilation)
+    y = net.relu(net.batch_norm(y, f"{name}.bn1"))
+    y = net.batch_norm(net.conv(y, f"{name}.conv2", planes, 3, dilation=dilation), f"{name}.bn2")
     return net.relu(net.add(y, shortcut(net, x, name, planes, stride), f"{name}.add"), f"{name}.relu")
 
 
-def bottleneck(net: Network, x: Value, name: str, planes: int, stride: int, shortcut: Shortcut) -> Value:
-    y = net.relu(net.batch_norm(net.conv(x, f"{name}.conv1", planes), f"{name}.bn1"))
-    y = net.relu(net.batch_norm(net.conv(y, f"{name}.conv2", planes, 3, stride), f"{name}.bn2"))
+def bottleneck(
+    net: Network,
+    x: Value,
+    name: str,
+    planes: int,
+    stride: int,
+    shortcut: Shortcut,
+    dilation: int = 1,
+    groups: int = 1,
+    widened: float = 1.0,
+) -> Value:
+    """`widened` multiplies the inner channels; with groups it is ResNeXt (https://arxiv.org/abs/1611.05431)."""
+    inner = divisible(planes * widened, groups)
+    y = net.relu(net.batch_norm(net.conv(x, f"{name}.conv1", inner), f"{name}.bn1"))
+    y = net.conv(y, f"{name}.conv2", inner, 3, stride, groups=groups, dilation=dilation)
+    y = net.relu(net.batch_norm(y, f"{name}.bn2"))
     y = net.batch_norm(net.conv(y, f"{name}.conv3", 4 * planes), f"{name}.bn3")
     return net.relu(net.add(y, shortcut(net, x, name, 4 * planes, stride), f"{name}.add"), f"{name}.relu")
 
@@ -62,16 +81,28 @@ def padding(net: Network, x: Value, name: str, channels: int, stride: int) -> Va
     pads = np.array([0, before, 0, 0, 0, channels - x.channels - before, 0, 0], np.int64)
     padded = f"{name}.shortcut"
     net.node("Pad", padded, [sliced, net.constant(f"{padded}.pads", pads)], mode="constant")
-    size = -(-x.shape[2] // stride)
+    height, width = (-(-size // stride) for size in x.shape[2:])
     moments = mixture([x.moments, Moments(0.0, 0.0)], [x.channels, channels - x.channels])
-    return net.declare(padded, (1, channels, size, size), moments)
+    return net.declare(padded, (1, channels, height, width), moments)
 
 
 def _stages(
-    net: Network, x: Value, block: Block, planes: Sequence[int], depths: Sequence[int], shortcut: Shortcut
-) -> Value:
+    net: Network,
+    x: Value,
+    block: Block,
+    planes: Sequence[int],
+    depths: Sequence[int],
+    shortcut: Shortcut,
+    dilated: int = 0,
+) -> list[Value]:
+    outputs, dilation = [], 1
     for stage, (filters, depth) in enumerate(zip(planes, depths, strict=True), start=1):
+        stride, before = (2 if stage > 1 else 1), dilation
+        if stage > len(planes) - dilated:
+            stride, dilation = 1, 2 * dilation
         for index in range(depth):
-            stride = 2 if stage > 1 and index == 0 else 1
-            x = block(net, x, f"layer{stage}.{index}", net.scaled(filters), stride, shortcut)
-    return x
+            first = index == 0
+            name, step, spread = f"layer{stage}.{index}", stride if first else 1, before if first else dilation
+            x = block(net, x, name, net.scaled(filters), step, shortcut, spread)
+        outputs.append(x)
+    return outputs

@@ -1,8 +1,14 @@
-"""ShuffleNetV2 (Ma et al., https://arxiv.org/abs/1807.11164)."""
+"""ShuffleNet: V1 (Zhang et al., https://arxiv.org/abs/1707.01083) and V2 (Ma et al.,
+https://arxiv.org/abs/1807.11164)."""
 
 import numpy as np
 
-from nnc.networks.network import Network, Value
+from nnc.networks.blocks import classifier
+from nnc.networks.network import Network, Value, divisible
+
+#: Output channels of the first stage by the number of groups, doubled by each further one: table 1 of the paper.
+_V1_CHANNELS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}
+_V1_DEPTHS = (4, 8, 4)
 
 #: Output channels of the three stages and of the last convolution, by width: table 5 of the paper.
 _V2_CHANNELS = {
@@ -12,6 +18,34 @@ _V2_CHANNELS = {
     2.0: (244, 488, 976, 2048),
 }
 _V2_DEPTHS = (4, 8, 4)
+
+
+def shufflenet_v1(net: Network, groups: int = 3) -> Value:
+    x = net.relu(net.batch_norm(net.conv(net.input, "conv1.0", 24, 3, 2), "conv1.1"), "conv1.2")
+    x = net.max_pool(x, "maxpool", 3, 2, 1)
+    # The 1x1 convolutions inside have a quarter of the channels, in groups; a stage adds some to those that it reads.
+    step = 4 * groups
+    channels = max(divisible(_V1_CHANNELS[groups] * net.width, step), x.channels // step * step + step)
+    for stage, depth in enumerate(_V1_DEPTHS, start=2):
+        for index in range(depth):
+            first = 1 if stage == 2 and index == 0 else groups
+            x = _v1_unit(net, x, f"stage{stage}.{index}", channels, 2 if index == 0 else 1, first, groups)
+        channels *= 2
+    return classifier(net, x, "fc")
+
+
+def _v1_unit(net: Network, x: Value, name: str, channels: int, stride: int, first: int, groups: int) -> Value:
+    """Grouped 1x1, shuffle, depthwise, grouped 1x1; next to an average pooling with stride 2, a sum elsewhere."""
+    inner, shortcut = channels // 4, x
+    y = net.relu(net.batch_norm(net.conv(x, f"{name}.conv1", inner, groups=first), f"{name}.bn1"))
+    y = channel_shuffle(net, y, f"{name}.shuffle", groups)
+    y = net.batch_norm(net.conv(y, f"{name}.conv2", inner, 3, stride, groups=inner), f"{name}.bn2")
+    if stride > 1:
+        shortcut = net.average_pool(x, f"{name}.pool", 3, stride, padding=1)
+        channels -= x.channels
+    y = net.batch_norm(net.conv(y, f"{name}.conv3", channels, groups=groups), f"{name}.bn3")
+    y = net.concat([shortcut, y], f"{name}.concat") if stride > 1 else net.add(shortcut, y, f"{name}.add")
+    return net.relu(y, f"{name}.relu")
 
 
 def shufflenet_v2(net: Network) -> Value:

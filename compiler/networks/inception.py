@@ -1,0 +1,133 @@
+"""GoogLeNet (Szegedy et al., https://arxiv.org/abs/1409.4842) and Inception v3 (https://arxiv.org/abs/1512.00567).
+
+Without the auxiliary classifiers, which serve training only.
+"""
+
+from nnc.networks.blocks import classifier
+from nnc.networks.network import Network, Pair, Value
+
+#: Channels of 1x1, of 3x3 and what reduces its input, of 5x5 and what reduces its input, of the pooling's projection:
+#: table 1 of the paper. torchvision's 5x5 is a 3x3, as in the first release for TensorFlow.
+_GOOGLENET_MODULES = (
+    ("inception3a", 64, 96, 128, 16, 32, 32),
+    ("inception3b", 128, 128, 192, 32, 96, 64),
+    ("maxpool3", 3),
+    ("inception4a", 192, 96, 208, 16, 48, 64),
+    ("inception4b", 160, 112, 224, 24, 64, 64),
+    ("inception4c", 128, 128, 256, 24, 64, 64),
+    ("inception4d", 112, 144, 288, 32, 64, 64),
+    ("inception4e", 256, 160, 320, 32, 128, 128),
+    ("maxpool4", 2),
+    ("inception5a", 256, 160, 320, 32, 128, 128),
+    ("inception5b", 384, 192, 384, 48, 128, 128),
+)
+
+
+def googlenet(net: Network) -> Value:
+    x = _conv(net, net.input, "conv1", 64, 7, 2)
+    x = net.max_pool(x, "maxpool1", 3, 2, ceil=True)
+    x = _conv(net, _conv(net, x, "conv2", 64), "conv3", 192, 3)
+    x = net.max_pool(x, "maxpool2", 3, 2, ceil=True)
+    for name, *figures in _GOOGLENET_MODULES:
+        if name.startswith("maxpool"):
+            x = net.max_pool(x, name, figures[0], 2, ceil=True)
+        else:
+            x = _module(net, x, name, *figures)
+    return classifier(net, x, "fc")
+
+
+def _module(net: Network, x: Value, name: str, one: int, *channels: int) -> Value:
+    reduce3, three, reduce5, five, pooled = channels
+    branch2 = _conv(net, _conv(net, x, f"{name}.branch2.0", reduce3), f"{name}.branch2.1", three, 3)
+    branch3 = _conv(net, _conv(net, x, f"{name}.branch3.0", reduce5), f"{name}.branch3.1", five, 3)
+    branch4 = _conv(net, net.max_pool(x, f"{name}.branch4.0", 3, 1, 1), f"{name}.branch4.1", pooled)
+    return net.concat([_conv(net, x, f"{name}.branch1", one), branch2, branch3, branch4], f"{name}.concat")
+
+
+def inception_v3(net: Network) -> Value:
+    x = _conv(net, net.input, "Conv2d_1a_3x3", 32, 3, 2, padding=0)
+    x = _conv(net, _conv(net, x, "Conv2d_2a_3x3", 32, 3, padding=0), "Conv2d_2b_3x3", 64, 3)
+    x = _conv(net, net.max_pool(x, "maxpool1", 3, 2), "Conv2d_3b_1x1", 80)
+    x = net.max_pool(_conv(net, x, "Conv2d_4a_3x3", 192, 3, padding=0), "maxpool2", 3, 2)
+    for name, pooled in (("Mixed_5b", 32), ("Mixed_5c", 64), ("Mixed_5d", 64)):
+        x = _mixed_5(net, x, name, pooled)
+    x = _reduce_6(net, x, "Mixed_6a")
+    for name, inner in (("Mixed_6b", 128), ("Mixed_6c", 160), ("Mixed_6d", 160), ("Mixed_6e", 192)):
+        x = _mixed_6(net, x, name, inner)
+    x = _reduce_7(net, x, "Mixed_7a")
+    for name in ("Mixed_7b", "Mixed_7c"):
+        x = _mixed_7(net, x, name)
+    return classifier(net, x, "fc")
+
+
+def _mixed_5(net: Network, x: Value, name: str, pooled: int) -> Value:
+    branches = [
+        _conv(net, x, f"{name}.branch1x1", 64),
+        _chain(net, x, f"{name}.branch5x5_", (48, 1), (64, 5)),
+        _chain(net, x, f"{name}.branch3x3dbl_", (64, 1), (96, 3), (96, 3)),
+        _pooled(net, x, name, pooled),
+    ]
+    return net.concat(branches, f"{name}.concat")
+
+
+def _reduce_6(net: Network, x: Value, name: str) -> Value:
+    double = _chain(net, x, f"{name}.branch3x3dbl_", (64, 1), (96, 3))
+    branches = [
+        _conv(net, x, f"{name}.branch3x3", 384, 3, 2, padding=0),
+        _conv(net, double, f"{name}.branch3x3dbl_3", 96, 3, 2, padding=0),
+        net.max_pool(x, f"{name}.branch_pool", 3, 2),
+    ]
+    return net.concat(branches, f"{name}.concat")
+
+
+def _mixed_6(net: Network, x: Value, name: str, inner: int) -> Value:
+    row, column = (1, 7), (7, 1)
+    double = ((inner, 1), (inner, column), (inner, row), (inner, column), (192, row))
+    branches = [
+        _conv(net, x, f"{name}.branch1x1", 192),
+        _chain(net, x, f"{name}.branch7x7_", (inner, 1), (inner, row), (192, column)),
+        _chain(net, x, f"{name}.branch7x7dbl_", *double),
+        _pooled(net, x, name, 192),
+    ]
+    return net.concat(branches, f"{name}.concat")
+
+
+def _reduce_7(net: Network, x: Value, name: str) -> Value:
+    seven = _chain(net, x, f"{name}.branch7x7x3_", (192, 1), (192, (1, 7)), (192, (7, 1)))
+    branches = [
+        _conv(net, _conv(net, x, f"{name}.branch3x3_1", 192), f"{name}.branch3x3_2", 320, 3, 2, padding=0),
+        _conv(net, seven, f"{name}.branch7x7x3_4", 192, 3, 2, padding=0),
+        net.max_pool(x, f"{name}.branch_pool", 3, 2),
+    ]
+    return net.concat(branches, f"{name}.concat")
+
+
+def _mixed_7(net: Network, x: Value, name: str) -> Value:
+    three = _conv(net, x, f"{name}.branch3x3_1", 384)
+    double = _chain(net, x, f"{name}.branch3x3dbl_", (448, 1), (384, 3))
+    branches = [
+        _conv(net, x, f"{name}.branch1x1", 320),
+        _conv(net, three, f"{name}.branch3x3_2a", 384, (1, 3)),
+        _conv(net, three, f"{name}.branch3x3_2b", 384, (3, 1)),
+        _conv(net, double, f"{name}.branch3x3dbl_3a", 384, (1, 3)),
+        _conv(net, double, f"{name}.branch3x3dbl_3b", 384, (3, 1)),
+        _pooled(net, x, name, 192),
+    ]
+    return net.concat(branches, f"{name}.concat")
+
+
+def _chain(net: Network, x: Value, name: str, *layers: tuple[int, Pair]) -> Value:
+    for index, (filters, kernel) in enumerate(layers, start=1):
+        x = _conv(net, x, f"{name}{index}", filters, kernel)
+    return x
+
+
+def _pooled(net: Network, x: Value, name: str, filters: int) -> Value:
+    return _conv(net, net.average_pool(x, f"{name}.avg_pool", 3, 1, padding=1), f"{name}.branch_pool", filters)
+
+
+def _conv(
+    net: Network, x: Value, name: str, filters: int, kernel: Pair = 1, stride: int = 1, padding: int | None = None
+) -> Value:
+    x = net.conv(x, f"{name}.conv", net.scaled(filters), kernel, stride, padding)
+    return net.relu(net.batch_norm(x, f"{name}.bn"), f"{name}.relu")
