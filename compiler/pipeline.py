@@ -114,7 +114,7 @@ def _resumed(
 
 def _check_data(passes: Sequence[Pass], context: Context) -> None:
     for pass_ in passes:
-        for key in pass_.needs:
+        for key in pass_.data_needed():
             if getattr(context, key) is None:
                 hint = f"give it with --data {key}=PATH or in the recipe's [data]"
                 raise NncError(f"pass {pass_.name}: needs {key} data", hint)

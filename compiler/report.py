@@ -182,10 +182,15 @@ PREDICTED = {
 }
 
 
+#: The choice for a layer that a budget keeps from being quantized.
+FLOATS = "stays in floats"
+
+
 def explained(row: Mapping[str, Any]) -> str:
     """'27 of 55 layers changed; predicted MACs 50.0 %, reached 49.9 %': what a pass said of its decisions."""
     decided = row["decisions"]
-    parts = [f"{sum(map(changes, decided))} of {units.plural(len(decided), 'layer')} changed"] if decided else []
+    changed = sum(each["choice"] not in ("keep", FLOATS) for each in decided)
+    parts = [f"{changed} of {units.plural(len(decided), 'layer')} changed"] if decided else []
     for name, figure in (row["predicted"] or {}).items():
         whole = 1.0 if name in ("error", "accuracy") else figure["before"]
         said, reached = (share(figure[key], whole) or "unknown" for key in ("predicted", "reached"))
@@ -204,5 +209,5 @@ def share(value: float | None, whole: float = 1.0) -> str:
 
 
 def changes(decision: Mapping[str, Any]) -> bool:
-    """Whether a decision changes its layer."""
+    """Whether a decision changes its layer, or says for a reason that it must not."""
     return bool(decision["choice"] != "keep")

@@ -36,7 +36,11 @@ class Pass(BaseModel):
     quantizes: ClassVar[bool] = False
     """Whether the pass turns floats into integers; later passes find the graph before in `Context.unquantized`."""
     needs: ClassVar[tuple[str, ...]] = ()
-    """Keys of the recipe's [data] that the pass can't do without."""
+    """Keys of the recipe's [data] that the pass can't do without; `data_needed` where its parameters decide."""
+
+    def data_needed(self) -> tuple[str, ...]:
+        """Keys of the recipe's [data] that the pass can't do without, with the parameters that it has."""
+        return self.needs
 
     def run(self, graph: gs.Graph, context: Context) -> int:
         """Change `graph` in place and return the number of places changed."""

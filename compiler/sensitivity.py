@@ -27,7 +27,7 @@ def output_sensitivity(
     The outputs are taken before a Softmax, and not the loss: a network that is sure of its answers, as on images that
     it was trained with, has no gradient of the loss left. Empty where an operator on the way has no gradient.
     """
-    scored = _before_softmax(graph)
+    scored = before_softmax(graph)
     try:
         network = Gradients(
             scored, [node.outputs[0].name for node in layers], "outputs", seed=context.seed, threads=context.threads
@@ -93,7 +93,7 @@ def _by_channel(values: np.ndarray, axis: int, samples: int) -> np.ndarray:
     return moved.reshape(len(moved), samples if moved.shape[1] == samples else 1, -1)
 
 
-def _before_softmax(graph: gs.Graph) -> gs.Graph:
+def before_softmax(graph: gs.Graph) -> gs.Graph:
     """A copy whose outputs are what the Softmax nodes at its end read."""
     copied = graphs.copy(graph)
     for index, tensor in enumerate(copied.outputs):

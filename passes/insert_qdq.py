@@ -1,20 +1,29 @@
 """insert-qdq: integers of 8 bits instead of floats, with scales that calibration data tells."""
 
+from collections.abc import Collection
 from fnmatch import fnmatchcase
 from typing import ClassVar, Literal
 
 import onnx_graphsurgeon as gs
 from pydantic import BaseModel, ConfigDict, Field
 
-from nnc import quantize, toml
+from nnc import graph as graphs
+from nnc import quantize, report, toml
 from nnc.digests import digest, graph_digest
 from nnc.errors import NncError
 from nnc.measure import macs, params
-from nnc.quantize import Method, Placement, Scheme
+from nnc.quantize import Method, Placement, Scheme, precision
+from nnc.quantize.precision import DropBudget
 from nnc.rewrite import Context, Effect, Pass, selected
 
 Dtype = Literal["int8", "uint8"]
 Bits = Literal[4, 8]
+
+#: The opset of ONNX from which on neighbours along an axis can share a scale.
+_BLOCKS_FROM = 21
+
+#: What the rounding of shares may add to a drop.
+_ROUNDING = 1e-9
 
 
 class LayerOptions(BaseModel):
@@ -24,6 +33,7 @@ class LayerOptions(BaseModel):
 
     weight_bits: Bits | None = Field(default=None, description="bits of their weights")
     per_channel: bool | None = Field(default=None, description="a scale for every output channel")
+    weight_only: bool | None = Field(default=None, description="quantize their weights, and let them read floats")
     keep_float: bool = Field(default=False, description="leave them in floats")
 
 
@@ -35,6 +45,12 @@ class InsertQdq(Pass):
     What a layer reads is quantized, and both sides of a residual Add; not what is between a layer and the Relu or Clip
     behind it. Inputs and outputs of the network stay float32. What only moves values (Concat, MaxPool, Reshape,
     Transpose, ...) has one scale on both sides. Weights of 4 bits are stored in 8, since few runtimes read the others.
+
+    With `weight_only`, Gemm(x, W) -> Gemm(x, DequantizeLinear(W8)): the weights take a quarter of the memory, and
+    nothing is rounded on the way. With a `budget`, the layers that rounding hurts most stay in floats, as few as keep
+    within it. Its drop is measured on the calibration data: of top-1 where these have labels; without them, the share
+    of the images that get another class, or, in a network whose output is not one value per class, the share of the
+    outputs' energy that is noise (0.005 is a signal-to-noise ratio of 23 dB).
 
     Approximate. Ranges are those of the calibration data, one batch of which is in memory at a time. Declines layers
     that are quantized already, whose weights are computed, that compute in another type, and that read values which
@@ -58,27 +74,88 @@ class InsertQdq(Pass):
     weight_bits: Bits = Field(8, description="bits of weights")
     weight_method: Literal["min-max", "mse"] = Field("min-max", description="how the ranges of weights are found")
     per_channel: bool | None = Field(None, description="a scale for every output channel; without it, as the target's")
+    weight_only: bool = Field(False, description="quantize the weights of Gemm and MatMul and nothing else")
+    group_size: int | None = Field(
+        None, ge=8, description="inputs that share a scale in layers with weight_only, in models of opset 21 or newer; "
+        "without it, a channel has one"
+    )  # fmt: skip
+    budget: DropBudget | None = Field(None, description="what quantization may cost; layers stay in floats to keep it")
     layers: dict[str, LayerOptions] = Field({}, description="other options for layers, by name or glob")
     include: tuple[str, ...] = Field(("*",), description="quantize only layers whose name fits one of these globs")
     exclude: tuple[str, ...] = Field((), description="leave layers in floats whose name fits one of these globs")
 
+    def data_needed(self) -> tuple[str, ...]:
+        """None where only weights are quantized, and no drop is measured."""
+        reads_floats = self.weight_only and all(each.weight_only is not False for each in self.layers.values())
+        return () if reads_floats and self.budget is None else self.needs
+
     def run(self, graph: gs.Graph, context: Context) -> int:
         self._check_names(graph)
-        activations = self._activations(context)
-        placement, ranges = self._calibrated(graph, activations, context)
+        self._check_blocks(graph)
+        ranges: dict[str, tuple[float, float] | None] = {}
+        errors, kept = self._mixed(graph, ranges, context) if self.budget else ({}, [])
+        placement = self._calibrated(graph, kept, ranges, context)
+        none_left = kept and not placement.layers and not placement.products
         for node, reason in placement.refused:
-            context.skip(node, reason)
-        for node in placement.layers:
-            choice = _spelled(self._layer(node, context).weights, activations)
-            context.decide(node.name, choice, macs=(macs(node),) * 2, params=(params(node),) * 2)
-        config = quantize.Config(activations, lambda node: self._layer(node, context))
-        return quantize.insert(graph, placement, ranges, config) if placement.layers else 0
+            context.skip(node, "no layer can be quantized within the budget" if none_left else reason)
+        floats = [node for node, _ in placement.refused if node.name in kept]
+        for node in (*floats, *placement.layers, *placement.products):
+            context.decide(
+                node.name, report.FLOATS if node.name in kept else self._spelled(node, context),
+                macs=(macs(node),) * 2, params=(params(node),) * 2, error=errors.get(node.name),
+            )  # fmt: skip
+        return self._insert(graph, placement, ranges, context)
+
+    def _insert(self, graph: gs.Graph, placement: Placement, ranges: quantize.Ranges, context: Context) -> int:
+        config = quantize.Config(self._activations(context), lambda node: self._layer(node, context))
+        changes = placement.layers or placement.products
+        return quantize.insert(graph, placement, ranges, config) if changes else 0
+
+    def _mixed(
+        self, graph: gs.Graph, ranges: dict[str, tuple[float, float] | None], context: Context
+    ) -> tuple[dict[str, float], list[str]]:
+        """What every layer alone does to the outputs, and the layers that stay in floats to keep the budget."""
+        assert self.budget is not None
+        most = self.budget.drop
+        placement = self._calibrated(graph, (), ranges, context)
+        names = [node.name for node in (*placement.layers, *placement.products)]
+        if not names:
+            return {}, []
+        data = context.calibration.subset(context.seed, self.samples)
+        drop = precision.Drop(graph, data)
+        options = (self.model_dump_json(exclude={"budget"}), context.target.unit.quantization, context.seed)
+        key = digest(graph_digest(graph), context.data_key, repr(options))
+
+        def quantized(chosen: Collection[str]) -> gs.Graph:
+            copy = graphs.copy(graph)
+            kept = [name for name in names if name not in chosen]
+            self._insert(copy, self._calibrated(copy, kept, ranges, context), ranges, context)
+            return copy
+
+        errors = context.once("sensitivities", key, lambda: precision.sensitivities(
+            graph, names, quantized, data, context.seed,
+            lambda done, total: context.progress("sensitivities", done, total),
+        ))  # fmt: skip
+        order = precision.order(errors, _extra_ms(graph, quantized(names), context))
+
+        def fits(count: int) -> bool:
+            found = context.once("drop", digest(key, *sorted(order[:count])), lambda: drop.of(
+                quantized(order[count:]), lambda done, total: context.progress("accuracy", done, total)
+            ))  # fmt: skip
+            return found <= most + _ROUNDING
+
+        return errors, order[: precision.fewest(len(order), fits)]
 
     def _check_names(self, graph: gs.Graph) -> None:
         names = [node.name for node in graph.nodes if node.op in quantize.placement.LAYERS]
         for glob in self.layers:
             if not any(fnmatchcase(name, glob) for name in names):
                 raise NncError(f"layers: no layer is called '{glob}'", toml.nearest(glob, names))
+
+    def _check_blocks(self, graph: gs.Graph) -> None:
+        if self.group_size is not None and graph.opset < _BLOCKS_FROM:
+            hint = "leave it out, or convert the model with onnx.version_converter"
+            raise NncError(f"group_size: needs a model of opset {_BLOCKS_FROM} or newer, not {graph.opset}", hint)
 
     def _activations(self, context: Context) -> Scheme:
         given = Scheme.of(context.target.unit.quantization.activations)
@@ -91,30 +168,57 @@ class InsertQdq(Pass):
         per_channel = next(
             (each for each in (options.per_channel, self.per_channel) if each is not None), given.per_channel
         )
-        dtype, bits = self.weight_dtype or given.dtype, options.weight_bits or self.weight_bits
-        symmetric = dtype == "int8" if self.weight_dtype else given.symmetric
-        return quantize.LayerConfig(Scheme(dtype, symmetric, per_channel, bits), self.weight_method)
+        bits = options.weight_bits or self.weight_bits
+        if self._is_weight_only(node):  # no unit multiplies these integers
+            per_channel = self.per_channel is not False and options.per_channel is not False
+            return quantize.LayerConfig(Scheme("int8", True, per_channel, bits), self.weight_method, self.group_size)
+        symmetric = self.weight_dtype == "int8" if self.weight_dtype else given.symmetric
+        return quantize.LayerConfig(
+            Scheme(self.weight_dtype or given.dtype, symmetric, per_channel, bits), self.weight_method
+        )
+
+    def _spelled(self, node: gs.Node, context: Context) -> str:
+        """'int8 per channel, reads uint8'."""
+        config, reads = self._layer(node, context), self._activations(context).dtype
+        weights = config.weights
+        scales = (
+            f"per {config.block} inputs" if config.block else "per channel" if weights.per_channel else "per tensor"
+        )
+        bits = f"{weights.bits} bits of " if weights.bits != 8 else ""
+        return f"{bits}{weights.dtype} {scales}, reads {'float32' if self._is_weight_only(node) else reads}"
+
+    def _is_weight_only(self, node: gs.Node) -> bool:
+        own = self._options(node.name).weight_only
+        return self.weight_only if own is None else own
 
     def _options(self, name: str) -> LayerOptions:
         """Of the entries that fit a name, the last."""
         fitting = [options for glob, options in self.layers.items() if fnmatchcase(name, glob)]
         return fitting[-1] if fitting else LayerOptions()
 
-    def _refusal(self, node: gs.Node) -> str | None:
+    def _refusal(self, node: gs.Node, kept: Collection[str]) -> str | None:
         if not selected(node.name, self.include, self.exclude) or self._options(node.name).keep_float:
             return "excluded by the recipe"
-        return None
+        return "stays in floats to keep the budget" if node.name in kept else None
 
-    def _calibrated(self, graph: gs.Graph, scheme: Scheme, context: Context) -> tuple[Placement, quantize.Ranges]:
-        """What is quantized, and the ranges of it; what turns out not to be finite is placed around."""
-        ranges: dict[str, tuple[float, float] | None] = {}
+    def _calibrated(
+        self,
+        graph: gs.Graph,
+        kept: Collection[str],
+        ranges: dict[str, tuple[float, float] | None],
+        context: Context,
+    ) -> Placement:
+        """What is quantized, but for the layers `kept`; what turns out not to be finite is placed around.
+
+        Adds to `ranges` what is missing.
+        """
         while True:
             barred = {name for name, ends in ranges.items() if ends is None}
-            placement = quantize.place(graph, self._refusal, barred)
+            placement = quantize.place(graph, lambda node: self._refusal(node, kept), barred, self._is_weight_only)
             missing = [tensor for tensor in placement.sources if tensor.name not in ranges]
             if not missing or not placement.layers:
-                return placement, ranges
-            ranges |= self._measured(graph, missing, scheme, context)
+                return placement
+            ranges |= self._measured(graph, missing, self._activations(context), context)
 
     def _measured(
         self, graph: gs.Graph, tensors: list[gs.Variable], scheme: Scheme, context: Context
@@ -135,7 +239,9 @@ class InsertQdq(Pass):
         return {name: None if ends is None else (ends[0], ends[1]) for name, ends in found.items()}
 
 
-def _spelled(weights: Scheme, activations: Scheme) -> str:
-    """'int8 per channel, reads uint8'."""
-    bits = f"{weights.bits} bits of " if weights.bits != 8 else ""
-    return f"{bits}{weights.dtype} {'per channel' if weights.per_channel else 'per tensor'}, reads {activations.dtype}"
+def _extra_ms(floats: gs.Graph, quantized: gs.Graph, context: Context) -> dict[str, float]:
+    """By layer, the milliseconds that the target takes longer in floats."""
+    before, after = (
+        {layer.name: layer.latency_ms for layer in context.predict(graph).layers} for graph in (floats, quantized)
+    )
+    return {name: before[name] - latency for name, latency in after.items() if name in before}

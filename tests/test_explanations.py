@@ -52,6 +52,15 @@ def test_choices_per_layer() -> None:
     ]
 
 
+def test_layers_that_a_budget_keeps_in_floats_are_shown() -> None:
+    floats = [decision(f"f{index}", 7, 7, error=0.5) | {"choice": report.FLOATS} for index in range(5)]
+    shown = lines(row(decisions=[*floats, decision("a", error=0.01)]))
+    assert shown[1] == "prune: 1 of 6 layers changed"
+    assert [line.split() for line in shown[4:9]] == [
+        [f"f{index}", "stays", "in", "floats", "7", "10", "50.0", "%"] for index in range(5)
+    ]
+
+
 def test_many_layers_that_stay_are_one_row() -> None:
     kept = [decision(f"k{index}", 100, 100) for index in range(1000)]
     shown = lines(row(decisions=[*kept, decision("a")]))

@@ -32,6 +32,8 @@ net (float[N, 3, 8, 8] x) => (float[N, 4] logits)
 """
 FOLD = '[[pass]]\nname = "fold-batchnorm"\n'
 CHECK = FOLD + '[[pass]]\nname = "check-accuracy"\nmax_drop = 0.01\n'
+INSERT = '[[pass]]\nname = "insert-qdq"\n'
+NO_CALIBRATION = "give it with --data calibration=PATH or in the recipe's [data]"
 RECIPE = f'[data]\ntest = "test.npz"\n{CHECK}'
 IMAGES, LABELS = np.zeros((5, 8, 8, 3), np.uint8), np.arange(5) % 4
 COMPILE = "compile recipe.toml model.onnx --target x86 --no-lower"
@@ -162,6 +164,29 @@ RECIPES = [
         RECIPE.replace("test.npz", "absent.npz"),
         "recipe.toml: data: 'test': no such file or folder: absent.npz",
         "--data test=PATH gives another",
+    ),
+    (INSERT, "pass insert-qdq: needs calibration data", NO_CALIBRATION),
+    (
+        f"{INSERT}weight_only = true\nbudget = {{ drop = 0.01 }}",
+        "pass insert-qdq: needs calibration data",
+        NO_CALIBRATION,
+    ),
+    (f"{INSERT}budget = {{ macs = 0.5 }}", "recipe.toml: pass 1 (insert-qdq): budget: unknown key 'macs'", None),
+    (f"{INSERT}budget = {{}}", "recipe.toml: pass 1 (insert-qdq): budget: 'drop' is missing", None),
+    (
+        f"{INSERT}budget = 0.005",
+        "recipe.toml: pass 1 (insert-qdq): 'budget' must be a table of 'drop', not 0.005",
+        "write budget = { drop = 0.005 }",
+    ),
+    (
+        f"{INSERT}budget = {{ drop = 2 }}",
+        "recipe.toml: pass 1 (insert-qdq): 'budget.drop' must be a number of at least 0 and below 1, not 2",
+        None,
+    ),
+    (
+        f"{INSERT}weight_only = true\ngroup_size = 32",
+        "pass insert-qdq: group_size: needs a model of opset 21 or newer, not 17",
+        "leave it out, or convert the model with onnx.version_converter",
     ),
     (CHECK, "pass check-accuracy: needs test data", "give it with --data test=PATH or in the recipe's [data]"),
 ]  # fmt: skip

@@ -11,7 +11,16 @@ from nnc import graph as graphs
 from nnc.digests import digest
 from nnc.quantize.calibration import Ranges
 from nnc.quantize.placement import Placement, made_of_integers, moves, operands
-from nnc.quantize.scheme import LEAST_SCALE, Scheme, dequantized, output_axis, quantized, scale_zero_point, weight_scale
+from nnc.quantize.scheme import (
+    LEAST_SCALE,
+    Scheme,
+    dequantized,
+    output_axis,
+    quantized,
+    quantized_blocks,
+    scale_zero_point,
+    weight_scale,
+)
 
 #: The largest integer of a bias; the sums that are added to it need the rest of int32.
 MOST_BIAS = 2**30
@@ -23,6 +32,8 @@ class LayerConfig:
 
     weights: Scheme
     method: Literal["min-max", "mse"] = "min-max"
+    block: int | None = None
+    """Inputs that share a scale, where the layer goes on reading floats; None: all of a channel."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +69,11 @@ def insert(graph: gs.Graph, placement: Placement, ranges: Ranges, config: Config
         steps |= _write_group(writer, group, parameters, placement, config.activations)
     for node in placement.layers:
         _quantize_weights(writer, node, steps, config.layer(node))
+    for node in placement.products:
+        _quantize_product(writer, node, config.layer(node))
     graph.nodes = [*graph.nodes, *writer.made]
     graphs.sort(graph)
-    return len(placement.layers)
+    return len(placement.layers) + len(placement.products)
 
 
 class _Writer:
@@ -83,17 +96,23 @@ class _Writer:
         return output
 
     def dequantize(
-        self, name: str, integers: np.ndarray, scale: np.ndarray, zero: np.ndarray | None, axis: int | None
+        self,
+        name: str,
+        integers: np.ndarray,
+        scale: np.ndarray,
+        zero: np.ndarray | None,
+        axis: int | None,
+        block: int | None = None,
     ) -> gs.Variable:
         """The values of stored integers; equal ones are stored once."""
         arrays = [each for each in (integers, scale, zero) if each is not None]
-        key = (axis, *((digest(each.tobytes()), each.shape, each.dtype) for each in arrays))
+        key = (axis, block, *((digest(each.tobytes()), each.shape, each.dtype) for each in arrays))
         if key not in self._weights:
             constants = [("quantized", integers), ("scale", scale)] + ([] if zero is None else [("zero", zero)])
             inputs = [self.constant(f"{name}/{role}", values) for role, values in constants]
             output = self.node("DequantizeLinear", f"{name}/dequantized", inputs, inputs[0], np.float32)
-            if axis is not None:
-                self.made[-1].attrs["axis"] = axis
+            given = {"axis": axis, "block_size": block}
+            self.made[-1].attrs |= {key: value for key, value in given.items() if value is not None}
             self._weights[key] = output
         return self._weights[key]
 
@@ -186,6 +205,19 @@ def _quantize_weights(writer: _Writer, node: gs.Node, steps: dict[int, float], c
     node.inputs[index] = writer.dequantize(W.name, integers, scale, zero, axis)
     if bias is not None:
         _quantize_bias(writer, node, bias, step, scale)
+
+
+def _quantize_product(writer: _Writer, node: gs.Node, config: LayerConfig) -> None:
+    """Store the weights of a layer that reads floats as integers; its bias stays as it is."""
+    W, outputs = node.inputs[1], output_axis(node)
+    if config.block and outputs is not None and W.values.ndim == 2 and config.block < W.shape[1 - outputs]:
+        integers, scale = quantized_blocks(W.values, config.weights, 1 - outputs, config.block, config.method)
+        node.inputs[1] = writer.dequantize(W.name, integers, scale, None, 1 - outputs, config.block)
+        return
+    axis = outputs if config.weights.per_channel else None
+    scale, zero = weight_scale(W.values, config.weights, axis, config.method)
+    integers = quantized(W.values, scale, zero, config.weights, axis)
+    node.inputs[1] = writer.dequantize(W.name, integers, scale, zero, axis)
 
 
 def _take_factors(writer: _Writer, node: gs.Node) -> None:

@@ -125,8 +125,10 @@ def layers(graph: gs.Graph) -> dict[str, QuantizedLayer]:
 
 
 def _is_stored(tensor: gs.Tensor) -> bool:
-    """Whether a tensor is made of stored 8-bit integers."""
+    """Whether a tensor is made of stored 8-bit integers with one scale, or one per channel."""
     if not made_of_integers(tensor):
+        return False
+    if tensor.inputs[0].attrs.get("block_size", 0):  # no pass changes these
         return False
     inputs = [each for each in tensor.inputs[0].inputs if not each.is_empty()]
     return all(isinstance(each, gs.Constant) for each in inputs) and inputs[0].dtype in (np.int8, np.uint8)

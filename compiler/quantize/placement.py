@@ -12,6 +12,9 @@ from nnc.proto import is_standard
 #: Operators with weights.
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
+#: Operators whose weights can be integers while activations stay floats.
+PRODUCTS = ("Gemm", "MatMul")
+
 #: Operators that compute on few values each: integers come in, and integers go out with a scale of their own.
 ELEMENTWISE = (
     "Add", "AveragePool", "Clip", "Div", "Gelu", "GlobalAveragePool", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish",
@@ -35,6 +38,8 @@ class Placement:
 
     layers: list[gs.Node]
     """Layers that multiply integers."""
+    products: list[gs.Node]
+    """Layers that multiply floats with weights stored as integers."""
     groups: list[list[gs.Tensor]]
     """Activations and constants that are quantized, those together that share a scale; in order of execution."""
     refused: list[tuple[gs.Node, str]]
@@ -52,29 +57,35 @@ class Placement:
 
 
 def place(
-    graph: gs.Graph, refusal: Callable[[gs.Node], str | None] = lambda node: None, barred: Collection[str] = ()
+    graph: gs.Graph,
+    refusal: Callable[[gs.Node], str | None] = lambda node: None,
+    barred: Collection[str] = (),
+    weight_only: Callable[[gs.Node], bool] = lambda node: False,
 ) -> Placement:
     """Decide what is quantized.
 
     `refusal` gives a reason to leave a layer in floats, or None; tensors whose names are in `barred` are not finite, so
-    that layers that read them stay in floats, too.
+    that layers that read them stay in floats, too. `weight_only` says whether a layer goes on reading floats.
 
     A tensor is where a layer reads it, or where an element-wise operator in reach of layers does: between a layer and
     the activation behind it none is. What only moves values keeps its scale.
     """
     layers: list[gs.Node] = []
+    products: list[gs.Node] = []
     refused: list[tuple[gs.Node, str]] = []
     for node in graph.nodes:
         if is_standard(node, *LAYERS):
-            if reason := unfit(node) or refusal(node) or _not_finite(node, barred):
+            alone = weight_only(node)
+            own = _unfit_weights(node) if alone else _not_finite(node, barred)
+            if reason := unfit(node) or refusal(node) or own:
                 refused.append((node, reason))
             else:
-                layers.append(node)
+                (products if alone else layers).append(node)
     ends = {id(tensor) for tensor in graph.outputs}
     integer = _integer_nodes(graph, layers, ends)
     wanted = {key: tensor for key, tensor in _wanted(graph, integer).items() if tensor.name not in barred}
     groups, moved = _groups(graph, wanted)
-    return Placement(layers, groups, refused, frozenset(integer), moved)
+    return Placement(layers, products, groups, refused, frozenset(integer), moved)
 
 
 def _not_finite(node: gs.Node, barred: Collection[str]) -> str | None:
@@ -100,6 +111,15 @@ def unfit(node: gs.Node) -> str | None:
     if node.op == "Gemm" and node.attrs.get("transA", 0):
         return "its input is transposed"
     return None
+
+
+def _unfit_weights(node: gs.Node) -> str | None:
+    """Why the weights of a layer can't be quantized alone, or None."""
+    if node.op not in PRODUCTS:
+        return "only Gemm and MatMul have weight_only"
+    if isinstance(node.inputs[1], gs.Constant):
+        return None
+    return "it is quantized already" if made_of_integers(node.inputs[1]) else "its weights are computed"
 
 
 def made_of_integers(tensor: gs.Tensor) -> bool:

@@ -110,6 +110,23 @@ def weight_scale(
     return (scale.reshape(()), zero.reshape(())) if axis is None else (scale, zero)
 
 
+def quantized_blocks(
+    W: np.ndarray, scheme: Scheme, axis: int, block: int, method: Literal["min-max", "mse"] = "min-max"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Integers around zero, and scales of a matrix of which `block` neighbours along `axis` share one.
+
+    The scales are [ceil(n / block), ...] where the weights are [n, ...] along the axis. The scheme is symmetric int8.
+    """
+    rows = np.moveaxis(W, axis, 1)
+    columns, depth = rows.shape
+    padded = np.pad(rows, ((0, 0), (0, -depth % block)))
+    blocks = padded.reshape(-1, block)
+    scale, zero = weight_scale(blocks, scheme, 0, method)
+    integers = quantized(blocks, scale, zero, scheme, 0).reshape(padded.shape)[:, :depth]
+    whole, scales = (np.moveaxis(each, 1, axis) for each in (integers, scale.reshape(columns, -1)))
+    return np.ascontiguousarray(whole), np.ascontiguousarray(scales)
+
+
 def _best_share(rows: np.ndarray, low: np.ndarray, high: np.ndarray, scheme: Scheme) -> np.ndarray:
     """For every row the share of its range with the least squared error; the whole range where several have it."""
     step = max(1, _CHUNK // max(1, rows.shape[1]))

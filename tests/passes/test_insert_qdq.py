@@ -18,9 +18,11 @@ from nnc.data import Dataset, Preprocess
 from nnc.errors import NncError
 from nnc.passes import GRAPH_PASSES
 from nnc.passes.fold_batchnorm import FoldBatchNorm
-from nnc.passes.insert_qdq import InsertQdq, LayerOptions
+from nnc.passes.insert_qdq import Bits, InsertQdq, LayerOptions
 from nnc.passes.prune_channels import PruneChannels
 from nnc.passes.split_conv_svd import SplitConvSvd
+from nnc.quantize import precision
+from nnc.quantize.precision import DropBudget
 from nnc.session import Session
 
 CHAIN = """
@@ -294,6 +296,181 @@ def test_partly_quantized(tmp_path: Path) -> None:
     counts = Counter(node.op for node in inserted(graph, tmp_path).graph.nodes)
     assert Counter(node.op for node in whole.graph.nodes) == counts
     assert snr(graph, whole.graph) > 25
+
+
+# --- A budget
+
+
+def fragile() -> gs.Graph:
+    """CHAIN with a middle layer that one scale for all weights does not suit."""
+    graph = testing.graph(CHAIN)
+    V = testing.weights(graph)["V"].copy()
+    V[:, 1:] /= 300
+    return testing.graph(CHAIN, V=V)
+
+
+def test_the_layer_that_loses_most_stays_in_floats(tmp_path: Path) -> None:
+    graph = fragile()
+    given = context(graph, noise(tmp_path, graph, 64))
+    options = {"per_channel": False, "weight_bits": 4}
+    whole = testing.run(InsertQdq(**options), graph, given).graph
+    single = {
+        name: testing.run(InsertQdq(include=(name,), **options), graph, given).graph for name in quantize.layers(whole)
+    }
+    drop = precision.Drop(graph, given.calibration)
+    worst = min(single, key=lambda name: snr(graph, single[name]))
+    budget = DropBudget(drop=drop.of(whole, lambda done, total: None) - 1e-6)
+    result = testing.run(InsertQdq(budget=budget, **options), graph, given)
+    left = [name for name in ["a", "b", "scores"] if name not in quantize.layers(result.graph)]
+    assert left[0] == worst
+    assert len(left) == 1
+    assert result.skipped == {worst: "stays in floats to keep the budget"}
+    assert drop.of(result.graph, lambda done, total: None) <= budget.drop
+    decisions = given.explanation.decisions
+    assert decisions[worst]["choice"] == "stays in floats"
+    assert decisions[worst]["error"] == max(each["error"] for each in decisions.values()) > 0
+    assert len(decisions) == 3
+
+
+def test_a_wide_budget_keeps_nothing_in_floats(tmp_path: Path) -> None:
+    graph = testing.graph(CHAIN)
+    given = context(graph, noise(tmp_path, graph))
+    plain = testing.run(InsertQdq(), graph, given).graph
+    result = testing.run(InsertQdq(budget=DropBudget(drop=0.9)), graph, given)
+    assert graphs.to_model(plain) == graphs.to_model(result.graph)
+    assert not result.skipped
+
+
+def test_a_budget_that_no_layer_keeps(tmp_path: Path) -> None:
+    """Without classes, the drop is the share of noise: never 0."""
+    graph = testing.graph(CHAIN.replace("(float[1, 10] scores)", "(float[1, 10] scores, float[1, 8] f)"))
+    given = context(graph, noise(tmp_path, graph))
+    result = testing.check_unchanged(
+        InsertQdq(budget=DropBudget(drop=0)), graph, "no layer can be quantized within the budget", given
+    )
+    assert set(result.skipped) == {"a", "b", "scores"}
+    assert {each["choice"] for each in given.explanation.decisions.values()} == {"stays in floats"}
+
+
+def test_a_budget_with_other_options(tmp_path: Path) -> None:
+    graph = testing.graph(CHAIN)
+    given = context(graph, noise(tmp_path, graph))
+    pass_ = InsertQdq(
+        budget=DropBudget(drop=0.9), exclude=("a",),
+        layers={"b": LayerOptions(weight_bits=4), "scores": LayerOptions(weight_only=True)},
+    )  # fmt: skip
+    result = testing.check(pass_, graph, context=given)
+    assert result.skipped == {"a": "excluded by the recipe"}
+    layers = quantize.layers(result.graph)
+    assert np.abs(layers["b"].integers).max() == 7
+    assert layers["scores"].input_scale is None
+    assert set(given.explanation.decisions) == {"b", "scores"}
+
+
+def test_sensitivities_are_measured_once(tmp_path: Path) -> None:
+    graph = fragile()
+    given = context(graph, noise(tmp_path, graph))
+    seen: list[str] = []
+    given.progress = lambda step, done, total: seen.append(step)
+    for drop in (0.5, 0.001, 0.001):
+        before = list(seen)
+        testing.run(InsertQdq(budget=DropBudget(drop=drop)), graph, given)
+        seen, new = list(seen), seen[len(before) :]
+        assert ("sensitivities" in new) == (drop == 0.5)
+    assert "accuracy" not in new
+    testing.run(InsertQdq(budget=DropBudget(drop=0.001), weight_bits=4), graph, given)
+
+
+# --- Weights alone
+
+PRODUCTS = """
+net (float[3, 40] x) => (float[3, 6] y, float[3, 1, 7] z)
+<float[20, 40] W, float[20] B, float[20, 7] V, float[6, 20] U, int64[3] shape = {3, 1, 20}>
+{
+    a = Gemm<transB = 1, alpha = 0.5>(x, W, B)
+    r = Relu(a)
+    y = Gemm<transB = 1>(r, U)
+    s = Reshape(r, shape)
+    z = MatMul(s, V)
+}
+"""
+
+
+def dequantized_floats(graph: gs.Graph) -> gs.Graph:
+    """The graph with the floats that the integers of its weights stand for."""
+    copy = graphs.copy(graph)
+    for node in copy.nodes:
+        if node.op == "DequantizeLinear":
+            inputs = [each.values.astype(np.float32) for each in node.inputs]
+            along = [-1 if axis == node.attrs["axis"] else 1 for axis in range(inputs[0].ndim)]
+            if block := node.attrs.get("block_size"):
+                scale = np.repeat(inputs[1], block, node.attrs["axis"])[tuple(map(slice, inputs[0].shape))]
+            else:
+                scale = inputs[1].reshape(along)
+            node.outputs[0].outputs[0].inputs[1] = gs.Constant(f"{node.name}/floats", inputs[0] * scale)
+    copy.nodes = [node for node in copy.nodes if node.op != "DequantizeLinear"]
+    return copy
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("group", [None, 16])
+def test_weight_only(bits: Bits, group: int | None) -> None:
+    """No data, no scales for activations; onnxruntime computes what it does with the floats."""
+    graph = testing.graph(PRODUCTS, opset=21)
+    pass_ = InsertQdq(weight_only=True, weight_bits=bits, group_size=group)
+    assert pass_.data_needed() == ()
+    result = testing.check(pass_, graph)
+    assert Counter(result.ops) == {"DequantizeLinear": 3, "Gemm": 2, "MatMul": 1, "Relu": 1, "Reshape": 1}
+    assert result.changed == 3
+    stored = [node.inputs[0].values for node in result.graph.nodes if node.op == "DequantizeLinear"]
+    assert {(values.dtype.name, int(np.abs(values).max())) for values in stored} == {("int8", 2 ** (bits - 1) - 1)}
+    inputs = verify.probe_inputs(graph, 0)
+    expected = verify.outputs(dequantized_floats(result.graph), inputs)
+    for name, values in verify.outputs(result.graph, inputs).items():
+        np.testing.assert_array_equal(values, expected[name])
+    assert snr(graph, result.graph) > (15 if bits == 4 else 40)
+
+
+def test_groups_of_inputs_lose_less_than_channels() -> None:
+    W = testing.weights(testing.graph(PRODUCTS))["W"].copy()
+    W[:, ::20] *= 30
+    graph = testing.graph(PRODUCTS, opset=21, W=W)
+    found = [
+        snr(graph, testing.run(InsertQdq(weight_only=True, weight_bits=4, group_size=size), graph).graph)
+        for size in (None, 8)
+    ]
+    assert found[1] > found[0] + 3
+
+
+def test_groups_need_a_newer_opset() -> None:
+    with pytest.raises(NncError, match="group_size: needs a model of opset 21 or newer, not 17"):
+        testing.run(InsertQdq(weight_only=True, group_size=32), PRODUCTS)
+
+
+def test_weight_only_is_for_products(tmp_path: Path) -> None:
+    graph = testing.graph(CHAIN)
+    result = testing.check(InsertQdq(weight_only=True), graph)
+    assert result.skipped == dict.fromkeys("ab", "only Gemm and MatMul have weight_only")
+    assert list(quantize.layers(result.graph)) == ["scores"]
+    assert "QuantizeLinear" not in result.ops
+    mixed = inserted(graph, tmp_path, layers={"scores": LayerOptions(weight_only=True)}).graph
+    layers = quantize.layers(mixed)
+    assert [name for name, layer in layers.items() if layer.input_scale is None] == ["scores"]
+    assert isinstance(layers["scores"].node.inputs[2], gs.Constant)
+    assert snr(graph, mixed) > 20
+
+
+def test_weight_only_but_for_some(tmp_path: Path) -> None:
+    pass_ = InsertQdq(weight_only=True, layers={"y": LayerOptions(weight_only=False)})
+    assert pass_.data_needed() == ("calibration",)
+    graph = testing.graph(PRODUCTS)
+    layers = quantize.layers(testing.run(pass_, graph, context(graph, noise(tmp_path, graph))).graph)
+    assert {name: layer.input_scale is None for name, layer in layers.items()} == {"a": True, "y": False, "z": True}
+
+
+def test_computed_weights_are_left_alone() -> None:
+    text = "net (float[2, 4] x, float[4, 3] W) => (float[2, 3] y) { y = MatMul(x, W) }"
+    testing.check_unchanged(InsertQdq(weight_only=True), text, "its weights are computed")
 
 
 # --- Values that are hard to quantize

@@ -1,0 +1,160 @@
+"""Mixed precision: the fewest layers that stay in floats so that quantization costs no more than a budget.
+
+What every layer alone does to the outputs is measured once; these errors say in which order layers are given back to
+floats, and how many must be is measured on the whole network.
+"""
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from pydantic import BaseModel, ConfigDict, Field
+
+from nnc import verify
+from nnc.accuracy import evaluate
+from nnc.data import Dataset
+from nnc.errors import NncError
+from nnc.measure import tensor_bytes
+from nnc.sensitivity import before_softmax
+from nnc.session import Session
+
+Arrays = Mapping[str, np.ndarray]
+Progress = Callable[[int, int], None]  # done, in all
+
+#: A copy of the network in which the layers of these names are quantized, and all others are in floats.
+Quantize = Callable[[Collection[str]], gs.Graph]
+
+#: Samples that the error of a single layer is measured on: each of them tells it in every value of the outputs.
+SAMPLES = 32
+
+#: Bytes of outputs that are held to compare others with.
+_MOST_BYTES = 256 << 20
+
+#: Errors nearer to each other than by this factor count as equal.
+_ALIKE = 1.1
+
+
+class DropBudget(BaseModel):
+    """What quantization may cost."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    drop: float = Field(ge=0, lt=1, description="share of the samples by which top-1 may fall; 0.005 is half a point")
+
+
+class Drop:
+    """By how much a network is worse than one in floats, on data.
+
+    With labels, by how much top-1 is lower. Without, in a network whose one output has a value per class, the share of
+    samples that get another class. In all others the share of the outputs' energy that is noise: 0.005 is a
+    signal-to-noise ratio of 23 dB.
+    """
+
+    def __init__(self, floats: gs.Graph, data: Dataset) -> None:
+        self._floats = floats
+        self._data = data if data.labels is not None else data.subset(0, _held(floats))
+
+    def of(self, graph: gs.Graph, progress: Progress) -> float:
+        """The drop of a network with the same inputs and outputs; below 0 where it is better."""
+        if self._data.labels is not None:
+            return self._top1 - evaluate(graph, self._data, progress=progress).top1
+        found = outputs(graph, self._data, progress)
+        if _has_classes(graph):
+            (before,), (after,) = self._outputs.values(), found.values()
+            return float(np.mean(_classes(before) != _classes(after)))
+        return squared_error(self._outputs, found)
+
+    @cached_property
+    def _top1(self) -> float:
+        return evaluate(self._floats, self._data).top1
+
+    @cached_property
+    def _outputs(self) -> Arrays:
+        return outputs(self._floats, self._data)
+
+
+def sensitivities(
+    graph: gs.Graph, names: Sequence[str], quantize: Quantize, data: Dataset, seed: int, progress: Progress
+) -> dict[str, float]:
+    """By layer, the error of the outputs where it alone is quantized: |difference| / |outputs|, as root mean square.
+
+    Outputs are taken before a Softmax, which hides errors where a network is sure of its answer.
+    """
+    scored = before_softmax(graph)
+    few = data.subset(seed, min(SAMPLES, _held(scored)))
+    expected, found = outputs(scored, few), {}
+    for index, name in enumerate(names):
+        progress(index, len(names))
+        found[name] = math.sqrt(squared_error(expected, outputs(before_softmax(quantize([name])), few)))
+    progress(len(names), len(names))
+    return found
+
+
+def order(errors: Mapping[str, float], extra_ms: Mapping[str, float]) -> list[str]:
+    """Layers in the order in which they are given back to floats: those first whose errors are largest.
+
+    Of layers with nearly equal errors, those come first that take the target the least milliseconds more in floats.
+    """
+
+    def level(name: str) -> float:
+        error = errors[name]
+        return float(round(math.log(max(error, 1e-12), _ALIKE))) if math.isfinite(error) else math.inf
+
+    return sorted(errors, key=lambda name: (-level(name), extra_ms.get(name, 0.0)))
+
+
+def fewest(most: int, fits: Callable[[int], bool]) -> int:
+    """The least number up to `most`, which fits, that fits as well: doubled until it does, then by bisection."""
+    low, high = -1, 0
+    while high < most and not fits(high):
+        low, high = high, max(1, 2 * high)
+    high = min(high, most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
+
+
+def outputs(graph: gs.Graph, data: Dataset, progress: Progress = lambda done, total: None) -> dict[str, np.ndarray]:
+    """The outputs of a network on all samples, by name; a last batch that is not full is filled up with its samples.
+
+    Raises NncError for an output of the network in floats that is not finite.
+    """
+    session = Session(graph, optimized=not verify.rounds(graph))
+    size, parts, done = graph.inputs[0].shape[0], [], 0
+    for inputs in data.batches(size):
+        parts.append(session.run({name: np.resize(each, (size, *each.shape[1:])) for name, each in inputs.items()}))
+        done += len(next(iter(inputs.values())))
+        progress(done, len(data))
+    return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+
+
+def squared_error(expected: Arrays, found: Arrays) -> float:
+    """|difference|² / |outputs|², as the mean over the outputs. Raises NncError where `expected` is not finite."""
+    shares = []
+    for name, values in expected.items():
+        if not np.isfinite(values).all():
+            raise NncError(f"'{name}' is not finite on the calibration data", "check the data and [data.preprocess]")
+        with np.errstate(invalid="ignore", over="ignore"):
+            noise = float(np.square(found[name].astype(np.float64) - values).sum())
+        energy = float(np.square(values.astype(np.float64)).sum()) or 1.0
+        shares.append(noise / energy if math.isfinite(noise) else math.inf)
+    return sum(shares) / len(shares)
+
+
+def _held(graph: gs.Graph) -> int:
+    """Samples whose outputs can be held in memory."""
+    of_batch = sum(tensor_bytes(tensor) for tensor in graph.outputs) or 1
+    return max(1, _MOST_BYTES // of_batch) * int(graph.inputs[0].shape[0])
+
+
+def _has_classes(graph: gs.Graph) -> bool:
+    """Whether the one output of a network has a value per class, [batch, classes]."""
+    return len(graph.outputs) == 1 and [size > 1 for size in graph.outputs[0].shape[1:]].count(True) == 1
+
+
+def _classes(scores: np.ndarray) -> np.ndarray:
+    """The class of every sample, of scores [batches, batch, ...]."""
+    return scores.reshape(*scores.shape[:2], -1).argmax(2)
