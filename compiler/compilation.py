@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 import onnx_graphsurgeon as gs
 
-from nnc import __version__, accuracy, output, pipeline, report, wire
+from nnc import __version__, accuracy, output, packing, pipeline, report, wire
 from nnc import graph as graphs
 from nnc.checkpoint import Checkpoints
 from nnc.context import Context, Progress, silent
@@ -72,6 +72,7 @@ def _compile(job: Job, graph: gs.Graph, context: Context, folder: OutputFolder) 
     after["accuracy"] = _accuracy_after(rows, before, context, compressed, folder, digest(inputs, *keys))
     library = _library(job, compressed, context, folder) if job.lower else None
     result = _report(job, context, compressed, rows, before, after) | _library_entries(library)
+    result["weights"] = _weights(compressed, before, after, library)
     lock["results"] = {file.name: file_digest(file) for file in files} | (library["files"] if library else {})
     result["files"] = [*lock["results"], *report.FILES]
     report.write(result, lock, folder.staging)
@@ -193,6 +194,8 @@ def _library(job: Job, graph: gs.Graph, context: Context, folder: OutputFolder) 
         "files": {file.name: file_digest(file) for file in built.files},
         "library_bytes": sum(file.stat().st_size for file in built.files),
         "workspace_bytes": built.workspace_bytes,
+        "weight_bytes": built.weight_bytes,
+        "packed_bytes": built.packed_bytes,
         "kernels": [asdict(kernel) for kernel in built.kernels],
     }
 
@@ -200,6 +203,21 @@ def _library(job: Job, graph: gs.Graph, context: Context, folder: OutputFolder) 
 def _library_entries(library: Mapping[str, Any] | None) -> dict[str, Any]:
     """What the report says of the library; nothing where none was built."""
     return {key: library[key] for key in ("library_bytes", "workspace_bytes", "kernels")} if library else {}
+
+
+def _weights(
+    graph: gs.Graph, before: Mapping[str, Any], after: Mapping[str, Any], library: Mapping[str, Any] | None
+) -> dict[str, int | None]:
+    """Bytes of the weights: of the model that was read, in the types that the passes left, and packed, likewise of the
+    library, which has them in an order of its own; null where nothing is packed, or no library was built."""
+    packed = packing.weight_bytes(graph)
+    return {
+        "raw_bytes": before["weight_bytes"],
+        "stored_bytes": after["weight_bytes"],
+        "packed_bytes": packed,
+        "library_stored_bytes": library["weight_bytes"] if library else None,
+        "library_packed_bytes": library["packed_bytes"] if library and packed is not None else None,
+    }
 
 
 def _holds(path: Path, sha256: str) -> bool:

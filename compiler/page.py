@@ -11,11 +11,13 @@ from nnc import plot, units
 from nnc.report import (
     BOUNDS,
     FIGURES,
+    PACKED,
     PREDICTED,
     change,
     changes,
     explained,
     outputs,
+    packed,
     points,
     share,
     shares,
@@ -72,7 +74,24 @@ def _cards(report: Entry) -> list[Made]:
         for figure in FIGURES
         if before[figure.key] is not None and after[figure.key] is not None
     ]
-    return cards[:2] + _accuracy_card(report) + cards[2:]
+    return cards[:2] + _accuracy_card(report) + _packed_card(report["weights"]) + cards[2:]
+
+
+def _packed_card(weights: Mapping[str, Any]) -> list[Made]:
+    """What the library makes of the weights that the model had."""
+    raw, coded = weights["raw_bytes"], weights["packed_bytes"]
+    if coded is None:
+        return []
+    card = {
+        "title": PACKED.name,
+        "before": units.size(raw),
+        "after": units.size(coded),
+        "share": coded / raw if raw else 1.0,
+        "change": change(PACKED, raw, coded),
+        "worse": coded > raw,
+        "note": packed(weights),
+    }
+    return [card]
 
 
 def _accuracy_card(report: Entry) -> list[Made]:

@@ -23,6 +23,8 @@ def show_compiled(result: Row, folder: Path) -> None:
     title = f"{result['model']['name']} for {report.target_spec(result)}, recipe {result['recipe']['name']}\n"
     out.print(title, style="bold")
     out.print(before_after(result["before"], result["after"]))
+    if packed := report.packed(result["weights"]):
+        out.print(f"\n{packed}")
     out.print()
     out.print(passes(result["passes"], tables.width()))
     _show_not_compared(result["passes"], out)

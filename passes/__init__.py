@@ -15,6 +15,7 @@ from nnc.passes.fuse_padding import FusePadding
 from nnc.passes.insert_qdq import InsertQdq
 from nnc.passes.merge_duplicates import MergeDuplicates
 from nnc.passes.merge_views import MergeViews
+from nnc.passes.pack_weights import PackWeights
 from nnc.passes.prune_channels import PruneChannels
 from nnc.passes.remove_dead_nodes import RemoveDeadNodes
 from nnc.passes.remove_identity import RemoveIdentity
@@ -46,5 +47,5 @@ GRAPH_PASSES: tuple[type[Pass], ...] = (
 #: Every pass that a recipe can name.
 PASSES: tuple[type[Pass], ...] = (
     *GRAPH_PASSES, Compress, PruneChannels, SplitGemmSvd, SplitConvSvd, SplitConvSpatial, SplitConvCp, SplitConvTucker,
-    EqualizeRanges, InsertQdq, RoundAdaptively, CorrectBias, CastFp16, CheckAccuracy,
+    EqualizeRanges, InsertQdq, RoundAdaptively, CorrectBias, CastFp16, PackWeights, CheckAccuracy,
 )  # fmt: skip

@@ -428,6 +428,8 @@ class _Built:
     files: list[Path]
     kernels: list[_Kernel]
     workspace_bytes: int = 4096
+    weight_bytes: int = 2368
+    packed_bytes: int = 2368
 
 
 class _Lowering:

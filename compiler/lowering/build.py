@@ -20,6 +20,7 @@ import tvm
 from tvm import relax
 from tvm.target import codegen
 
+from nnc import packing
 from nnc.errors import NncError
 from nnc.lowering import cross
 from nnc.lowering.kernels.int8_dot import Instruction
@@ -27,12 +28,10 @@ from nnc.lowering.kernels.unit import Unit
 from nnc.lowering.lower import lower
 from nnc.lowering.machine import machine as known_machine
 from nnc.lowering.program import ALIGNMENT, Call, Copy, Operand, Plan, Program, Tensor, plan_memory
+from nnc.lowering.weights import Weights
 from nnc.target import Target
 
 Progress = Callable[[str, int, int], None]
-
-#: What code can reach from where it is, with room for the code.
-_MOST_BYTES = 2**31 - 2**26
 
 _HEADERS = ("include", "3rdparty/dlpack/include")  # of the package tvm_ffi
 
@@ -60,6 +59,8 @@ class Built:
     """Activations between the kernels; inputs and outputs are the caller's."""
     weight_bytes: int
     """Weights in the order in which the kernels read them, padding included."""
+    packed_bytes: int
+    """The same as they are in the library, those that are marked (nnc.packing) packed."""
 
 
 def build(
@@ -82,14 +83,14 @@ def build(
     with tempfile.TemporaryDirectory(prefix=".build-", dir=out) as name:
         folder = Path(name)
         objects = _kernels(program, names, machine, folder, progress)
-        weights = _Weights(folder / "weights.bin")
+        weights = Weights(folder, packing.marked_layers(graph))
         (folder / "network.h").write_text(_header(program, names, plan, weights), "utf-8")
-        objects += _sources(folder)
+        objects += [*_sources(folder), weights.source()]
         progress("link the library", 0, 1)
         _link(program, objects, target, machine, folder)
         os.replace(folder / "module.so", out / "module.so")
     kernels = [_kernel(step, names) for step in program.steps]
-    return Built([out / "module.so"], kernels, plan.bytes, weights.bytes)
+    return Built([out / "module.so"], kernels, plan.bytes, weights.bytes, weights.file_bytes)
 
 
 def _unit(target: Target, machine: tvm.target.Target, threads: int) -> Unit:
@@ -156,47 +157,23 @@ def _kernels(
 # -- tables
 
 
-class _Weights:
-    """The constants of a program, written one by one so that they are never all in memory."""
-
-    def __init__(self, path: Path) -> None:
-        self.bytes = 0
-        self._path = path
-        self._offsets: dict[int, tuple[np.ndarray, int]] = {}  # id -> the array, kept alive for its id, and its place
-        path.touch()
-
-    def offset(self, values: np.ndarray) -> int:
-        if id(values) not in self._offsets:
-            if self.bytes + values.nbytes > _MOST_BYTES:
-                size = (self.bytes + values.nbytes) / 1e9
-                hint = "--no-lower writes model.onnx, which runs in onnxruntime"
-                raise NncError(f"the weights take {size:.1f} GB, and a library holds 2 GB", hint)
-            with open(self._path, "ab") as file:
-                file.write(b"\0" * (-self.bytes % ALIGNMENT))
-                self.bytes += -self.bytes % ALIGNMENT
-                file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
-            self._offsets[id(values)] = values, self.bytes
-            self.bytes += values.nbytes
-        return self._offsets[id(values)][1]
-
-
-def _header(program: Program, names: dict[Hashable, str], plan: Plan, weights: _Weights) -> str:
+def _header(program: Program, names: dict[Hashable, str], plan: Plan, weights: Weights) -> str:
     """network.h: the steps of the program as tables of C."""
     caller = {
         id(tensor.root()[0]): index
         for index, tensor in enumerate([*program.inputs.values(), *program.outputs.values()])
     }
 
-    def place(operand: Operand) -> tuple[str, int]:
+    def place(operand: Operand, nodes: Sequence[str]) -> tuple[str, int]:
         if isinstance(operand, np.ndarray):
-            return "kWeights", weights.offset(operand)
+            return weights.place(operand, nodes)
         root, offset = operand.root()
         if root.fixed:
             return f"kCaller + {caller[id(root)]}", offset
         return "kWorkspace", plan.offsets[id(root)] + offset
 
-    def tensor(operand: Operand) -> str:
-        region, offset = place(operand)
+    def tensor(operand: Operand, nodes: Sequence[str]) -> str:
+        region, offset = place(operand, nodes)
         shape = ", ".join(map(str, operand.shape)) or "1"
         rank = len(operand.shape)
         return f"{{{region}, {offset}, {_dl_type(operand.dtype)}, {rank}, (const int64_t[]){{{shape}}}}}"
@@ -212,13 +189,15 @@ def _header(program: Program, names: dict[Hashable, str], plan: Plan, weights: _
             tensors = [*step.operands, *step.results]
             steps.append(f"  {{__tvm_ffi_{names[step.key]}, {len(tensors)}, T{index}, 0, 0, 0, 0}},")
         most = max(most, len(tensors))
-        tables.append(f"static const Tensor T{index}[] = {{{', '.join(map(tensor, tensors))}}};")
+        rows = ", ".join(tensor(each, step.nodes) for each in tensors)
+        tables.append(f"static const Tensor T{index}[] = {{{rows}}};")
     return "\n".join(
         [
             *declared,
             *tables,
             f"enum {{ NETWORK_COUNT = {len(steps)}, NETWORK_MAX_TENSORS = {most} }};",
             f"static const uint64_t NETWORK_WORKSPACE = {max(plan.bytes, ALIGNMENT)};",
+            *weights.table(),
             "static const Step NETWORK_STEPS[] = {",
             *steps,
             "  {0}};\n",
@@ -237,23 +216,11 @@ def _dl_type(dtype: Any) -> str:
 # -- the library
 
 
-_WEIGHTS = """.section .rodata
-.balign 4096
-.globl nnc_weights
-.hidden nnc_weights
-nnc_weights:
-.incbin "weights.bin"
-.byte 0
-.section .note.GNU-stack, "", %progbits
-"""
-
-
 def _sources(folder: Path) -> list[Path]:
-    """network.c, and the weights as an assembler includes them."""
-    source, weights = folder / "network.c", folder / "weights.S"
-    source.write_text(resources.files("nnc.lowering").joinpath("network.c").read_text("utf-8"), "utf-8")
-    weights.write_text(_WEIGHTS, "utf-8")
-    return [source, weights]
+    """What is linked besides the kernels: network.c, and inflate.c for packed weights."""
+    for name in ("network.c", "inflate.c"):
+        (folder / name).write_text(resources.files("nnc.lowering").joinpath(name).read_text("utf-8"), "utf-8")
+    return [folder / "network.c", folder / "inflate.c"]
 
 
 def _link(program: Program, objects: Sequence[Path], target: Target, machine: tvm.target.Target, folder: Path) -> None:

@@ -65,12 +65,18 @@ static TVMFFIObjectHandle Global(const char* name) {
   return function;
 }
 
-static TVMFFIObjectHandle Function(TVMFFIAny module, const char* name) {
+// NULL where the library has none of that name.
+static TVMFFIObjectHandle Find(TVMFFIAny module, const char* name) {
   TVMFFIAny query_imports = {.type_index = kTVMFFIBool, .v_int64 = 1};
   TVMFFIAny arguments[] = {module, Text(name), query_imports};
   TVMFFIAny function = Call(Global("ffi.ModuleGetFunction"), arguments, 3);
-  if (function.type_index != kTVMFFIFunction) Fail("the library has no function %s", name);
-  return function.v_obj;
+  return function.type_index == kTVMFFIFunction ? function.v_obj : NULL;
+}
+
+static TVMFFIObjectHandle Function(TVMFFIAny module, const char* name) {
+  TVMFFIObjectHandle function = Find(module, name);
+  if (!function) Fail("the library has no function %s", name);
+  return function;
 }
 
 // --- .npy files ------------------------------------------------------------------------------------------------------
@@ -158,6 +164,8 @@ static TVMFFIAny LoadMachine(const char* path) {
   TVMFFIAny machine = Call(Function(library, "vm_load_executable"), NULL, 0);
   TVMFFIAny device[] = {Number(kDLCPU), Number(0), Number(kPooledAllocator)};
   Call(Function(machine, "vm_initialization"), device, 3);
+  TVMFFIObjectHandle load_weights = Find(library, "load_weights");  // decodes packed ones
+  if (load_weights) Call(load_weights, NULL, 0);
   return machine;
 }
 

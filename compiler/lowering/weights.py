@@ -1,0 +1,107 @@
+"""The constants of a program in its library: as kernels read them, or packed (nnc.packing)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from nnc import packing
+from nnc.digests import array_bytes
+from nnc.errors import NncError
+from nnc.lowering.program import ALIGNMENT
+
+#: What code can reach from where it is, with room for the code.
+_MOST_BYTES = 2**31 - 2**26
+
+_FILE = "weights.bin"
+
+_SOURCE = f""".section .rodata
+.balign 4096
+.globl nnc_weights
+.hidden nnc_weights
+nnc_weights:
+.incbin "{_FILE}"
+.byte 0
+.section .note.GNU-stack, "", %progbits
+"""
+
+
+class Weights:
+    """Constants, written into `folder` one by one so that they are never all in memory.
+
+    Those that layers named in `packed` read are packed where that makes them smaller.
+    """
+
+    def __init__(self, folder: Path, packed: frozenset[str]) -> None:
+        self.bytes = 0
+        """Of the constants that were placed, padding not included."""
+        self.file_bytes = 0
+        """What they take in the library."""
+        self._folder, self._packed = folder, packed
+        self._unpacked_bytes = 0
+        self._pieces: list[str] = []
+        self._places: dict[int, tuple[np.ndarray, str, int]] = {}  # id -> the array, kept alive for its id, and where
+        (folder / _FILE).touch()
+
+    def place(self, values: np.ndarray, nodes: Iterable[str]) -> tuple[str, int]:
+        """The region and the offset of a constant that a step of these nodes reads, as network.c names them."""
+        if id(values) not in self._places:
+            pieces = self._smaller(values) if not self._packed.isdisjoint(nodes) else []
+            place = ("kUnpacked", self._add_packed(values, pieces)) if pieces else ("kWeights", self._add(values))
+            self._places[id(values)] = values, *place
+            self.bytes += values.nbytes
+        _, region, offset = self._places[id(values)]
+        return region, offset
+
+    def table(self) -> list[str]:
+        """The packed constants as lines of network.h."""
+        return [
+            f"enum {{ NETWORK_PIECE_COUNT = {len(self._pieces)}, NETWORK_ALIGNMENT = {ALIGNMENT} }};",
+            f"static const uint64_t NETWORK_UNPACKED = {_aligned(self._unpacked_bytes)};",
+            "static const Piece NETWORK_PIECES[] = {",
+            *self._pieces,
+            "  {0}};",
+        ]
+
+    def source(self) -> Path:
+        """An assembler file that includes what was written, as `nnc_weights`."""
+        source = self._folder / "weights.S"
+        source.write_text(_SOURCE, "utf-8")
+        return source
+
+    def _smaller(self, values: np.ndarray) -> list[packing.Piece]:
+        """The pieces of an array; none where they are not smaller than it is."""
+        if values.nbytes < packing.LEAST_BYTES:
+            return []
+        pieces = packing.pack(values)
+        return pieces if sum(len(piece.streams) for piece in pieces) < values.nbytes else []
+
+    def _add(self, values: np.ndarray) -> int:
+        self._write(b"\0" * (_aligned(self.file_bytes) - self.file_bytes))
+        return self._write(array_bytes(values))
+
+    def _add_packed(self, values: np.ndarray, pieces: Sequence[packing.Piece]) -> int:
+        offset, width = _aligned(self._unpacked_bytes), values.itemsize
+        for piece in pieces:
+            source, target = self._write(piece.streams), offset + piece.start * width
+            self._pieces.append(f"  {{{source}, {len(piece.streams)}, {target}, {piece.count}, {width}}},")
+        self._unpacked_bytes = offset + values.nbytes
+        return offset
+
+    def _write(self, content: bytes | memoryview) -> int:
+        """Append to the file; returns the offset there."""
+        offset = self.file_bytes
+        self.file_bytes += len(content)
+        if self.file_bytes > _MOST_BYTES:
+            hint = "--no-lower writes model.onnx, which runs in onnxruntime"
+            raise NncError(f"the weights take {self.file_bytes / 1e9:.1f} GB, and a library holds 2 GB", hint)
+        with open(self._folder / _FILE, "ab") as file:
+            file.write(content)
+        return offset
+
+
+def _aligned(size: int) -> int:
+    """The next multiple of what kernels want."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
