@@ -239,7 +239,8 @@ class _Tensors:
             sample = dict(zip(self._arrays, rows, strict=True))
             for name, row in sample.items():
                 if row.dtype.kind == "f" and np.isnan(row).any():
-                    raise NncError(f"{self._path}: '{name}' of sample {index} holds NaN")
+                    hint = "leave the sample out, or prepare it anew"
+                    raise NncError(f"{self._path}: '{name}' of sample {index} holds NaN", hint)
             yield {name: row.astype(self._dtypes[name], copy=False) for name, row in sample.items()}
 
 

@@ -41,7 +41,7 @@ def words(schema: Schema) -> str:
     if "const" in schema:
         return f"'{schema['const']}'"
     if "enum" in schema:
-        *most, last = (f"'{value}'" for value in schema["enum"])
+        *most, last = (f"'{value}'" if isinstance(value, str) else str(value) for value in schema["enum"])
         return f"{', '.join(most)} or {last}" if most else last
     match schema.get("type"):
         case "number" | "integer":
@@ -101,7 +101,10 @@ def _array(schema: Schema) -> str:
     if fixed:
         return f"an array of {len(fixed)} values"
     items = words(schema["items"]) if schema.get("items") else "a value"
-    return f"an array, each of it {items}" if " or " in items else f"an array of {_plural(items)}"
+    least = f" of at least {schema['minItems']}" if schema.get("minItems") else ""
+    if " or " in items or least:
+        return f"an array{least}, each of it {items}"
+    return f"an array of {_plural(items)}"
 
 
 def _plural(item: str) -> str:

@@ -190,14 +190,14 @@ def _mended(key: str | int, wanted: parameters.Schema, given: object) -> str | N
         return next(filter(None, (_mended(key, each, given) for each in wanted["anyOf"])), None)
     match wanted.get("type"):
         case _ if isinstance(key, int):
-            return None
+            pass
         case "number" | "integer" | "boolean" if isinstance(given, str):
             try:
                 meant = toml.literal(given.strip().lower())
             except tomllib.TOMLDecodeError:
                 return None
             return f"write {key} = {toml.value(meant)}" if isinstance(meant, bool | int | float) else None
-        case "number" if isinstance(given, int | float) and wanted.get("maximum") == 1 and 1 < given <= 100:
+        case "number" if isinstance(given, int | float) and given > 1 and _is_share(wanted, given / 100):
             return f"it is a share: write {key} = {given / 100:g}"
         case "array" if not isinstance(given, list | dict):
             return f"write {key} = {toml.value([given] * wanted.get('minItems', 1))}"
@@ -205,6 +205,11 @@ def _mended(key: str | int, wanted: parameters.Schema, given: object) -> str | N
             return f"write {key} = {toml.value({next(iter(wanted['properties'])): given})}"
     words = wanted.get("enum", [wanted["const"]] if "const" in wanted else [])
     return toml.nearest(given, words) if isinstance(given, str) else None
+
+
+def _is_share(wanted: parameters.Schema, number: float) -> bool:
+    """Whether a number is one of those that are allowed, and these end at 1."""
+    return number <= wanted.get("maximum", 0) == 1 or number < wanted.get("exclusiveMaximum", 0) == 1
 
 
 def _models(model: type[BaseModel]) -> list[type[BaseModel]]:

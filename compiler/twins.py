@@ -23,8 +23,10 @@ _PAIR = ("DequantizeLinear", "QuantizeLinear")
 
 def unquantized(context: Context, graph: gs.Graph) -> gs.Graph:
     """The graph before its first quantized layer, which the pipeline keeps; NncError where there is none."""
-    kept = context.unquantized
-    if kept is None or not layers(graph).keys() & {node.name for node in kept.nodes}:
+    kept, quantized = context.unquantized, layers(graph)
+    if not quantized:
+        raise NncError("no layer is quantized", "insert-qdq must be in front of it, and find layers to quantize")
+    if kept is None or not quantized.keys() & {node.name for node in kept.nodes}:
         raise NncError("the floats that were quantized are not known", "put it behind insert-qdq in the same recipe")
     return kept
 

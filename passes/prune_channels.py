@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from nnc import calibrate, channels, importance, pruning, reconstruct
 from nnc import graph as graphs
-from nnc.budget import Budget, Solution
+from nnc.budget import Budget, Solution, unreachable
 from nnc.channels import Channels, Group
 from nnc.errors import NncError
 from nnc.importance import Importance
@@ -72,6 +72,8 @@ class PruneChannels(Pass):
         traced = channels.trace(graph)
         groups = self._groups(graph, traced, context, step)
         if not groups:
+            if step == 1 and self.budget is not None and self.budget.share < 1:
+                raise unreachable(self.budget.share, 1.0)
             return 0
         samples = calibrate.samples(graph, context.calibration, context.seed) if context.calibration else None
         criterion = self.importance or ("reconstruction" if samples else "l2")

@@ -26,6 +26,8 @@ class Model(BaseModel):
     sizes: tuple[int, int] | None = None
     budget: Budget | None = None
     either: tuple[int | str, ...] = ()
+    some: tuple[int, ...] = Field((1,), min_length=1)
+    bits: Literal[4, 8] = 8
 
 
 @pytest.mark.parametrize(
@@ -43,6 +45,8 @@ class Model(BaseModel):
         ("sizes", "an array of 2 values"),
         ("budget", "a table of 'macs', 'params'"),
         ("either", "an array, each of it an integer or a string"),
+        ("some", "an array of at least 1, each of it an integer"),
+        ("bits", "4 or 8"),
     ],
 )
 def test_types_in_words(field: str, text: str) -> None:

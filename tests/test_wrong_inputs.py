@@ -480,7 +480,11 @@ TEST_DATA = [
         "test.npz: 'x' is [5, 3, 8, 7], but the model's input is [N, 3, 8, 8]",
         None,
     ),
-    (npz(x=FLOAT_IMAGES + np.nan, labels=LABELS), "test.npz: 'x' of sample 0 holds NaN", None),
+    (
+        npz(x=FLOAT_IMAGES + np.nan, labels=LABELS),
+        "test.npz: 'x' of sample 0 holds NaN",
+        "leave the sample out, or prepare it anew",
+    ),
 ]
 
 # The files of a folder of test images.
@@ -545,6 +549,169 @@ def test_image_folder(
 ) -> None:
     write({f"images/{name}": content for name, content in files.items()})
     check(Refusal(f"{COMPILE} --data test=images", capfd), message, hint)
+
+
+# -- passes that compress and quantize
+
+# Two layers, so that there are channels which may go.
+DEEP = """
+net (float[N, 3, 8, 8] x) => (float[N, 4] logits)
+<float[16, 3, 3, 3] V, float[4, 16, 3, 3] W>
+{
+    a = Conv(x, V)
+    r = Relu(a)
+    c = Conv(r, W)
+    p = GlobalAveragePool(c)
+    logits = Flatten(p)
+}
+"""
+WITHOUT_LAYERS = "net (float[N, 3, 8, 8] x) => (float y) { r = Relu(x)\n y = GlobalAveragePool(r) }"
+SHARES = "must be a number above 0 and of at most 1, not"
+METHODS = "'min-max', 'moving-average', 'percentile', 'entropy' or 'mse'"
+GIVE_DATA = "give it with --data calibration=PATH or in the recipe's [data]"
+ONE_OF = "give one of 'rank', 'energy' and 'budget'"
+NOT_FINITE = "'a' of 'a' is not finite on the calibration data"
+SPLITS = ("split-conv-svd", "split-conv-spatial", "split-conv-tucker", "split-conv-cp", "split-gemm-svd")
+
+
+def of(number: int, *passes: str) -> tuple[str, str]:
+    """A recipe of passes, each "name" or "name: parameters", and how errors call the one of that number."""
+    parts = [each.partition(": ") for each in passes]
+    text = "".join(f'[[pass]]\nname = "{name}"\n{parameters}\n' for name, _, parameters in parts)
+    return text, f"recipe.toml: pass {number} ({parts[number - 1][0]}): "
+
+
+# Passes; the number of the one that is wrong; what is said of it.
+PARAMETERS = [
+    (*of(1, "prune-channels"), "give either 'sparsity' or 'budget'", None),
+    (*of(1, "prune-channels: sparsity = 0.5\nbudget = { macs = 0.5 }"), "give either 'sparsity' or 'budget'", None),
+    (*of(1, "prune-channels: sparsity = 50"), "'sparsity' must be a number of at least 0 and below 1, not 50",
+     "it is a share: write sparsity = 0.5"),
+    (*of(1, "prune-channels: sparsity = 1.0"), "'sparsity' must be a number of at least 0 and below 1, not 1.0", None),
+    (*of(1, "prune-channels: sparsity = 0.5\nimportance = 'l3'"), "'importance' must be 'l1', 'l2', ",
+     "did you mean 'l2'?"),
+    (*of(1, "prune-channels: sparsity = 0.5\nround_to = 0"), "'round_to' must be an integer of at least 1, not 0",
+     None),
+    (*of(1, "prune-channels: budget = 0.5"), "'budget' must be a table of 'macs', 'params', 'latency', not 0.5",
+     "write budget = { macs = 0.5 }"),
+    (*of(1, "prune-channels: budget = { mac = 0.5 }"), "budget: unknown key 'mac'", "did you mean 'macs'?"),
+    (*of(1, "prune-channels: budget = { macs = 0.0 }"), f"'budget.macs' {SHARES} 0.0", None),
+    (*of(1, "prune-channels: budget = { macs = 50 }"), f"'budget.macs' {SHARES} 50", "it is a share: write macs = 0.5"),
+    (*of(1, "prune-channels: budget = { macs = 0.5, params = 0.5 }"),
+     "budget: a budget names one of 'macs', 'params' and 'latency'", None),
+    (*of(1, "compress"), "'budget' is missing", None),
+    (*of(1, "compress: budget = { macs = 0.5 }\nmethods = ['svdd']"),
+     "item 1 of 'methods' must be 'prune', 'svd', 'spatial', 'tucker' or 'cp', not the string 'svdd'",
+     "did you mean 'svd'?"),
+    (*of(1, "compress: budget = { macs = 0.5 }\nmethods = []"), "'methods' must be an array of at least 1, each of it ",
+     None),
+    *((*of(1, name), ONE_OF, None) for name in SPLITS),
+    (*of(1, "split-conv-svd: rank = 2\nenergy = 0.9"), ONE_OF, None),
+    (*of(1, "split-conv-svd: rank = 0"), "'rank' must be an integer of at least 1 or 'vbmf', not 0", None),
+    (*of(1, "split-conv-tucker: rank = 'vmbf'"), "'rank' must be an integer of at least 1 or 'vbmf', not the string ",
+     "did you mean 'vbmf'?"),
+    (*of(1, "split-conv-cp: energy = 95"), "'energy' must be a number from 0 to 1, not 95",
+     "it is a share: write energy = 0.95"),
+    (*of(1, "split-gemm-svd: rank = 2\nwhen = 'fast'"), "'when' must be 'faster', 'smaller' or 'always', not ",
+     "did you mean 'faster'?"),
+    (*of(1, "insert-qdq: method = 'minmax'"), f"'method' must be {METHODS}, not the string 'minmax'",
+     "did you mean 'min-max'?"),
+    (*of(1, "insert-qdq: percentile = 40"), "'percentile' must be a number above 50 and of at most 100, not 40", None),
+    (*of(1, "insert-qdq: weight_bits = 5"), "'weight_bits' must be 4 or 8, not 5", None),
+    (*of(1, "insert-qdq: samples = 0"), "'samples' must be an integer of at least 1, not 0", None),
+    (*of(1, "insert-qdq: activation_dtype = 'int4'"), "'activation_dtype' must be 'int8' or 'uint8', not the string ",
+     "did you mean 'int8'?"),
+    (*of(1, "insert-qdq: layers = 'a'"), "'layers' must be a table, not the string 'a'", None),
+    (*of(1, "insert-qdq: layers = { a = { weight_bit = 4 } }"), "layers: a: unknown key 'weight_bit'",
+     "did you mean 'weight_bits'?"),
+    (*of(1, "insert-qdq: layers = { a = { weight_bits = 5 } }"), "'layers.a.weight_bits' must be 4 or 8, not 5", None),
+    (*of(2, "insert-qdq", "round-adaptively: samples = 0"), "'samples' must be an integer of at least 1, not 0", None),
+    (*of(2, "insert-qdq", "correct-bias: method = 'analytical'"), "'method' must be 'empirical' or 'analytic', not ",
+     "did you mean 'analytic'?"),
+    (*of(1, "equalize-ranges: samples = -1"), "'samples' must be an integer of at least 1, not -1", None),
+    (*of(1, "cast-fp16: samples = 0"), "'samples' must be an integer of at least 1, not 0", None),
+]  # fmt: skip
+
+WITH_DATA = " --data calibration=calibration.npz"
+
+# Passes; the model and the data; which pass complains of what.
+UNFIT_PASSES = [
+    *((f"{name}: budget = {{ macs = 0.01 }}", "deep", "", f"pass {name}: the budget of 0.01 can't be reached: ",
+       "raise the budget") for name in ("prune-channels", *SPLITS)),
+    *((f"{name}: budget = {{ macs = 0.5 }}", "empty", "", f"pass {name}: the budget of 0.5 can't be reached: 1 is left",
+       "raise the budget") for name in ("prune-channels", *SPLITS)),
+    ("compress: budget = { macs = 0.01 }", "deep", "", "pass compress: needs calibration data", GIVE_DATA),
+    ("compress: budget = { macs = 0.01 }", "deep", WITH_DATA, "pass compress: the budget of 0.01 can't be reached: ",
+     "raise the budget"),
+    ("compress: budget = { macs = 0.5 }", "empty", WITH_DATA, "pass compress: the budget of 0.5 can't be reached: 1 is",
+     "raise the budget"),
+    ("prune-channels: budget = { macs = 0.5 }\ninclude = ['nowhere*']", "deep", "",
+     "pass prune-channels: the budget of 0.5 can't be reached: 1 is left", "raise the budget"),
+    ("prune-channels: sparsity = 0.5\nimportance = 'activation'", "deep", "",
+     "pass prune-channels: ", GIVE_DATA),
+    ("prune-channels: sparsity = 0.5\nround_to = 8", "deep", " --data calibration=huge.npz",
+     "pass prune-channels: ", "check the data and [data.preprocess]"),
+    ("split-conv-svd: rank = 2\nwhen = 'always'", "deep", " --data calibration=huge.npz",
+     f"pass split-conv-svd: {NOT_FINITE}", "check the data and [data.preprocess]"),
+    ("compress: budget = { macs = 0.8 }", "deep", " --data calibration=huge.npz", "pass compress: ",
+     "check the data and [data.preprocess]"),
+    ("insert-qdq", "deep", "", "pass insert-qdq: needs calibration data", GIVE_DATA),
+    ("insert-qdq", "deep", " --data calibration=nothing", "nothing: holds no images", "put a labels.csv"),
+    ("insert-qdq", "deep", " --data calibration=none.npz", "none.npz: holds no samples", None),
+    ("insert-qdq", "deep", " --data calibration=absent", "--data calibration=absent: 'calibration': no such file or ",
+     "--data calibration=PATH gives another"),
+    ("insert-qdq", "deep", " --data calibration=floats.npz", "floats.npz: 'x' is [4, 3, 8, 7], but the model's ",
+     None),
+    ("equalize-ranges", "deep", " --data calibration=broken.npz", "pass equalize-ranges: broken.npz: 'x' of sample 1 "
+     "holds NaN", "leave the sample out"),
+    ("insert-qdq", "deep", " --data calibration=broken.npz", "pass insert-qdq: broken.npz: 'x' of sample 1 holds NaN",
+     "leave the sample out"),
+    ("cast-fp16", "deep", " --data calibration=broken.npz", "pass cast-fp16: broken.npz: 'x' of sample 1 holds NaN",
+     "leave the sample out"),
+    ("insert-qdq: layers = { aa = { weight_bits = 4 } }", "deep", WITH_DATA,
+     "pass insert-qdq: layers: no layer is called 'aa'", "did you mean 'a'?"),
+    ("round-adaptively", "deep", WITH_DATA, "pass round-adaptively: no layer is quantized",
+     "insert-qdq must be in front"),
+    ("correct-bias", "deep", WITH_DATA, "pass correct-bias: no layer is quantized", "insert-qdq must be in front"),
+    ("correct-bias: method = 'empirical'", "deep", "", "pass correct-bias: ", GIVE_DATA),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "place", "message", "hint"), rows(PARAMETERS))
+def test_parameters_of_passes(
+    here: Path, capfd: pytest.CaptureFixture[str], text: str, place: str, message: str, hint: str | None
+) -> None:
+    write({"recipe.toml": text})
+    check(Refusal(COMPILE, capfd), place + message, hint)
+
+
+@pytest.mark.parametrize(("text", "network", "data", "message", "hint"), rows(UNFIT_PASSES))
+def test_passes_that_can_not_do_it(
+    here: Path, capfd: pytest.CaptureFixture[str], text: str, network: str, data: str, message: str, hint: str | None
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
+    broken = FLOAT_IMAGES.copy()
+    broken[1, 0, 3, 3] = np.nan
+    write(
+        {
+            "recipe.toml": of(1, text)[0],
+            "model.onnx": model(text=DEEP if network == "deep" else WITHOUT_LAYERS),
+            "calibration.npz": npz(images=images),
+            "huge.npz": npz(x=np.full((4, 3, 8, 8), 3e38, np.float32)),
+            "broken.npz": npz(x=broken),
+            "floats.npz": npz(x=FLOAT_IMAGES[:4, :, :, 1:]),
+            "none.npz": npz(images=IMAGES[:0]),
+            "nothing/.keep": "",
+        }
+    )
+    check(Refusal(COMPILE + data, capfd), message, hint)
+
+
+@pytest.mark.parametrize("name", ["round-adaptively", "correct-bias"])
+def test_what_insert_qdq_found_nothing_for(here: Path, capfd: pytest.CaptureFixture[str], name: str) -> None:
+    write({"recipe.toml": of(1, "insert-qdq", name)[0], "model.onnx": model(text=WITHOUT_LAYERS)})
+    refusal = Refusal(f"{COMPILE} --data calibration=test.npz", capfd)
+    check(refusal, f"pass {name}: no layer is quantized", "insert-qdq must be in front of it")
 
 
 # -- targets

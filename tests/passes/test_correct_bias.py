@@ -110,7 +110,7 @@ def test_empirical_needs_data(tmp_path: Path) -> None:
 
 def test_without_the_floats_it_is_told(tmp_path: Path) -> None:
     graph = testing.graph(CHAIN)
-    with pytest.raises(NncError, match="not known"):
+    with pytest.raises(NncError, match="no layer is quantized"):
         run(graph, dataset(tmp_path, graph), CorrectBias())
 
 

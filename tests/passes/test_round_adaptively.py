@@ -119,8 +119,8 @@ def test_without_the_floats_it_is_told(tmp_path: Path) -> None:
     graph = testing.graph(CHAIN)
     data = dataset(tmp_path, graph)
     quantized, _ = run(graph, data, INSERT)
-    for each in (graph, quantized):
-        with pytest.raises(NncError, match=r"round-adaptively: the floats .* not known"):
+    for each, reason in ((graph, "no layer is quantized"), (quantized, "the floats .* not known")):
+        with pytest.raises(NncError, match=f"round-adaptively: {reason}"):
             run(each, data, RoundAdaptively())
 
 
