@@ -34,14 +34,14 @@ def reached(
     """What a pass predicted, between the same figures before and after it; `measured` are those after it."""
     old = figures(before, context)
     if "error" in predicted:
-        old, measured = {**old, "error": 0.0}, {**measured, "error": _error(before, after, context)}
+        old, measured = {**old, "error": 0.0}, {**measured, "error": output_error(before, after, context)}
     return {
         name: {"before": old.get(name), "predicted": value, "reached": measured[name]}
         for name, value in predicted.items()
     }
 
 
-def _error(before: gs.Graph, after: gs.Graph, context: Context) -> float | None:
+def output_error(before: gs.Graph, after: gs.Graph, context: Context) -> float | None:
     """The relative error of the outputs on the calibration data, or on random inputs where there are none."""
     if after is before:
         return 0.0

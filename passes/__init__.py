@@ -17,6 +17,7 @@ from nnc.passes.merge_duplicates import MergeDuplicates
 from nnc.passes.merge_views import MergeViews
 from nnc.passes.pack_weights import PackWeights
 from nnc.passes.prune_channels import PruneChannels
+from nnc.passes.reduce_resolution import ReduceResolution
 from nnc.passes.remove_dead_nodes import RemoveDeadNodes
 from nnc.passes.remove_identity import RemoveIdentity
 from nnc.passes.round_adaptively import RoundAdaptively
@@ -47,5 +48,5 @@ GRAPH_PASSES: tuple[type[Pass], ...] = (
 #: Every pass that a recipe can name.
 PASSES: tuple[type[Pass], ...] = (
     *GRAPH_PASSES, Compress, PruneChannels, SplitGemmSvd, SplitConvSvd, SplitConvSpatial, SplitConvCp, SplitConvTucker,
-    EqualizeRanges, InsertQdq, RoundAdaptively, CorrectBias, CastFp16, PackWeights, CheckAccuracy,
+    ReduceResolution, EqualizeRanges, InsertQdq, RoundAdaptively, CorrectBias, CastFp16, PackWeights, CheckAccuracy,
 )  # fmt: skip
