@@ -7,18 +7,25 @@ from dataclasses import dataclass
 from functools import partial
 
 from nnc.errors import NncError
+from nnc.networks.blazeface import blazeface
 from nnc.networks.densenet import densenet
 from nnc.networks.efficientnet import V2_B0, V2_S, efficientnet, efficientnet_lite, efficientnet_v2
 from nnc.networks.ghostnet import ghostnet
 from nnc.networks.inception import googlenet, inception_v3
 from nnc.networks.mnasnet import mnasnet, proxylessnas
 from nnc.networks.mobilenet import V3_LARGE, V3_SMALL, mobilenet_v1, mobilenet_v2, mobilenet_v3
+from nnc.networks.nanodet import nanodet_m
 from nnc.networks.network import Network, Value
 from nnc.networks.regnet import X_DESIGNS, Y_DESIGNS, regnet
 from nnc.networks.resnet import basic_block, bottleneck, resnet, resnet_cifar
+from nnc.networks.resnet_v2 import resnet_v2
+from nnc.networks.segmentation import deeplabv3, fcn, lraspp, mobilenet_backbone, resnet_backbone
 from nnc.networks.shufflenet import shufflenet_v1, shufflenet_v2
 from nnc.networks.squeezenet import FIRES_1_0, FIRES_1_1, squeezenet
+from nnc.networks.ssd import squeezenet_ssd, ssd_mobilenet_v1
 from nnc.networks.vgg import PLAN_A, PLAN_B, PLAN_D, PLAN_E, alexnet, vgg
+from nnc.networks.yolo import mobilenet_v2_yolov3, mobilenet_yolo, yolov4, yolov4_tiny
+from nnc.networks.yolo_fastest import yolo_fastest_v2
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,11 @@ class Architecture:
 
 
 _cifar = partial(Architecture, input_size=32, classes=10, smallest=8)
+_voc = partial(Architecture, input_size=520, classes=21)  # with the background; crops of torchvision's training
+
+_RESNET18 = partial(resnet_backbone, block=basic_block, depths=(2, 2, 2, 2), dilated=0)
+_RESNET50 = partial(resnet_backbone, block=bottleneck, depths=(3, 4, 6, 3))
+_RESNET101 = partial(resnet_backbone, block=bottleneck, depths=(3, 4, 23, 3))
 
 #: Widths, depths and input sizes: B0 to B7 as torchvision has them, Lite as published.
 _EFFICIENTNETS = {
@@ -71,6 +83,9 @@ ARCHITECTURES = {
         partial(resnet, block=partial(bottleneck, groups=32, widened=2), depths=(3, 4, 6, 3))
     ),
     "wide_resnet50_2": Architecture(partial(resnet, block=partial(bottleneck, widened=2), depths=(3, 4, 6, 3))),
+    "resnet50_v2": Architecture(partial(resnet_v2, depths=(3, 4, 6, 3))),
+    "resnet101_v2": Architecture(partial(resnet_v2, depths=(3, 4, 23, 3))),
+    "resnet152_v2": Architecture(partial(resnet_v2, depths=(3, 8, 36, 3))),
     "resnet20": _cifar(partial(resnet_cifar, depth=20)),
     "resnet44": _cifar(partial(resnet_cifar, depth=44)),
     "resnet56": _cifar(partial(resnet_cifar, depth=56)),
@@ -105,12 +120,29 @@ ARCHITECTURES = {
     "efficientnet_v2_s": Architecture(partial(efficientnet_v2, stages=V2_S, stem=24), 384),
     **{f"regnet_y_{size}": Architecture(partial(regnet, design=design)) for size, design in Y_DESIGNS.items()},
     **{f"regnet_x_{size}": Architecture(partial(regnet, design=design)) for size, design in X_DESIGNS.items()},
+    "ssd_mobilenet_v1": Architecture(ssd_mobilenet_v1, 300, 21),
+    "squeezenet_ssd": Architecture(squeezenet_ssd, 300, 21, smallest=65),
+    "yolov4": Architecture(yolov4, 416, 80),
+    "yolov4_tiny": Architecture(yolov4_tiny, 416, 80),
+    "mobilenet_yolo": Architecture(mobilenet_yolo, 416, 20),
+    "mobilenet_v2_yolov3": Architecture(mobilenet_v2_yolov3, 352, 20),
+    "yolo_fastest_v2": Architecture(yolo_fastest_v2, 352, 80),
+    "nanodet_m": Architecture(nanodet_m, 320, 80),
+    "blazeface": Architecture(blazeface, 128, 1),
+    "fcn_resnet18": Architecture(partial(fcn, backbone=_RESNET18, resized=False), 320, 21),
+    "fcn_resnet50": _voc(partial(fcn, backbone=_RESNET50)),
+    "fcn_resnet101": _voc(partial(fcn, backbone=_RESNET101)),
+    "deeplabv3_resnet50": _voc(partial(deeplabv3, backbone=_RESNET50)),
+    "deeplabv3_resnet101": _voc(partial(deeplabv3, backbone=_RESNET101)),
+    "deeplabv3_mobilenet_v3_large": _voc(partial(deeplabv3, backbone=mobilenet_backbone)),
+    "lraspp_mobilenet_v3_large": _voc(lraspp),
 }  # fmt: skip
 
 #: Other names, as `_spelled` writes them.
 _ALIASES = {
     "inceptionv1": "googlenet",
     "mobilenet": "mobilenet_v1",
+    "mobilenetssd": "ssd_mobilenet_v1",
     "mobilenetv3": "mobilenet_v3_large",
     "proxylessnasmobile": "proxylessnas",
     "proxylessnasnet": "proxylessnas",
@@ -119,8 +151,13 @@ _ALIASES = {
     "resnetv150": "resnet50",
     "resnetv1101": "resnet101",
     "resnetv1152": "resnet152",
+    "resnetv250": "resnet50_v2",
+    "resnetv2101": "resnet101_v2",
+    "resnetv2152": "resnet152_v2",
     "shufflenet": "shufflenet_v1",
     "squeezenetv11": "squeezenet1_1",
+    # https://github.com/dusty-nv/jetson-inference names them after their data.
+    **{f"fcnresnet18{data}": "fcn_resnet18" for data in ("cityscapes", "deepscene", "mhp", "sun", "voc")},
 }
 
 _NAME_WITH_WIDTH = re.compile(r"(.+?)[_-]?x?(\d)[._p](\d+)(?:[_-](\d+))?")
@@ -143,7 +180,7 @@ def find(name: str) -> tuple[Architecture, float | None, int | None]:
 
 
 def _spelled(name: str) -> str:
-    return re.sub("[-_. ]", "", name.lower())
+    return re.sub("[-_. ]", "", name.lower()).removeprefix("tv")  # some say whose network it is, torchvision's
 
 
 _BY_SPELLING = {_spelled(name): name for name in ARCHITECTURES} | _ALIASES

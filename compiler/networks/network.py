@@ -57,6 +57,7 @@ class Network:
         self.width = width
         self.params = 0
         self.macs = 0
+        self._values: dict[str, Value] = {}
         self._weight_bytes = 0
         self._rng = None if seed is None else np.random.default_rng(seed)
         self._model = onnx.ModelProto(ir_version=IR_VERSION, producer_name="nnc", producer_version=__version__)
@@ -78,6 +79,10 @@ class Network:
     def scaled(self, channels: int) -> int:
         """The width multiplier of MobileNet: a multiple of 8 that never loses more than a tenth of the channels."""
         return channels if self.width == 1 else divisible(channels * self.width)
+
+    def __getitem__(self, name: str) -> Value:
+        """The output of the layer `name`."""
+        return self._values[name]
 
     # Layers with weights
 
@@ -113,6 +118,23 @@ class Network:
             kernel_shape=list(kernel),
             pads=[*pads, *pads],
             strides=[stride] * 2,
+        )
+
+    def conv_transpose(self, x: Value, name: str, filters: int, kernel: int, size: tuple[int, ...]) -> Value:
+        """ConvTranspose of stride 2 up to `size`, [height, width], in as many groups as there are filters."""
+        spare = [2 * (old - 1) + kernel - new for old, new in zip(x.shape[2:], size, strict=True)]
+        weights = self._weights(f"{name}.weight", (x.channels, 1, kernel, kernel), x.moments)
+        self.macs += math.prod(x.shape) * kernel**2
+        return self._layer(
+            "ConvTranspose",
+            name,
+            [x.name, weights],
+            (1, filters, *size),
+            dilations=[1, 1],
+            group=filters,
+            kernel_shape=[kernel] * 2,
+            pads=[*(each // 2 for each in spare), *(each - each // 2 for each in spare)],
+            strides=[2, 2],
         )
 
     def batch_norm(self, x: Value, name: str, gain: float = 1.0) -> Value:
@@ -175,6 +197,13 @@ class Network:
         moments = x.moments.through(lambda z: np.maximum(z, 0.1 * z))
         return self._layer("LeakyRelu", name or f"{x.name}.leaky_relu", [x.name], x.shape, moments, alpha=0.1)
 
+    def mish(self, x: Value, name: str | None = None) -> Value:
+        """x * tanh(ln(1 + e^x)) (https://arxiv.org/abs/1908.08681)."""
+        softplus = self.node("Softplus", f"{x.name}.softplus", [x.name])
+        inputs = [x.name, self.node("Tanh", f"{x.name}.tanh", [softplus])]
+        moments = x.moments.through(lambda z: z * np.tanh(np.logaddexp(0, z)))
+        return self._layer("Mul", name or f"{x.name}.mish", inputs, x.shape, moments)
+
     def add(self, a: Value, b: Value, name: str) -> Value:
         return self._layer("Add", name, [a.name, b.name], a.shape, a.moments + b.moments)
 
@@ -233,12 +262,31 @@ class Network:
     def flatten(self, x: Value, name: str) -> Value:
         return self._layer("Flatten", name, [x.name], (1, math.prod(x.shape[1:])), x.moments, axis=1)
 
-    def concat(self, values: Sequence[Value], name: str) -> Value:
+    def concat(self, values: Sequence[Value], name: str, axis: int = 1) -> Value:
         """Join along the channels; a single value gives a Concat of one input, as torch.cat does."""
-        channels = [value.channels for value in values]
-        shape = (1, sum(channels), *values[0].shape[2:])
-        moments = mixture([value.moments for value in values], channels)
-        return self._layer("Concat", name, [value.name for value in values], shape, moments, axis=1)
+        sizes = [value.shape[axis] for value in values]
+        shape = (*values[0].shape[:axis], sum(sizes), *values[0].shape[axis + 1 :])
+        moments = mixture([value.moments for value in values], sizes)
+        return self._layer("Concat", name, [value.name for value in values], shape, moments, axis=axis)
+
+    def second_half(self, x: Value, name: str) -> Value:
+        """The second half of the channels."""
+        ends = {"start": x.channels // 2, "end": x.channels, "axis": 1}
+        inputs = [self.constant(f"{name}.{end}", np.array([value], np.int64)) for end, value in ends.items()]
+        return self._layer("Slice", name, [x.name, *inputs], (1, x.channels - x.channels // 2, *x.shape[2:]), x.moments)
+
+    def resize(self, x: Value, name: str, size: tuple[int, ...], mode: str = "nearest") -> Value:
+        """Up to `size`, [height, width], as torch's interpolate does: nearest or linear."""
+        sizes = self.constant(f"{name}.sizes", np.array([*x.shape[:2], *size], np.int64))
+        places = "asymmetric" if mode == "nearest" else "pytorch_half_pixel"
+        attributes = {"coordinate_transformation_mode": places, "mode": mode, "nearest_mode": "floor"}
+        return self._layer("Resize", name, [x.name, "", "", sizes], (*x.shape[:2], *size), x.moments, **attributes)
+
+    def boxes(self, x: Value, name: str, figures: int) -> Value:
+        """The output of a detector's head, [1, anchors * figures, height, width], as [1, boxes, figures]."""
+        rows = self.node("Transpose", f"{name}.transpose", [x.name], perm=[0, 2, 3, 1])
+        shape = self.constant(f"{name}.shape", np.array([1, -1, figures], np.int64))
+        return self._layer("Reshape", name, [rows, shape], (1, math.prod(x.shape) // figures, figures), x.moments)
 
     # Parts of ONNX for what torch has no layer for
 
@@ -254,7 +302,7 @@ class Network:
 
     def declare(self, name: str, shape: tuple[int, ...], moments: Moments) -> Value:
         """The float output of `node` as a Value, with its shape written into the model."""
-        value = Value(name, shape, moments)
+        value = self._values[name] = Value(name, shape, moments)
         self._graph.value_info.append(_describe(value))
         return value
 

@@ -1,9 +1,11 @@
 """ShuffleNet: V1 (Zhang et al., https://arxiv.org/abs/1707.01083) and V2 (Ma et al.,
 https://arxiv.org/abs/1807.11164)."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from nnc.networks.blocks import classifier
+from nnc.networks.blocks import Activation, classifier
 from nnc.networks.network import Network, Value, divisible
 
 #: Output channels of the first stage by the number of groups, doubled by each further one: table 1 of the paper.
@@ -50,27 +52,39 @@ def _v1_unit(net: Network, x: Value, name: str, channels: int, stride: int, firs
 
 def shufflenet_v2(net: Network) -> Value:
     """The published channels at the published widths; the width multiplier applied to those of 1.0 elsewhere."""
-    *stages, last = _V2_CHANNELS.get(net.width) or map(net.scaled, _V2_CHANNELS[1.0])
-    x = net.relu(net.batch_norm(net.conv(net.input, "conv1.0", 24, 3, 2), "conv1.1"), "conv1.2")
-    x = net.max_pool(x, "maxpool", 3, 2, 1)
-    for stage, (channels, depth) in enumerate(zip(stages, _V2_DEPTHS, strict=True), start=2):
-        for index in range(depth):
-            x = _unit(net, x, f"stage{stage}.{index}", channels, stride=2 if index == 0 else 1)
-    x = net.relu(net.batch_norm(net.conv(x, "conv5.0", last), "conv5.1"), "conv5.2")
+    *stages, last = published_channels(net)
+    x = net.conv(v2_features(net, stages)[-1], "conv5.0", last)
+    x = net.relu(net.batch_norm(x, "conv5.1"), "conv5.2")
     return net.linear(net.spatial_mean(x, "mean"), "fc", net.classes)
 
 
-def _unit(net: Network, x: Value, name: str, channels: int, stride: int) -> Value:
+def v2_features(net: Network, channels: Sequence[int], activation: Activation = Network.relu) -> list[Value]:
+    """The outputs of the three stages."""
+    x, outputs = net.conv(net.input, "conv1.0", 24, 3, 2), []
+    x = net.max_pool(activation(net, net.batch_norm(x, "conv1.1"), "conv1.2"), "maxpool", 3, 2, 1)
+    for stage, (wide, depth) in enumerate(zip(channels, _V2_DEPTHS, strict=True), start=2):
+        for index in range(depth):
+            x = _unit(net, x, f"stage{stage}.{index}", wide, 2 if index == 0 else 1, activation)
+        outputs.append(x)
+    return outputs
+
+
+def published_channels(net: Network) -> tuple[int, ...]:
+    """Of the three stages and the last convolution."""
+    return _V2_CHANNELS.get(net.width) or tuple(map(net.scaled, _V2_CHANNELS[1.0]))
+
+
+def _unit(net: Network, x: Value, name: str, channels: int, stride: int, activation: Activation) -> Value:
     left, right = (x, x) if stride > 1 else _halves(net, x, name)
     if stride > 1:
         left = net.conv(x, f"{name}.branch1.0", x.channels, 3, stride, groups=x.channels)
         left = net.conv(net.batch_norm(left, f"{name}.branch1.1"), f"{name}.branch1.2", channels // 2)
-        left = net.relu(net.batch_norm(left, f"{name}.branch1.3"), f"{name}.branch1.4")
+        left = activation(net, net.batch_norm(left, f"{name}.branch1.3"), f"{name}.branch1.4")
     right = net.conv(right, f"{name}.branch2.0", channels // 2)
-    right = net.relu(net.batch_norm(right, f"{name}.branch2.1"), f"{name}.branch2.2")
+    right = activation(net, net.batch_norm(right, f"{name}.branch2.1"), f"{name}.branch2.2")
     right = net.conv(right, f"{name}.branch2.3", channels // 2, 3, stride, groups=channels // 2)
     right = net.conv(net.batch_norm(right, f"{name}.branch2.4"), f"{name}.branch2.5", channels // 2)
-    right = net.relu(net.batch_norm(right, f"{name}.branch2.6"), f"{name}.branch2.7")
+    right = activation(net, net.batch_norm(right, f"{name}.branch2.6"), f"{name}.branch2.7")
     return channel_shuffle(net, net.concat([left, right], f"{name}.concat"), f"{name}.shuffle", 2)
 
 

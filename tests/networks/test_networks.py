@@ -69,6 +69,31 @@ TORCHVISION = {
     "regnet_x_3_2gf": (15_296_552, 3.177e9),
 }
 
+# Of the auxiliary classifier of segmentation networks, which is left out.
+AUXILIARY = (1024 * 256 * 9 + 2 * 256 + 256 * 21 + 21, 65 * 65 * (1024 * 256 * 9 + 256 * 21))
+TORCHVISION |= {
+    "fcn_resnet50": (35_322_218 - AUXILIARY[0], 152.717e9 - AUXILIARY[1]),
+    "fcn_resnet101": (54_314_346 - AUXILIARY[0], 232.738e9 - AUXILIARY[1]),
+    "deeplabv3_resnet50": (42_004_074 - AUXILIARY[0], 178.722e9 - AUXILIARY[1]),
+    "deeplabv3_resnet101": (60_996_202 - AUXILIARY[0], 258.743e9 - AUXILIARY[1]),
+    "deeplabv3_mobilenet_v3_large": (11_029_328 - 3851, 10.452e9 - 65 * 65 * 3810),
+    "lraspp_mobilenet_v3_large": (3_221_538, 2.086e9),
+}
+
+# Parameters with BatchNormalization folded, and multiply-accumulates, of the files in ncnn's benchmark.
+NCNN = {
+    "ssd_mobilenet_v1": (5_783_417, 1_148_479_168),
+    "squeezenet_ssd": (5_525_088 + 256, 1_175_969_984),  # one BatchNormalization has no convolution in front of it
+    "yolov4_tiny": (6_053_502, 3_453_938_176),
+    "mobilenet_yolo": (5_058_938, 2_613_578_240 - 16_384 * 26**2),  # without the transposed convolution
+    "mobilenet_v2_yolov3": (3_720_822 - 576, 1_182_739_584 - 576 * 21**2),  # it resizes with weights of 1
+    "nanodet_m": (941_818, 342_223_200),
+    "yolo_fastest_v2": (245_782, 106_382_232),
+}
+
+# Weights as Keras counts them, with running means and variances.
+KERAS = {"resnet50_v2": 25_613_800, "resnet101_v2": 44_675_560, "resnet152_v2": 60_380_648}
+
 # The same in millions, as papers and their authors' releases give them; None where they count something else.
 AUTHORS = {
     # He et al., table 6; the multiply-accumulates were counted by hand.
@@ -107,14 +132,22 @@ AUTHORS = {
     "efficientnet_lite4": (13.0, None),
     # Keras' table of applications; Tan and Le, table 2 of the paper on V2.
     "efficientnet_v2_b0": (7.2, 720),
+    # The README of Darknet, half of its operations; BlazeFace for PyTorch; ResNet-18 of torchvision and its FCN head.
+    "yolov4": (64.363101, 30_050),
+    "blazeface": (0.10139, None),
+    "fcn_resnet18": (11.769301, 1.842515 * 1000 * (320 / 224) ** 2),
 }
 
 # One of each way to build a network, for what takes time.
 FAMILIES = (
     "alexnet", "vgg11_bn", "resnet18", "resnet50", "resnext50_32x4d", "resnet20", "mobilenet_v1", "mobilenet_v2",
-    "mobilenet_v3_small", "mobilenet_v3_small_minimalistic", "mnasnet", "proxylessnas", "ghostnet", "densenet121",
-    "squeezenet1_0", "googlenet", "inception_v3", "shufflenet_v1", "shufflenet_v2", "efficientnet_b0",
-    "efficientnet_lite0", "efficientnet_v2_b0", "regnet_y_400mf", "regnet_x_400mf",
+    "mobilenet_v3_small", "mobilenet_v3_small_minimalistic", "mnasnet", "proxylessnas", "ghostnet",
+    "resnet50_v2", "densenet121", "squeezenet1_0", "googlenet", "inception_v3", "shufflenet_v1", "shufflenet_v2",
+    "efficientnet_b0", "efficientnet_lite0", "efficientnet_v2_b0", "regnet_y_400mf", "regnet_x_400mf",
+)  # fmt: skip
+DENSE = (
+    "ssd_mobilenet_v1", "squeezenet_ssd", "yolov4_tiny", "mobilenet_yolo", "mobilenet_v2_yolov3", "nanodet_m",
+    "yolo_fastest_v2", "blazeface", "fcn_resnet18", "deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large",
 )  # fmt: skip
 HEAVY = ("alexnet", "vgg11_bn", "resnext50_32x4d")  # narrowed where that will do: they take seconds to draw
 
@@ -159,7 +192,7 @@ def small(name: str, **changes: object) -> onnx.ModelProto:
 
 
 def test_every_network_is_published() -> None:
-    assert set(networks.NAMES) <= set(TORCHVISION) | set(AUTHORS)
+    assert set(networks.NAMES) <= set(TORCHVISION) | set(AUTHORS) | set(NCNN) | set(KERAS)
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
@@ -167,6 +200,19 @@ def test_parameters_and_macs_are_those_of_torchvision(name: str) -> None:
     model = networks.build(name, seed=None)
     assert parameters(model) == TORCHVISION[name][0]
     assert macs(model) == pytest.approx(TORCHVISION[name][1], abs=0.51e6)  # listed in units of a million
+
+
+@pytest.mark.parametrize("name", NCNN)
+def test_parameters_and_macs_are_those_of_ncnn(name: str) -> None:
+    model = networks.build(name, seed=None)
+    folded = sum(shape[0] for tensor, shape in weights(model).items() if tensor.endswith(".running_mean"))
+    assert parameters(model) - folded == NCNN[name][0]
+    assert macs(model) == NCNN[name][1]
+
+
+@pytest.mark.parametrize("name", KERAS)
+def test_weights_are_those_of_keras(name: str) -> None:
+    assert sum(map(math.prod, weights(networks.build(name, seed=None)).values())) == KERAS[name]
 
 
 @pytest.mark.parametrize("name", AUTHORS)
@@ -191,6 +237,16 @@ def test_model_without_a_seed_has_the_shapes_of_one_with_seed() -> None:
     assert not any(onnx.numpy_helper.to_array(tensor).any() for tensor in zero.graph.initializer)
 
 
+@pytest.mark.parametrize(("name", "shape"), [
+    ("ssd_mobilenet_v1", (1, 1917, 25)), ("squeezenet_ssd", (1, 8030, 25)), ("yolov4", (1, 10647, 85)),
+    ("yolov4_tiny", (1, 2535, 85)), ("mobilenet_yolo", (1, 5 * 845, 25)), ("mobilenet_v2_yolov3", (1, 1815, 25)),
+    ("nanodet_m", (1, 2100, 112)), ("blazeface", (1, 896, 17)), ("fcn_resnet18", (1, 21, 10, 10)),
+    ("fcn_resnet50", (1, 21, 520, 520)), ("lraspp_mobilenet_v3_large", (1, 21, 520, 520)),
+])  # fmt: skip
+def test_boxes_and_pixels_are_as_many_as_published(name: str, shape: tuple[int, ...]) -> None:
+    assert shapes(networks.build(name, seed=None))["logits"] == shape
+
+
 @pytest.mark.parametrize(("spelling", "name", "options"), [
     ("mobilenet_v1_0.25", "mobilenet_v1", {"width": 0.25}),
     ("mobilenet_v1_0.25_128", "mobilenet_v1", {"width": 0.25, "input_size": 128}),
@@ -204,13 +260,15 @@ def test_model_without_a_seed_has_the_shapes_of_one_with_seed() -> None:
     ("resnet50_v1.5", "resnet50", {}),
     ("regnety_400m", "regnet_y_400mf", {}),
     ("efficientnetv2_b0", "efficientnet_v2_b0", {}),
+    ("tv_fcn_resnet50", "fcn_resnet50", {}),
+    ("fcn-resnet18-voc", "fcn_resnet18", {}),
 ])  # fmt: skip
 def test_names_are_found_as_others_spell_them(spelling: str, name: str, options: dict) -> None:
     found, expected = networks.build(spelling, seed=None), networks.build(name, seed=None, **options)
     assert (weights(found), shapes(found)) == (weights(expected), shapes(expected))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [*FAMILIES, *DENSE, "yolov4"])
 def test_models_are_valid_and_declare_the_shapes_that_they_compute(name: str) -> None:
     model = small(name)
     onnx.checker.check_model(model, full_check=True)
@@ -218,22 +276,22 @@ def test_models_are_valid_and_declare_the_shapes_that_they_compute(name: str) ->
     model.graph.output.extend(model.graph.value_info)
     run = session(model, optimized=False)
     outputs = run.run(None, {"input": np.zeros(declared["input"], np.float32)})
-    assert declared["logits"] == (1, 10)
+    assert declared["logits"] == (1, 10) or name not in FAMILIES
     for info, values in zip(run.get_outputs(), outputs, strict=True):
         assert declared[info.name] == values.shape
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", FAMILIES + DENSE)
 @pytest.mark.parametrize("change", [{"input_size": 97}, {"width": 1.3}, {"width": 0.05}, {"classes": 1}])
 def test_options_make_networks_that_run(name: str, change: dict[str, float]) -> None:
     model = small(name, **change)
     size = shapes(model)["input"][2]
     (logits,) = session(model).run(None, {"input": np.ones((1, 3, size, size), np.float32)})
-    assert logits.shape == (1, change.get("classes", 10))
+    assert logits.shape == (1, change.get("classes", 10)) or name in DENSE
     assert np.isfinite(logits).all()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", FAMILIES + DENSE)
 def test_the_smallest_input_still_runs(name: str) -> None:
     smallest = networks.ARCHITECTURES[name].smallest
     model = small(name, input_size=smallest)
@@ -288,7 +346,7 @@ def test_same_seed_same_bytes_other_seed_other_weights() -> None:
     assert first != other
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", FAMILIES + DENSE)
 def test_names_are_unique_and_nodes_are_named_after_their_output(name: str) -> None:
     model = small(name)
     names = [node.name for node in model.graph.node]
