@@ -39,16 +39,16 @@ def evaluate(
     if labels is None:
         raise NncError(f"{dataset.path}: has no labels, which the accuracy needs", "add 'labels' or a labels.csv")
     run, batch = _runner(model, batch)
-    ranks: list[np.ndarray] = []
+    found: list[np.ndarray] = []
     done = 0
     for inputs in dataset.batches(batch):
         count = len(next(iter(inputs.values())))
         scores = _scores(run({name: _filled(array, batch) for name, array in inputs.items()}), batch)
-        ranks.append(_ranks(scores[:count], labels[done : done + count], dataset))
+        found.append(ranks(scores[:count], labels[done : done + count], dataset))
         done += count
         if progress is not None:
             progress(done, len(dataset))
-    rank = np.concatenate(ranks)
+    rank = np.concatenate(found)
     return Accuracy(float(np.mean(rank < 1)), float(np.mean(rank < 5)), len(rank))
 
 
@@ -86,8 +86,11 @@ def _scores(outputs: Mapping[str, np.ndarray], batch: int) -> np.ndarray:
     return np.reshape(next(iter(outputs.values())), (batch, -1))
 
 
-def _ranks(scores: np.ndarray, labels: np.ndarray, dataset: Dataset) -> np.ndarray:
-    """How many classes come before the label; equal scores rank in the order of the classes, as in argmax."""
+def ranks(scores: np.ndarray, labels: np.ndarray, dataset: Dataset) -> np.ndarray:
+    """How many classes come before the label, of scores [samples, classes]; equal ones rank in the classes' order.
+
+    Raises NncError for a label of `dataset` that is not one of the classes.
+    """
     samples, classes = scores.shape
     if labels.max() >= classes:
         raise NncError(

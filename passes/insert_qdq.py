@@ -48,9 +48,9 @@ class InsertQdq(Pass):
 
     With `weight_only`, Gemm(x, W) -> Gemm(x, DequantizeLinear(W8)): the weights take a quarter of the memory, and
     nothing is rounded on the way. With a `budget`, the layers that rounding hurts most stay in floats, as few as keep
-    within it. Its drop is measured on the calibration data: of top-1 where these have labels; without them, the share
-    of the images that get another class, or, in a network whose output is not one value per class, the share of the
-    outputs' energy that is noise (0.005 is a signal-to-noise ratio of 23 dB).
+    within it. Its drop is measured on the calibration data: where these have labels, the share of the images that lose
+    their right class; without them, of those that get another class; or, in a network whose output is not one value per
+    class, the share of the outputs' energy that is noise (0.005 is a signal-to-noise ratio of 23 dB).
 
     Approximate. Ranges are those of the calibration data, one batch of which is in memory at a time. Declines layers
     that are quantized already, whose weights are computed, that compute in another type, and that read values which
@@ -122,7 +122,7 @@ class InsertQdq(Pass):
         if not names:
             return {}, []
         data = context.calibration.subset(context.seed, self.samples)
-        drop = precision.Drop(graph, data)
+        drop = precision.Drop(graph, data, context.seed)
         options = (self.model_dump_json(exclude={"budget"}), context.target.unit.quantization, context.seed)
         key = digest(graph_digest(graph), context.data_key, repr(options))
 
