@@ -156,6 +156,12 @@ RECIPES = [
     (CHECK.replace("0.01", "nan"), f"{SHARE} nan", None),
     (CHECK.replace("0.01", "true"), f"{SHARE} true", None),
     (CHECK.replace("0.01", "[0.01]"), f"{SHARE} [0.01]", None),
+    (
+        "[[pass]]\nname = 'pack-weights'\nmin_saving = '5 %'",
+        "recipe.toml: pass 1 (pack-weights): 'min_saving' must be a number of at least 0 and below 1, not the string "
+        "'5 %'",
+        None,
+    ),
     (FOLD + "include = 'conv*'", "recipe.toml: pass 1 (fold-batchnorm): 'include' must be an array of strings, not the "
      "string 'conv*'", 'write include = ["conv*"]'),
     (RECIPE.replace("test =", "tests ="), "recipe.toml: data: unknown key 'tests'", "did you mean 'test'?"),
