@@ -14,12 +14,15 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nnc import graph as graphs
 from nnc import integers, lowering, networks, target
 from nnc.data import Dataset, Preprocess
 from nnc.errors import NncError
 from nnc.lowering import emulate
+from nnc.lowering.kernels import int8_winograd
 from nnc.lowering.library import Library
 from nnc.report import remarks
 from nnc.session import Session
@@ -221,7 +224,7 @@ def convolutions(dtype: str = "uint8", low: int = -127) -> Draft:
 def test_convolutions(compare: Compare, machine: target.Target, dtype: str) -> None:
     built = compare(convolutions(dtype), machine)
     convolved = {kernel.template for kernel in built.kernels if kernel.op.startswith("Conv")}
-    assert convolved == {"int8_conv2d", "int8_depthwise"}
+    assert convolved - {"int8_winograd"} == {"int8_conv2d", "int8_depthwise"}
     assert all(kernel.dtype == dtype for kernel in built.kernels if kernel.op.startswith("Conv"))
 
 
@@ -239,6 +242,46 @@ def test_sums_of_the_largest_products_do_not_saturate(compare: Compare) -> None:
         conv = net.add("Conv", x, net.add("DequantizeLinear", W, net.constant(0.01)), kernel_shape=[1, 1])
         net.output(net.q(conv, 0.2))
         compare(net, chip)
+
+
+def three_by_three(ins: int, outs: int, size: tuple[int, int], W: np.ndarray, pads: Sequence[int]) -> Draft:
+    """Bytes that are nearly all 0 or 255, a convolution, and its sums in floats."""
+    net = Draft("uint8")
+    x = net.dq(net.q(net.input(2, ins, *size), 1e-3), 1e-3)
+    weights = net.add("DequantizeLinear", net.constant(W, np.int8), net.constant(0.01))
+    net.output(net.add("Conv", x, weights, net.bias(outs), kernel_shape=[3, 3], pads=pads))
+    return net
+
+
+@pytest.mark.parametrize(
+    ("ins", "outs", "size", "pads", "largest", "tiles"),
+    [
+        (64, 64, (13, 18), (1, 1, 1, 1), 40, 4),
+        (20, 24, (16, 9), (0, 2, 1, 0), 127, 4),
+        (32, 200, (7, 7), (1, 1, 1, 1), 127, 4),
+        (256, 64, (14, 14), (1, 1, 1, 1), 127, 2),  # whose sums times 64 would not fit into int32
+    ],
+)
+def test_winograd_is_exact(
+    compare: Compare, ins: int, outs: int, size: tuple[int, int], pads: Sequence[int], largest: int, tiles: int
+) -> None:
+    W = np.random.default_rng(0).integers(-largest - (largest == 127), largest + 1, (outs, ins, 3, 3))
+    W[0] = largest  # the largest sum that there can be
+    assert max(int8_winograd.sizes(W, 117)) == tiles
+    built = compare(three_by_three(ins, outs, size, W, pads), narrow("x86-64-v3", 256, 16))
+    (layer,) = (kernel for kernel in built.kernels if "Conv" in kernel.op)
+    assert layer.template == "int8_winograd"
+
+
+@given(st.sampled_from([2, 4]), st.integers(0, 255), st.integers(0, 2**32 - 1))
+def test_winograd_of_integers_gives_a_multiple_of_the_sums(outputs: int, zero: int, seed: int) -> None:
+    rng, matrices = np.random.default_rng(seed), int8_winograd.transforms(outputs)
+    Bt, At = (np.array(second @ first, np.int64) for first, second in (matrices.inputs, matrices.sums))
+    d, g = rng.integers(0, 256, (outputs + 2, outputs + 2)) - zero, rng.integers(-128, 128, (3, 3))
+    V, U = Bt @ d @ Bt.T, matrices.weights @ g @ matrices.weights.T
+    assert max(abs(V).max(), abs(U).max()) < 2**15
+    direct = [[(d[y : y + 3, x : x + 3] * g).sum() for x in range(outputs)] for y in range(outputs)]
+    assert np.array_equal(At @ (U * V) @ At.T, matrices.factor * np.array(direct))
 
 
 def transposed() -> Draft:

@@ -2,14 +2,17 @@
 
     out[n, o, y, x, lane] = epilogue(sum over i, kh, kw, j of (X[n, i, y', x', j] - zero) * W[o, i, kh, kw, j, lane])
 
-The loops and register tiles are those of `conv2d.py`, with four input channels in every step. Pixels outside of the
-image are worth zero, so that the zero point counts only for what is inside: each output starts from minus the zero
-point times the sum of the weights that meet the image. Rows and columns that meet it alike share one start.
+The loops and register tiles are those of `conv2d.py`, with two or four input channels in every step. Where they are
+multiplied in 16 bits, a task widens the rows that it reads once, for all output channels that it computes.
+
+Pixels outside of the image are worth zero, so that the zero point counts only for what is inside: each output starts
+from minus the zero point times the sum of the weights that meet the image. Rows and columns that meet it alike share
+one start.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, product
 from typing import Any
@@ -21,7 +24,8 @@ from tvm.script.ir_builder import tirx as T
 
 from nnc.lowering.kernels.conv2d import FETCH_AHEAD, Conv2d, Plan
 from nnc.lowering.kernels.gemm import CACHE_LINE, Epilogue, Expr, RegisterTile, lane, prefetch, scratch, store
-from nnc.lowering.kernels.int8_dot import DEPTH, Dot
+from nnc.lowering.kernels.int8_dot import Dot
+from nnc.lowering.kernels.loops import TASKS, reshaped, vectors
 from nnc.lowering.kernels.pool import lookup
 from nnc.lowering.kernels.unit import Unit
 from nnc.lowering.kernels.window import Tiles
@@ -41,7 +45,7 @@ class Int8Conv2d:
     @property
     def in_steps(self) -> int:
         """Steps through a block of input channels."""
-        return self.conv.in_block // DEPTH
+        return self.conv.in_block // self.dot.depth
 
     def flattened(self, unit: Unit) -> Int8Conv2d:
         """The same pointwise convolution over an image whose width suits the register tile."""
@@ -55,40 +59,74 @@ class Int8Conv2d:
             size = (pixels // width, width)
             return replace(self, conv=replace(self.conv, window=replace(window, size=size, out_size=size)))
 
-        return min(map(reshaped, widths), key=lambda p: (_cycles(p, best_plan(p, unit).tile), -p.conv.window.size[1]))
+        return min(map(reshaped, widths), key=lambda p: (cycles(p, best_plan(p, unit).tile), -p.conv.window.size[1]))
 
 
-def best_plan(problem: Int8Conv2d, unit: Unit) -> Plan:
+@dataclass(frozen=True)
+class Int8Plan(Plan):
+    """The plan of a convolution, and how many groups of output channels share what a task widens."""
+
+    share: int = 1
+
+
+def best_plan(problem: Int8Conv2d, unit: Unit) -> Int8Plan:
     """The register tile with the fewest cycles; threads share whatever is larger, so that it is read once."""
     conv = problem.conv
-    held = unit.vector_registers - (2 if problem.dot.in_pairs else 1)
     tiles = [
         RegisterTile(columns, vectors, conv.block)
         for vectors in range(1, 9)
         if conv.out_blocks % vectors == 0
         for columns in range(1, conv.window.out_size[1] + 1)
-        if vectors * (columns + (2 if problem.dot.in_pairs else 1)) <= held or (columns, vectors) == (1, 1)
+        if fits(problem.dot, columns, vectors, unit) or (columns, vectors) == (1, 1)
     ]
-    tile = min(tiles, key=lambda tile: (_cycles(problem, tile), -tile.rows))
+    tile = min(tiles, key=lambda tile: (cycles(problem, tile), -tile.rows))
     pixels = conv.batch * conv.window.size[0] * conv.window.size[1]
     weights = conv.out_channels * conv.window.kernel[0] * conv.window.kernel[1] // conv.groups
-    return Plan(tile, "rows" if pixels > weights else "channels")
+    plan = Int8Plan(tile, "rows" if pixels > weights else "channels")
+    return replace(plan, share=_share(problem, plan, unit)) if problem.dot.widens else plan
 
 
-def _cycles(problem: Int8Conv2d, tile: RegisterTile) -> float:
-    """Cycles for a row of outputs, up to a constant: two products or two loads in one cycle."""
-    conv, per_step = problem.conv, 4 if problem.dot.in_pairs else 1
+def fits(dot: Dot, columns: int, vectors: int, unit: Unit) -> bool:
+    """Whether the registers hold the sums beside weights, an activation and products."""
+    if dot.in_pairs:
+        return vectors * (columns + 2) <= unit.vector_registers - 2
+    return vectors * (columns + 1) <= unit.vector_registers - (2 if dot.widens else 1)
+
+
+def _share(problem: Int8Conv2d, plan: Plan, unit: Unit) -> int:
+    """As many groups as leave every thread enough tasks, and whose weights stay in the second-level cache."""
+    conv, vectors = problem.conv, plan.tile.vectors
+    most, firsts = conv.reads(vectors)
+    groups, rows = len(firsts), conv.batch * conv.window.out_size[0]
+    weights = most * conv.in_block * conv.window.kernel[0] * conv.window.kernel[1] * vectors * conv.block
+
+    def suits(share: int) -> bool:
+        near = plan.split == "rows" or share * weights <= unit.l2_bytes // 2
+        return groups % share == 0 and rows * groups // share >= TASKS * unit.threads and near
+
+    return 1 if any(firsts) else max(filter(suits, range(1, groups + 1)), default=1)
+
+
+def cycles(problem: Int8Conv2d, tile: RegisterTile) -> float:
+    """Cycles of one core for an image, up to a constant."""
+    conv = problem.conv
     most, _ = conv.reads(tile.vectors)
     steps = most * problem.in_steps * conv.window.kernel[0] * conv.window.kernel[1]
     total = 0.0
     for tiles in conv.window.tiles(tile.rows):
-        products = tiles.columns * tile.vectors
-        loads = tiles.columns * (3 if problem.dot.in_pairs else 1) + 2 * tile.vectors
-        issued = max(products * per_step / 2, loads / 2, DOT_LATENCY)
-        if problem.dot.in_pairs:
-            issued = max((products * per_step + loads) / 2, DOT_LATENCY)
-        total += tiles.count * (issued * steps + TILE_STEPS * products)
+        step = step_cycles(problem.dot, tiles.columns, tile.vectors)
+        total += tiles.count * (step * steps + TILE_STEPS * tiles.columns * tile.vectors)
     return total * conv.window.out_size[0] * (conv.out_blocks // tile.vectors)
+
+
+def step_cycles(dot: Dot, columns: int, vectors: int) -> float:
+    """Cycles of a step of the reduction: two products or two loads in one, or three of any vector operations."""
+    products, loads = columns * vectors, columns + 2 * vectors
+    if dot.widens:
+        return (2 * products + vectors) / 3 + (columns + vectors) / 8
+    if dot.in_pairs:
+        return max((4 * products + 3 * columns + 2 * vectors) / 2, DOT_LATENCY)
+    return max(products / 2, loads / 2, DOT_LATENCY)
 
 
 # -- constants
@@ -155,7 +193,7 @@ def compute(
     W: te.Tensor,
     S: te.Tensor,
     problem: Int8Conv2d,
-    plan: Plan,
+    plan: Int8Plan,
     dtype: str,
     extras: Sequence[te.Tensor],
     epilogue: Epilogue,
@@ -175,41 +213,63 @@ def compute(
     )
 
 
+Read = Callable[[Expr, Expr, Expr, Expr, int], Expr]
+"""Input block of a group, kernel row, column of the image, first lane and how many -> activations."""
+
+
 @dataclass(frozen=True)
 class _Kernel:
     """Emits the loops of one convolution."""
 
     problem: Int8Conv2d
-    plan: Plan
+    plan: Int8Plan
     epilogue: Epilogue
-
-    @property
-    def groups(self) -> int:
-        return self.problem.conv.out_blocks // self.plan.tile.vectors
 
     def body(self, operands: Sequence[Any], out: Any) -> Any:
         X, W, S = map(T.buffer_proxy, operands[:3])
         conv = self.problem.conv
-        rows = conv.window.out_size[0]
+        rows, parts = conv.window.out_size[0], conv.out_blocks // self.plan.tile.vectors // self.plan.share
         with IRBuilder() as builder:
-            with T.parallel(0, conv.batch * rows * self.groups) as task:
+            with T.parallel(0, conv.batch * rows * parts) as task:
                 if self.plan.split == "rows":
-                    n, y, group = task // (self.groups * rows), task // self.groups % rows, task % self.groups
+                    n, y, part = task // (parts * rows), task // parts % rows, task % parts
                 else:
-                    n, y, group = task // rows % conv.batch, task % rows, task // (rows * conv.batch)
-                place = [T.bind(e) for e in (n, y, group)]
-                for tiles in conv.window.tiles(self.plan.tile.rows):
-                    with tiles.loop() as x:
-                        self._tile(X, W, S, out, tiles, place, x)
+                    n, y, part = task // rows % conv.batch, task % rows, task // (rows * conv.batch)
+                n, y, part = (T.bind(e) for e in (n, y, part))
+                read = self._reader(X, n, y, part)
+                with T.serial(0, self.plan.share) as each:
+                    group = T.bind(part * self.plan.share + each)
+                    for tiles in conv.window.tiles(self.plan.tile.rows):
+                        with tiles.loop() as x:
+                            self._tile(read, W, S, out, tiles, [n, y, group], x)
             return builder.get()
 
-    def _tile(self, X: Any, W: Any, S: Any, out: Any, tiles: Tiles, place: list[Expr], x: Expr) -> None:
+    def _reader(self, X: Any, n: Expr, y: Expr, part: Expr) -> Read:
+        """How a task gets at its activations."""
+        window, first = self.problem.conv.window, self._first_block(part * self.plan.share)
+        if not self.problem.dot.widens:
+            return lambda i, kh, x, j, count: X[n, first + i, window.row(y, kh), x, T.ramp(j, 1, count)]
+        block, size = self.problem.conv.in_block, self.problem.conv.in_block * window.size[1]
+        most, _ = self.problem.conv.reads(self.plan.tile.vectors)
+        wide = scratch(most, window.kernel[0], size, dtype="int16")
+        rows = reshaped(X, (*X.shape[:3], size))
+        with T.serial(0, most) as i, T.serial(*window.rows(y)) as kh:
+            row = T.bind(window.row(y, kh))
+
+            def widen(start: Expr, width: int) -> None:
+                along = T.ramp(start, 1, width)
+                wide[i, kh, along] = rows[n, first + i, row, along].astype(f"int16x{width}")
+
+            vectors(0, size, size, 2 * self.problem.dot.lanes, widen)
+        return lambda i, kh, x, j, count: wide[i, kh, T.ramp(x * block + j, 1, count)]
+
+    def _tile(self, read: Read, W: Any, S: Any, out: Any, tiles: Tiles, place: list[Expr], x: Expr) -> None:
         """One register tile: the starts, the reduction, the epilogue."""
         n, y, group = place
         vectors, block = self.plan.tile.vectors, self.problem.conv.block
         sums = [[scratch(block, dtype="int32") for _ in range(vectors)] for _ in range(tiles.columns)]
         self._start(S, tiles, y, group, sums)
-        self._reduce(X, W, tiles, place, x, sums)
+        self._reduce(read, W, tiles, place, x, sums)
         for c, v in product(range(tiles.columns), range(vectors)):
             index = (n, group * vectors + v, *self.problem.conv.pixel(y, x + c), 0)
             store(out, sums[c][v][lane(block)], index, block, self.epilogue, dtype="int32")
@@ -227,23 +287,22 @@ class _Kernel:
             for v, total in enumerate(totals):
                 total[index] = S[row, kind, group, v, index]
 
-    def _reduce(self, X: Any, W: Any, tiles: Tiles, place: list[Expr], x: Expr, sums: list[list[Any]]) -> None:
+    def _reduce(self, read: Read, W: Any, tiles: Tiles, place: list[Expr], x: Expr, sums: list[list[Any]]) -> None:
         """Add up the products of one tile."""
         conv, window, dot = self.problem.conv, self.problem.conv.window, self.problem.dot
-        n, y, group = place
-        index, vectors = lane(conv.block), self.plan.tile.vectors
-        with T.serial(0, conv.reads(vectors)[0]) as i, T.serial(*window.rows(y)) as kh:
-            block, row = T.bind(self._first_block(group) + i), T.bind(window.row(y, kh))
+        _, y, group = place
+        index, count = lane(conv.block), self.plan.tile.vectors
+        with T.serial(0, conv.reads(count)[0]) as i, T.serial(*window.rows(y)) as kh:
             for tap in tiles.taps():
                 with tap.loop() as kw, T.serial(0, self._steps(i)) as j:
-                    bytes_ = [W[group, i, kh, kw, j, v, lane(DEPTH * conv.block)] for v in range(vectors)]
-                    weights = [dot.weights(each) for each in bytes_]
+                    packed = [W[group, i, kh, kw, j, v, lane(dot.depth * conv.block)] for v in range(count)]
+                    weights = [dot.weights(each) for each in packed]
                     self._fetch_ahead(W, (group, i, kh, kw, j))
                     for c in range(*tap.inside):
                         column = window.column(x + c, kw)
 
-                        def load(first: int, count: int, column: Expr = column, j: Expr = j) -> Expr:
-                            return X[n, block, row, column, T.ramp(j * DEPTH + first, 1, count)]
+                        def load(first: int, width: int, column: Expr = column, j: Expr = j) -> Expr:
+                            return read(i, kh, column, j * dot.depth + first, width)
 
                         values = dot.spread(load)
                         for total, weight in zip(sums[c], weights, strict=True):
@@ -251,7 +310,7 @@ class _Kernel:
 
     def _fetch_ahead(self, W: Any, place: Sequence[Expr]) -> None:
         """Prefetch weights; where they stay in the first-level cache anyway, this costs next to nothing."""
-        for byte in range(0, self.plan.tile.vectors * self.problem.conv.block * DEPTH, CACHE_LINE):
+        for byte in range(0, self.plan.tile.vectors * self.problem.conv.block * self.problem.dot.depth, CACHE_LINE):
             prefetch(W, (*place, 0, FETCH_AHEAD + byte), level=1)
 
     def _first_block(self, group: Expr) -> Expr:
@@ -269,4 +328,4 @@ class _Kernel:
         if conv.groups > 1 or conv.in_channels % conv.in_block == 0:
             return self.problem.in_steps
         left = conv.in_channels - i * conv.in_block
-        return tirx.min(self.problem.in_steps, (left + DEPTH - 1) // DEPTH)
+        return tirx.min(self.problem.in_steps, (left + self.problem.dot.depth - 1) // self.problem.dot.depth)

@@ -1,7 +1,7 @@
 """Products of a matrix of bytes with constant int8 weights: int32 sums, and an epilogue that makes bytes or floats.
 
-The loops and register tiles are those of `gemm.py`, with four elements of the depth in every step. All of a panel's
-weights pass through the second-level cache once per block of rows: they are a quarter as large as floats.
+The loops and register tiles are those of `gemm.py`, with two or four elements of the depth in every step. All of a
+panel's weights pass through the second-level cache once per block of rows: they are a quarter as large as floats.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def best_plan(rows: int, columns: int, depth: int, unit: Unit) -> GemmPlan:
 
 
 def pack(W: np.ndarray, plan: GemmPlan, dot: Dot) -> np.ndarray:
-    """Pack int8 weights `[depth, columns]` to `[panel][step][vector][4 * lanes]`, padded with zeros."""
+    """Pack int8 weights `[depth, columns]` to `[panel][step][vector][dot.depth * lanes]`, padded with zeros."""
     depth, columns = W.shape
-    panels, steps = -(-columns // plan.panel), -(-depth // DEPTH)
-    padded = np.zeros((steps * DEPTH, panels * plan.panel), np.int8)
+    panels = -(-columns // plan.panel)
+    padded = np.zeros((-(-depth // DEPTH) * DEPTH, panels * plan.panel), np.int8)
     padded[:depth, :columns] = W
     tiled = padded.reshape(-1, panels, plan.tile.vectors, plan.tile.lanes).transpose(1, 2, 0, 3)
     return np.ascontiguousarray(dot.arrange(tiled).swapaxes(1, 2))
@@ -104,14 +104,15 @@ class _Product(Product):
         sums = [[scratch(lanes, dtype="int32") for _ in range(vectors)] for _ in range(rows)]
         for v, total in chain.from_iterable(map(enumerate, sums)):
             total[index] = S[panel, v, index]
-        with T.serial(0, self.depth // DEPTH) as step:
-            weights = [self.dot.weights(W[panel, step, v, lane(DEPTH * lanes)]) for v in range(vectors)]
+        depth = self.dot.depth
+        with T.serial(0, self.depth // depth) as step:
+            weights = [self.dot.weights(W[panel, step, v, lane(depth * lanes)]) for v in range(vectors)]
             if self.rows == self.plan.tile.rows:
                 self._stream_bytes(W, panel, step)
             for r, totals in enumerate(sums):
 
                 def load(first: int, count: int, r: int = r) -> Expr:
-                    return A[row + r, T.ramp(step * DEPTH + first, 1, count)]
+                    return A[row + r, T.ramp(step * depth + first, 1, count)]
 
                 values = self.dot.spread(load)
                 for total, weight in zip(totals, weights, strict=True):
@@ -120,6 +121,7 @@ class _Product(Product):
 
     def _stream_bytes(self, W: Any, panel: Expr, step: Expr) -> None:
         """Prefetch what one step will read of weights that are read only once."""
-        size = DEPTH * self.plan.panel
+        assert self.dot is not None
+        size = self.dot.depth * self.plan.panel
         for byte in range(0, size, CACHE_LINE):
             prefetch(W, (panel, step, 0, STREAM_AHEAD // size * size + byte))

@@ -38,7 +38,6 @@ from nnc.lowering.kernels.gemm import (
     lane,
     prefetch,
     scratch,
-    splat,
     store,
     when,
 )
@@ -79,13 +78,17 @@ def transforms(outputs: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.nd
 
     The factor that both share adds and subtracts the pairs (a, -a): B^T = H (H^-1 B^T), A^T = (A^T H^-1) H.
     """
-    points = POINTS[outputs]
-    At, G, Bt = cook_toom(outputs, points)
-    H = exact(np.eye(outputs + 2, dtype=int))
-    for i in range(1, len(points), 2):
-        H[i : i + 2, i : i + 2] = exact([[1, 1], [1, -1]])
-    inverse = H / abs(H).sum(axis=1)  # H is symmetric and its square is diagonal
+    At, G, Bt = cook_toom(outputs, POINTS[outputs])
+    H, inverse = butterflies(outputs)
     return (inverse @ Bt, H), (H, At @ inverse), G.astype(np.float64)
+
+
+def butterflies(outputs: int) -> tuple[np.ndarray, np.ndarray]:
+    """The matrix that adds and subtracts the pairs of F(m, 3), and its inverse."""
+    H = exact(np.eye(outputs + 2, dtype=int))
+    for i in range(1, outputs + 1, 2):
+        H[i : i + 2, i : i + 2] = exact([[1, 1], [1, -1]])
+    return H, H / abs(H).sum(axis=1)  # H is symmetric and its square is diagonal
 
 
 def apply(factors: Sequence[np.ndarray], vectors: Sequence[Expr], lanes: int) -> list[Expr]:
@@ -97,14 +100,17 @@ def apply(factors: Sequence[np.ndarray], vectors: Sequence[Expr], lanes: int) ->
 
 def _combination(row: np.ndarray, vectors: Sequence[Expr], lanes: int) -> Expr:
     """The sum of coefficient * vector; terms with coefficient 1 come first, the others become multiply-adds."""
+
+    def constant(c: Fraction) -> Expr:
+        kind = str(vectors[0].ty.dtype).partition("x")[0]
+        return T.broadcast(tirx.const(float(c) if kind == "float32" else int(c), kind), lanes)
+
     terms = sorted(((c, x) for c, x in zip(row, vectors, strict=True) if c), key=lambda term: term[0] != 1)
-    total = None
-    for c, x in terms:
-        term = x if abs(c) == 1 else x * splat(abs(float(c)), lanes)
-        if total is None:
-            total = term if c > 0 else splat(float(c), lanes) * x
-        else:
-            total = total + term if c > 0 else total - term
+    (c, x), *rest = terms
+    total = x if c == 1 else constant(c) * x
+    for c, x in rest:
+        term = x if abs(c) == 1 else x * constant(abs(c))
+        total = total + term if c > 0 else total - term
     return total
 
 
@@ -148,7 +154,7 @@ def compute(
     epilogue closes over, and `epilogue(value, (n, block, y, x, lane))` a scalar expression.
     """
     shape = (conv.batch, conv.out_blocks, *conv.out_size, conv.block)
-    kernel = _Kernel(conv, plan, epilogue)
+    kernel = Kernel(conv, plan, epilogue)
     return te.extern(
         [shape],
         [X, U, *extras],
@@ -159,12 +165,21 @@ def compute(
 
 
 @dataclass(frozen=True)
-class _Kernel:
+class Kernel:
     """Emits the loops of one convolution. V, M and tmp are the scratch buffers of the module's docstring."""
 
     conv: Convolution
     plan: Plan
     epilogue: Epilogue
+    inputs: str = "float32"
+    """Type of V."""
+    sums: str = "float32"
+    """Type of M."""
+
+    @property
+    def transforms(self) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        """The factors of the input and of the output transform."""
+        return transforms(self.plan.outputs)[:2]
 
     @property
     def tiles(self) -> int:
@@ -183,36 +198,38 @@ class _Kernel:
     def _split_tiles(self, X: Any, U: Any, out: Any) -> None:
         chunk = self.plan.chunk
         with T.parallel(0, self.chunks) as part:
-            V, M, tmp = self._inputs(1), self._products(), self._square()
+            V, M = self._inputs(1), self._products()
+            before, behind = self._square(self.inputs), self._square(self.sums)
             with T.serial(0, self.conv.in_blocks) as block, T.serial(0, chunk) as slot:
-                self._input_tile(X, V, tmp, part * chunk + slot, (0, slot), block)
+                self._input_tile(X, V, before, part * chunk + slot, (0, slot), block)
             with T.serial(0, packed_shape(self.conv, self.plan)[0]) as group:
                 self._multiply(V, U, M, 0, group)
-                self._output_chunk(M, out, tmp, part, group)
+                self._output_chunk(M, out, behind, part, group)
 
     def _split_channels(self, X: Any, U: Any, out: Any) -> None:
         chunk = self.plan.chunk
         V = self._inputs(self.chunks)
         with T.parallel(0, self.conv.in_blocks * self.chunks) as task:
-            tmp = self._square()
+            tmp = self._square(self.inputs)
             part, block = T.bind(task % self.chunks), T.bind(task // self.chunks)
             with T.serial(0, chunk) as slot:
                 self._input_tile(X, V, tmp, part * chunk + slot, (part, slot), block)
         with T.parallel(0, packed_shape(self.conv, self.plan)[0]) as group:
-            M, tmp = self._products(), self._square()
+            M, tmp = self._products(), self._square(self.sums)
             with T.serial(0, self.chunks) as part:
                 self._multiply(V, U, M, part, group)
                 self._output_chunk(M, out, tmp, part, group)
 
     def _inputs(self, chunks: int) -> Any:
-        return scratch(chunks, self.plan.positions, self.conv.in_blocks, self.plan.chunk, self.conv.block)
+        shape = (chunks, self.plan.positions, self.conv.in_blocks, self.plan.chunk, self.conv.block)
+        return scratch(*shape, dtype=self.inputs)
 
     def _products(self) -> Any:
-        return scratch(self.plan.chunk, self.plan.tile.vectors, self.plan.positions, self.conv.block)
+        return scratch(self.plan.chunk, self.plan.tile.vectors, self.plan.positions, self.conv.block, dtype=self.sums)
 
-    def _square(self) -> Any:
+    def _square(self, dtype: str) -> Any:
         size = self.plan.outputs + 2
-        return scratch(size, size, self.conv.block)
+        return scratch(size, size, self.conv.block, dtype=dtype)
 
     def _origin(self, t: Expr) -> list[Expr]:
         """Image, first row and first column of the outputs of a tile."""
@@ -226,7 +243,7 @@ class _Kernel:
     def _input_tile(self, X: Any, V: Any, tmp: Any, t: Expr, place: tuple[Expr, Expr], block: Expr) -> None:
         """V[chunk, :, block, tile] = B^T d B: a row of inputs at a time, then columns."""
         size, lanes = self.plan.outputs + 2, self.conv.block
-        factors, index = transforms(self.plan.outputs)[0], lane(lanes)
+        factors, index = self.transforms[0], lane(lanes)
         with when(self._exists(t)):
             n, y, x = self._origin(t)
             with T.serial(0, size) as i:
@@ -249,9 +266,16 @@ class _Kernel:
             tests += [x + j >= 0] if j < conv.pads[1] else []
             tests += [x + j < conv.width] if last + j >= conv.width else []
             value = T.buffer_proxy(X)[n, block, y, x + j, lane(conv.block)]
-            return T.bind(tirx.if_then_else(tirx.all(*tests), value, splat(0.0, conv.block)))
+            return T.bind(tirx.if_then_else(tirx.all(*tests), self._value(value), self._zero()))
 
         return [load(j) for j in range(m + 2)]
+
+    def _value(self, loaded: Expr) -> Expr:
+        """A vector of the input as it is transformed."""
+        return loaded
+
+    def _zero(self) -> Expr:
+        return T.broadcast(tirx.const(0, self.inputs), self.conv.block)
 
     def _multiply(self, V: Any, U: Any, M: Any, chunk: Expr, group: Expr) -> None:
         """M = the products of a chunk of tiles with a group of output channels."""
@@ -286,7 +310,7 @@ class _Kernel:
     def _output_tile(self, M: Any, out: Any, tmp: Any, t: Expr, slot: Expr, vector: Expr, block: Expr) -> None:
         """out = epilogue(A^T M A): columns first, then a row of outputs at a time."""
         m, lanes = self.plan.outputs, self.conv.block
-        size, factors, index = m + 2, transforms(m)[1], lane(lanes)
+        size, factors, index = m + 2, self.transforms[1], lane(lanes)
         (height, width), (_, columns) = self.conv.out_size, self.conv.tiles(m)
         with when(self._exists(t)):
             n, y, x = self._origin(t)
@@ -298,4 +322,9 @@ class _Kernel:
                 row = [T.bind(tmp[i, j, index]) for j in range(size)]
                 for j, value in enumerate(apply(factors, row, lanes)):
                     with when(x + j < width if (columns - 1) * m + j >= width else None):
-                        store(out, value, (n, block, y + i, x + j, 0), lanes, self.epilogue)
+                        index = (n, block, y + i, x + j, 0)
+                        store(out, self._finished(value), index, lanes, self.epilogue, dtype=self.sums)
+
+    def _finished(self, transformed: Expr) -> Expr:
+        """The outputs, of the output transform's."""
+        return transformed

@@ -7,11 +7,11 @@ estimate counts the cycles of the thread with the most work. It was fitted on a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
-from typing import Literal
+from typing import ClassVar, Literal
 
 from nnc.lowering.kernels.gemm import RegisterTile, max_rows
 from nnc.lowering.kernels.unit import Unit, lanes_of
@@ -76,7 +76,7 @@ class Plan:
 
 def best_plan(conv: Convolution, unit: Unit) -> Plan:
     """The plan with the least estimated time."""
-    return min(_plans(conv, unit), key=lambda candidate: cycles(conv, candidate, unit))
+    return min(plans(conv, unit), key=lambda candidate: cycles(conv, candidate, unit))
 
 
 def wins(conv: Convolution, unit: Unit) -> bool:
@@ -84,9 +84,9 @@ def wins(conv: Convolution, unit: Unit) -> bool:
     return cycles(conv, best_plan(conv, unit), unit) < direct_cycles(conv, unit)
 
 
-def _plans(conv: Convolution, unit: Unit) -> Iterator[Plan]:
-    """Every register tile that fits, in chunks of up to 8 of them."""
-    for outputs in POINTS:
+def plans(conv: Convolution, unit: Unit, sizes: Iterable[int] = POINTS) -> Iterator[Plan]:
+    """Every register tile that fits, in chunks of up to 8 of them, of F(m x m, 3 x 3) for every m of `sizes`."""
+    for outputs in sizes:
         tiles = conv.all_tiles(outputs)
         for vectors in (v for v in (1, 2, 3, 4) if conv.out_blocks % v == 0):
             for rows in range(1, min(tiles, max_rows(vectors, conv.block, unit)) + 1):
@@ -109,7 +109,7 @@ DIRECT_EFFICIENCY = 0.85  # of a direct convolution, as a share of the peak
 
 def cycles(conv: Convolution, plan: Plan, unit: Unit) -> float:
     """The estimated time of a plan."""
-    return _Estimate(conv, plan, unit).cycles
+    return Estimate(conv, plan, unit).cycles
 
 
 def direct_cycles(conv: Convolution, unit: Unit) -> float:
@@ -126,12 +126,14 @@ def outer_bytes(unit: Unit) -> float:
 
 
 @dataclass(frozen=True)
-class _Estimate:
+class Estimate:
     """The cycles of a plan. A task is one chunk of tiles with one group of output channels."""
 
     conv: Convolution
     plan: Plan
     unit: Unit
+    value_bytes: ClassVar[int] = 4
+    """Of a transformed input or weight."""
 
     @property
     def cycles(self) -> float:
@@ -168,12 +170,12 @@ class _Estimate:
     @property
     def group_weights(self) -> int:
         """Bytes of U for one group."""
-        return 4 * self.plan.positions * self.depth * self.plan.tile.vectors * self.conv.block
+        return self.value_bytes * self.plan.positions * self.depth * self.plan.tile.vectors * self.conv.block
 
     @property
     def all_inputs(self) -> int:
         """Bytes of V for all tiles."""
-        return 4 * self.plan.positions * self.depth * self.plan.chunk * self.chunks
+        return self.value_bytes * self.plan.positions * self.depth * self.plan.chunk * self.chunks
 
     @property
     def products(self) -> int:
@@ -198,10 +200,17 @@ class _Estimate:
         """One step reads the broadcast rows and, if they are not in the first-level cache, the weights."""
         tile, passes = self.plan.tile, self.plan.chunk // self.plan.tile.rows
         accumulators = tile.rows * tile.vectors * self.width
-        weights = 4 * tile.vectors * tile.lanes
-        near = 4 * tile.rows + weights / (passes if weights * self.depth < self.unit.l1d_bytes / 2 else 1)
-        step = max(accumulators / 2, tile.rows, FMA_LATENCY) + near / INNER_BYTES
+        weights = self.value_bytes * tile.vectors * tile.lanes
+        stay = weights * self.depth < self.unit.l1d_bytes / 2
+        near = self.value_bytes * tile.rows + weights / (passes if stay else 1)
+        step = self.step_cycles + near / INNER_BYTES
         return self.tasks * passes * self.plan.positions * (self.depth * step + 2 * accumulators + 20)
+
+    @property
+    def step_cycles(self) -> float:
+        """Of the products of one input channel for a register tile."""
+        tile = self.plan.tile
+        return max(tile.rows * tile.vectors * self.width / 2, tile.rows, FMA_LATENCY)
 
     @property
     def transforms(self) -> float:

@@ -62,14 +62,8 @@ def _winograd(
     lowering: Lowering, group: Group, x: gs.Tensor, W: np.ndarray, window: Window, groups: int, tail: Tail
 ) -> bool:
     """3x3 with stride 1, where Winograd's algorithm is estimated to be faster."""
-    plain_steps = window.strides == window.dilations == (1, 1)
-    if window.kernel != (3, 3) or groups != 1 or not plain_steps or W.shape[1] < lowering.block:
-        return False
-    (top, left), (height, width) = window.origin, window.size
-    bottom, right = window.out_size[0] + 2 - height - top, window.out_size[1] + 2 - width - left
-    pads = (top, left, bottom, right)
-    problem = winograd.Convolution(shape_of(x)[0], W.shape[1], W.shape[0], height, width, pads, lowering.block)
-    if not winograd.wins(problem, lowering.unit):
+    problem = as_winograd(lowering, x, W, window, groups)
+    if problem is None or not winograd.wins(problem, lowering.unit):
         return False
     plan = winograd.best_plan(problem, lowering.unit)
     emit(
@@ -82,6 +76,19 @@ def _winograd(
         lambda X, U, extras: winograd.compute(X, U, problem, plan, extras, tail.epilogue(extras), tail.dtype),
     )
     return True
+
+
+def as_winograd(
+    lowering: Lowering, x: gs.Tensor, W: np.ndarray, window: Window, groups: int
+) -> winograd.Convolution | None:
+    """The problem for Winograd's algorithm; None where it does not apply."""
+    plain_steps = window.strides == window.dilations == (1, 1)
+    if window.kernel != (3, 3) or groups != 1 or not plain_steps or W.shape[1] < lowering.block:
+        return None
+    (top, left), (height, width) = window.origin, window.size
+    bottom, right = window.out_size[0] + 2 - height - top, window.out_size[1] + 2 - width - left
+    pads = (top, left, bottom, right)
+    return winograd.Convolution(shape_of(x)[0], W.shape[1], W.shape[0], height, width, pads, lowering.block)
 
 
 def _direct(

@@ -11,10 +11,11 @@ import onnx_graphsurgeon as gs
 from nnc import integers
 from nnc.integers import Quantization
 from nnc.lowering.fuse import Group
-from nnc.lowering.kernels import conv2d, int8_conv2d, int8_gemm
+from nnc.lowering.kernels import conv2d, int8_conv2d, int8_gemm, int8_winograd
 from nnc.lowering.kernels.int8_dot import DEPTH, Dot
 from nnc.lowering.kernels.unit import dot_of
 from nnc.lowering.kernels.window import Window
+from nnc.lowering.layers import convolution
 from nnc.lowering.layers.attributes import along_channels, input_of, window_of
 from nnc.lowering.layers.convolution import emit_depthwise, every_nth, phases, transposed_result
 from nnc.lowering.layers.emit import Kernel, call, emit
@@ -47,7 +48,8 @@ def conv(lowering: Lowering, group: Group) -> bool:
         emit_depthwise(lowering, group, x, W, window, tail, quantization.zero)
         return True
     tail = lowering.tail(group, bias, lowering.block, shape_of(node.outputs[0]), worth, "int32")
-    _direct(lowering, group, x, quantization.zero, W, window, tail)
+    if not _winograd(lowering, group, x, quantization.zero, W, window, tail):
+        _direct(lowering, group, x, quantization.zero, W, window, tail)
     return True
 
 
@@ -57,6 +59,33 @@ def _found(lowering: Lowering, group: Group) -> tuple[gs.Tensor, Quantization, n
     if layer is None or made is None or made[1].dtype != dot_of(lowering.unit).dtype:
         return None
     return *made, layer.W, layer.scales
+
+
+def _winograd(
+    lowering: Lowering, group: Group, x: gs.Tensor, zero: int, W: np.ndarray, window: Window, tail: Tail
+) -> bool:
+    """3x3 with stride 1, where integers of 16 bits are multiplied anyway and Winograd's algorithm is faster."""
+    dot, groups = dot_of(lowering.unit), group.root.attrs.get("group", 1)
+    problem = convolution.as_winograd(lowering, x, W, window, groups)
+    sizes = int8_winograd.sizes(W, zero)
+    if not dot.widens or problem is None or not sizes:
+        return False
+    direct = conv2d.Conv2d(problem.batch, W.shape[1], W.shape[0], window, 1, lowering.block, lowering.block)
+    plan = int8_winograd.best_plan(problem, lowering.unit, sizes)
+    if not int8_winograd.wins(problem, plan, int8_conv2d.Int8Conv2d(direct, zero, dot), lowering.unit):
+        return False
+    emit(
+        lowering,
+        group,
+        Kernel("int8_winograd", (problem, zero), plan),
+        [lowering.blocked(x), int8_winograd.pack(W, plan)],
+        tail,
+        (problem.batch, problem.out_blocks, *problem.out_size, problem.block),
+        lambda X, U, extras: int8_winograd.compute(
+            X, U, problem, zero, dot, plan, tail.dtype, extras, tail.epilogue(extras)
+        ),
+    )
+    return True
 
 
 def _direct(
