@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -228,7 +229,7 @@ def _library_key(job: Job, graph: gs.Graph) -> str:
     """A digest of all that the library depends on."""
     sources = sorted(Path(__file__).with_name("lowering").rglob("*"))
     code = [file_digest(source) for source in sources if source.suffix in (".py", ".c")]
-    packages = [f"{name} {version(name)}" for name in _PACKAGES]
+    packages = [f"zlib {zlib.ZLIB_RUNTIME_VERSION}", *(f"{name} {version(name)}" for name in _PACKAGES)]
     return digest(graph_digest(graph), job.target.model_dump_json(), str(job.threads), __version__, *packages, *code)
 
 
@@ -293,6 +294,7 @@ def _lock(job: Job) -> dict[str, Any]:
     return {
         "nnc": __version__,
         "python": platform.python_version(),
+        "zlib": zlib.ZLIB_RUNTIME_VERSION,
         "packages": {name: version(name) for name in _PACKAGES},
         "model": {
             "name": job.model.name,
