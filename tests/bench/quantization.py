@@ -1,6 +1,6 @@
 """What quantization costs networks, and what calibration takes: one table.
 
-    python tests/bench/quantization.py [accuracy library int4 half memory]
+    python tests/bench/quantization.py [accuracy library int4 half packed memory]
 
 Accuracies are those of onnxruntime with every optimization off, the exact arithmetic; beside it stands the same model
 in onnxruntime's default kernels, which saturate at 16 bits on processors without VNNI. The peers, with the same images
@@ -28,9 +28,10 @@ from compression import Pass, compiled, fresh, halves, recipe, report_of
 from table import DATA, THREADS, Row, Workshop, facts, main, nnc, samples, usage
 
 from nnc import graph as graphs
-from nnc import quantize
+from nnc import packing, quantize
 from nnc.accuracy import evaluate
 from nnc.data import Dataset, Preprocess
+from nnc.lowering.library import Library
 from nnc.session import Session
 
 CIFAR = ("cifar10_resnet20", "cifar10_resnet56")
@@ -40,6 +41,7 @@ MOST_DROP = 0.005
 MOST_DROP_INT4 = {"cifar10_resnet56": 0.01, "cifar10_resnet20": 0.02, "imagenet_mobilenet_v2_1.0_224": 0.1}
 MOST_ERROR = 1e-2
 MOST_BYTES = 1.5e9
+MOST_OF_ENTROPY = 1.03
 FOLD = {"name": "fold-batchnorm"}
 
 
@@ -200,13 +202,55 @@ def half(shop: Workshop) -> Iterator[Row]:
         yield Row(f"{model.stem} fp16", "< 1e-2, top-1 the same", measured, error < MOST_ERROR and top1[0] == top1[1])
 
 
+def packed(shop: Workshop) -> Iterator[Row]:
+    """Bytes of the weights, and how long libraries take to load, with weights entropy-coded and without."""
+    insert: Pass = {"name": "insert-qdq", "samples": 64}
+    four_bits: Pass = insert | {"weight_bits": 4}
+    half: Pass = {"name": "cast-fp16"}
+    kinds: dict[str, list[Pass]] = {"float32": [], "fp16": [half], "int8": [insert], "4 bits in int8": [four_bits]}
+    for model, data in with_data(shop, CIFAR[1], IMAGENET[0]):
+        for kind, passes in kinds.items():
+            out, libraries = fresh(shop.folder), []
+            for last in ({"name": "remove-dead-nodes"}, {"name": "pack-weights"}):
+                path = recipe(out, [dict(FOLD), *passes, last], {"calibration": data["calibration"]}, facts(model))
+                nnc("compile", path, model, "--target", "x86", "-o", out)
+                libraries.append(((out / "module.so").stat().st_size / 1e6, loading(out / "module.so")))
+            yield packing_row(f"{model.stem}, {kind}", out, libraries)
+
+
+def packing_row(what: str, out: Path, libraries: list[tuple[float, float]]) -> Row:
+    graph = graphs.load(out / "model.onnx")
+    found, names = report_of(out)["weights"], packing.marked(graph)
+    marked = [each.values for each in graphs.constants(graph) if each.name in names]
+    bound = found["stored_bytes"] - sum(each.nbytes - packing.entropy_bytes(each) for each in marked)
+    raw, stored, coded = (found[f"{key}_bytes"] / 1e6 for key in ("raw", "stored", "packed"))
+    sizes, loads = (" -> ".join(f"{each[i]:.2f}" for each in libraries) for i in (0, 1))
+    text = f"{raw:.2f} MB as read, {stored:.2f} stored, {coded:.2f} packed ({stored / coded:.2f}x)"
+    measured = f"{text}, entropy {bound / 1e6:.2f}; module.so {sizes} MB, loaded in {loads} ms"
+    reached = found["packed_bytes"] <= MOST_OF_ENTROPY * bound
+    return Row(f"packed: {what}", f"<= {MOST_OF_ENTROPY:g} of the entropy", measured, reached)
+
+
+def loading(library: Path) -> float:
+    """The fewest milliseconds to load a library; each time under another name, because a second time it is there."""
+    times = []
+    for _ in range(7):
+        copy = library.with_name(f"{time.monotonic_ns()}.so")
+        copy.write_bytes(library.read_bytes())
+        started = time.perf_counter()
+        Library(copy, THREADS)
+        times.append(time.perf_counter() - started)
+        copy.unlink()
+    return min(times) * 1e3
+
+
 def outputs(graph: gs.Graph, data: Dataset) -> np.ndarray:
     """The scores [images, classes] of a network."""
     session = Session(graph, optimized=True)
     return np.concatenate([next(iter(session.run(inputs).values())) for inputs in data.batches(1)])
 
 
-SECTIONS = {"accuracy": accuracy, "library": library, "int4": int4, "half": half, "memory": memory}
+SECTIONS = {"accuracy": accuracy, "library": library, "int4": int4, "half": half, "packed": packed, "memory": memory}
 
 if __name__ == "__main__":
     sys.exit(main(__doc__, SECTIONS, Workshop))
