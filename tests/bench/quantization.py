@@ -1,6 +1,6 @@
 """What quantization costs networks, and what calibration takes: one table.
 
-    python tests/bench/quantization.py [accuracy library int4 half packed memory]
+    python tests/bench/quantization.py [accuracy library int4 mixed weight_only half packed memory]
 
 Accuracies are those of onnxruntime with every optimization off, the exact arithmetic; beside it stands the same model
 in onnxruntime's default kernels, which saturate at 16 bits on processors without VNNI. The peers, with the same images
@@ -28,10 +28,11 @@ from compression import Pass, compiled, fresh, halves, recipe, report_of
 from table import DATA, THREADS, Row, Workshop, facts, main, nnc, samples, usage
 
 from nnc import graph as graphs
-from nnc import packing, quantize
+from nnc import packing, quantize, testing
 from nnc.accuracy import evaluate
 from nnc.data import Dataset, Preprocess
 from nnc.lowering.library import Library
+from nnc.report import FLOATS
 from nnc.session import Session
 
 CIFAR = ("cifar10_resnet20", "cifar10_resnet56")
@@ -39,6 +40,7 @@ IMAGENET = ("imagenet_mobilenet_v2_1.0_224", "imagenet_squeezenet1.0_deepcompres
 SAMPLES = 512
 MOST_DROP = 0.005
 MOST_DROP_INT4 = {"cifar10_resnet56": 0.01, "cifar10_resnet20": 0.02, "imagenet_mobilenet_v2_1.0_224": 0.1}
+MOST_DROP_MIXED = 0.01
 MOST_ERROR = 1e-2
 MOST_BYTES = 1.5e9
 MOST_OF_ENTROPY = 1.03
@@ -188,6 +190,55 @@ def int4(shop: Workshop) -> Iterator[Row]:
         yield Row(f"{model.stem} W4A8", f"drop <= {most * 100:.0f} points", measured, reached)
 
 
+def mixed(shop: Workshop) -> Iterator[Row]:
+    """Top-1 where quantization alone loses much, and the layers that stay in floats to keep a budget.
+
+    The budget is one of calibration images, and top-1 that of others.
+    """
+    kinds: dict[str, Pass] = {"W8A8, a scale per tensor": {"per_channel": False}, "W4A8": {"weight_bits": 4}}
+    for model, data in with_data(shop, IMAGENET[0]):
+        for kind, options in kinds.items():
+            reports = []
+            for budget in ({}, {"budget": {"drop": MOST_DROP_MIXED}}):
+                insert: Pass = {"name": "insert-qdq", "samples": SAMPLES, **options, **budget}
+                report, seconds = compiled(shop, model, [dict(FOLD), insert], data, facts(model))
+                reports.append(report)
+            without, within = (report["after"]["accuracy"] for report in reports)
+            choices = [each["choice"] for each in reports[1]["passes"][-1]["decisions"]]
+            floats = f"{choices.count(FLOATS)} of {len(choices)} layers in floats, {seconds:.0f} s"
+            before = reports[1]["before"]["accuracy"]
+            measured = f"{before:.1%} -> {within:.1%}, {floats}; without a budget {without:.1%}"
+            yield Row(f"{model.stem} {kind}, budget of {MOST_DROP_MIXED:.1%}", "", measured, None)
+
+
+CLASSIFIER = """net (float[1, 25088] x) => (float[1, 1000] y)
+<float[4096, 25088] A, float[4096] a, float[4096, 4096] B, float[4096] b, float[1000, 4096] C, float[1000] c>
+{
+    p = Gemm<transB = 1>(x, A, a) q = Relu(p)
+    r = Gemm<transB = 1>(q, B, b) s = Relu(r)
+    y = Gemm<transB = 1>(s, C, c)
+}"""
+
+
+def weight_only(shop: Workshop) -> Iterator[Row]:
+    """Integer weights in the fully connected layers of vgg16: bytes, latency and error against floats."""
+    layers = shop.folder / "classifier.onnx"
+    layers.write_bytes(testing.model(CLASSIFIER).SerializeToString())
+    for model in (shop.network("vgg16"), layers):
+        floats = fresh(shop.folder)
+        nnc("compile", "fold", model, "--target", "x86", "--threads", THREADS, "-o", floats)
+        for bits in (8, 4):
+            out = fresh(shop.folder)
+            passes: list[Pass] = [{"name": "insert-qdq", "weight_only": True, "weight_bits": bits}]
+            nnc("compile", recipe(out, passes, {}, {}), model, "--target", "x86", "--threads", THREADS, "-o", out)
+            timed = json.loads(nnc("bench", out, "--against", floats, "--threads", THREADS, "--json"))
+            sizes = [(folder / "module.so").stat().st_size / 1e6 for folder in (floats, out)]
+            error = 10 ** (-report_of(out)["passes"][-1]["snr_db"] / 20)
+            measured = f"{timed['ratio']:.2f}, {sizes[0]:.0f} -> {sizes[1]:.0f} MB, output error {error:.1%}"
+            what = f"{model.stem}, weights of {bits} bits: nnc in floats / nnc"
+            yield Row(what, ">= 1.0", measured, timed["ratio"] >= 1.0)
+
+
 def half(shop: Workshop) -> Iterator[Row]:
     """Outputs and top-1 of networks in float16."""
     for model, data in with_data(shop, *CIFAR, *IMAGENET):
@@ -250,7 +301,10 @@ def outputs(graph: gs.Graph, data: Dataset) -> np.ndarray:
     return np.concatenate([next(iter(session.run(inputs).values())) for inputs in data.batches(1)])
 
 
-SECTIONS = {"accuracy": accuracy, "library": library, "int4": int4, "half": half, "packed": packed, "memory": memory}
+SECTIONS = {
+    "accuracy": accuracy, "library": library, "int4": int4, "mixed": mixed, "weight_only": weight_only, "half": half,
+    "packed": packed, "memory": memory,
+}  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(main(__doc__, SECTIONS, Workshop))
