@@ -46,10 +46,10 @@ class Usage:
     peak_bytes: int
 
 
-def nnc(*arguments: object) -> str:
-    """Run the command and return what it prints; raises Refused."""
+def nnc(*arguments: object, **environment: str) -> str:
+    """Run the command, with more in its environment, and return what it prints; raises Refused."""
     command = [NNC, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
     if done.returncode:
         raise Refused(f"{' '.join(command)}\n{done.stderr}")
     return done.stdout
