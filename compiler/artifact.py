@@ -92,16 +92,23 @@ class Artifact:
         if not self.has_library:
             hint = "compile without --no-lower; onnxruntime runs its model.onnx"
             raise NncError(f"{self.folder}: was compiled with --no-lower, there is no library in it", hint)
-        return self.folder / "module.so"
+        return self.folder / ("network.json" if self.is_gpu else "module.so")
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether the library is kernels of a GPU, and a list of what to launch."""
+        return self.target.unit.kind == "gpu"
 
     @property
     def emulated(self) -> bool:
         """Whether this machine has another instruction set than the target."""
-        return self.target.unit.architecture != platform.machine()
+        return self.is_gpu or self.target.unit.architecture != platform.machine()
 
     @property
     def runtime(self) -> str:
         """Where the library runs, and in which arithmetic where some of it is in integers, in words."""
+        if self.is_gpu:
+            return f"the kernels for {self.target.name}:{self.target.unit.name}, on this machine"
         architecture = self.target.unit.architecture
         where = f"the library for {architecture}" + (", emulated" if self.emulated else "")
         layers = [layer.get("dtype") for layer in self.report["layers"] if layer["macs"]]
@@ -111,6 +118,10 @@ class Artifact:
     def library(self, threads: int | None = None) -> Running:
         """The library, ready to run: on this machine, or an AArch64 one in an emulator."""
         self.check_library()
+        if self.is_gpu:
+            from nnc.lowering.units import gpu_library
+
+            return gpu_library(self.folder)
         if self.emulated:
             from nnc.lowering.emulate import EmulatedLibrary
 
@@ -121,8 +132,10 @@ class Artifact:
 
     def check_library(self) -> None:
         """Refuse a library that would take the process down: half of a file, or code for a newer x86 than this one."""
-        if file_digest(self.library_path) != self.lock["results"].get(self.library_path.name):
-            raise NncError(f"{self.library_path}: not the file that the compile wrote", "compile again")
+        parts = ("network.json", "weights.bin", "kernels.cl", "kernels.ptx") if self.is_gpu else ("module.so",)
+        for path in (self.library_path, *(self.folder / name for name in parts if name in self.lock["results"])):
+            if file_digest(path) != self.lock["results"].get(path.name):
+                raise NncError(f"{path}: not the file that the compile wrote", "compile again")
         levels, tvm, here = ("x86-64-v2", "x86-64-v3", "x86-64-v4"), self.target.unit.tvm, host.figures()["tvm"]
         wanted = str(tvm.get("mcpu"))
         if wanted not in levels:

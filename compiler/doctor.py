@@ -32,7 +32,9 @@ _PACKAGES = (
     ("apache-tvm-ffi", "compiling a library", "0.1.14.post1"),
     ("ziglang", "linking for AArch64", None),
     ("torch", "passes that train (optional)", None),
-    ("pyopencl", "checking OpenCL kernels (optional)", None),
+    ("pyopencl", "running the kernels of GPUs here (optional)", None),
+    ("nvidia-cuda-nvrtc-cu12", "compiling CUDA kernels (optional)", None),
+    ("nvidia-cuda-nvcc-cu12", "registers and spills of CUDA kernels (optional)", None),
 )
 
 # name; commands, the first that is there counts; what for; how to get it
@@ -56,7 +58,6 @@ _PROGRAMS = (
         "cycle counts of inner loops (optional)",
         "apt install llvm",
     ),
-    ("nvcc", ("nvcc",), "checking CUDA kernels (optional)", "install the CUDA toolkit"),
 )
 
 
@@ -103,13 +104,13 @@ def _sysroot() -> Check:
 
 def _pocl() -> Check:
     drivers = Path("/etc/OpenCL/vendors").glob("pocl*.icd")
-    return _from_files("PoCL", drivers, "running OpenCL kernels here (optional)", "apt install pocl-opencl-icd")
+    return _from_files("PoCL", drivers, "running the kernels of GPUs here (optional)", "apt install pocl-opencl-icd")
 
 
 def _cuda() -> Check:
     driver = Path("/proc/driver/nvidia/version")
     found = [driver] if driver.exists() else []
-    return _from_files("CUDA driver", found, "training on a GPU (optional)", "install NVIDIA's driver")
+    return _from_files("CUDA driver", found, "training, and running CUDA kernels (optional)", "install NVIDIA's driver")
 
 
 def _from_files(name: str, files: Iterable[Path], needed_for: str, hint: str) -> Check:

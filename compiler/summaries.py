@@ -42,6 +42,9 @@ def show_compiled(result: Row, folder: Path) -> None:
 # fmt: off
 _CONTENTS = {
     "model.onnx": "the compressed model", "model.onnx.data": "its weights", "module.so": "the library for the target",
+    "kernels.cl": "the kernels in OpenCL C", "kernels.cu": "the kernels in CUDA C",
+    "kernels.ptx": "the same, compiled for the target", "network.json": "what to launch, on which memory",
+    "weights.bin": "the weights as the kernels read them",
     "report.json": "the figures for programs", "report.html": "the report: open it in a browser",
     "nnc.lock": "what the result depends on",
 }

@@ -30,6 +30,9 @@ Dtype = Literal["float32", "float16", "int8"]
 #: Instruction sets that `nnc.lowering` generates code for.
 ARCHITECTURES = ("aarch64", "x86_64")
 
+#: Languages of GPU kernels that it generates, by TVM's name.
+GPU_LANGUAGES = ("cuda", "opencl")
+
 Share = Annotated[float, Field(gt=0, le=1)]
 # Winograd does fewer multiplications than are counted, so that a convolution can pass the peak.
 Efficiency = Annotated[float, Field(gt=0, le=2.5)]
@@ -155,6 +158,8 @@ class Unit(Table):
     @property
     def lowerable(self) -> bool:
         """Whether `nnc.lowering` can build a library for it."""
+        if self.kind == "gpu":
+            return self.tvm["kind"] in GPU_LANGUAGES
         return self.kind == "cpu" and self.architecture in ARCHITECTURES
 
 

@@ -803,8 +803,8 @@ COMMANDS = [
     ("compile recipe.toml empty --target x86", "empty: the file is empty", None),
     ("compile recipe.toml pointer --target x86", "pointer: a Git LFS pointer, not the model itself", "git lfs pull"),
     (
-        "compile recipe.toml model.onnx --target qcs605:gpu",
-        "qcs605: no code can be generated for its gpu yet",
+        "compile recipe.toml model.onnx --target qcs605:dsp",
+        "qcs605: no code can be generated for its dsp yet",
         "use --no-lower, or --target qcs605:cpu",
     ),
     (f"{COMPILE} --shape input=1,3,8,8", "--shape: model.onnx has no input 'input'", "its inputs are 'x'"),

@@ -1,4 +1,4 @@
-"""From a graph to a library for the target's CPU: `build` is the whole of it.
+"""From a graph to a library for the target's unit: `build` is the whole of it.
 
 fuse.py     which nodes one kernel computes
 lower.py    layouts, templates and calls: a Program
@@ -6,8 +6,10 @@ kernels/    the schedule templates
 generic.py  what the templates don't take: operators/ on plain tensors, or TVM's frontend with schedule.py
 build.py    code, weights and the runner of the calls, linked into module.so
 library.py, emulate.py   run it
+gpu/        the same for GPUs
 """
 
-from nnc.lowering.build import Built, Kernel, build
+from nnc.lowering.build import Built, Kernel
+from nnc.lowering.units import build
 
 __all__ = ["Built", "Kernel", "build"]

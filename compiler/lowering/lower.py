@@ -22,12 +22,15 @@ from nnc import integers
 from nnc.lowering import fuse, generic, layers, views
 from nnc.lowering.expression import Builder, Expression, rounding
 from nnc.lowering.fuse import Group
+from nnc.lowering.gpu import layers as gpu_layers
+from nnc.lowering.gpu.unit import Gpu
 from nnc.lowering.kernels import elementwise, relayout
 from nnc.lowering.kernels.unit import Unit, dot_of, lanes_of
-from nnc.lowering.program import Call, Copy, Operand, Program, Tensor
+from nnc.lowering.program import ALIGNMENT, GPU_ALIGNMENT, Call, Copy, Operand, Program, Tensor
 from nnc.lowering.shapes import dtype_of, shape_of
 from nnc.lowering.signals import as_images
 from nnc.lowering.tail import Tail, block_constant
+from nnc.lowering.templates import templates_of
 
 PLAIN = 1  # the block of NCHW
 Shape = tuple[int, ...]
@@ -46,14 +49,16 @@ def lower(
     graph, stored = graph.copy(), dot_of(unit).dtype
     integers.settle(graph, stored)
     found = {id(node): integers.layer(node) for node in graph.nodes}
-    held = {id(node): weights for node in graph.nodes if (weights := integers.weights_of(node))}
+    # GPUs multiply the floats that integers stand for.
+    nodes = [] if isinstance(unit, Gpu) else graph.nodes
+    held = {id(node): weights for node in nodes if (weights := integers.weights_of(node))}
     _hold_weights(graph, held)
     _fold_weights(graph)
     as_images(graph)
     integers.settle(graph, stored)  # what stands between signals and images moves integers too
     lowering = Lowering(unit, machine, graph.opset, found, held)
     lowering.add_inputs(graph.inputs)
-    groups = fuse.partition(graph, frozenset(layers.TEMPLATES))
+    groups = fuse.partition(graph, frozenset(lowering.layers))
     for done, group in enumerate(groups):
         progress("lower layers", done, len(groups))
         lowering.add(group)
@@ -105,7 +110,10 @@ class Lowering:
         self._opset = opset
         self.machine = machine
         self.block = lanes_of(unit)
-        self.program = Program()
+        self.templates = templates_of(unit)
+        self.layers = gpu_layers.TEMPLATES if isinstance(unit, Gpu) else layers.TEMPLATES
+        self.integers = {} if isinstance(unit, Gpu) else layers.INTEGERS
+        self.program = Program(alignment=GPU_ALIGNMENT if isinstance(unit, Gpu) else ALIGNMENT)
         self._forms: dict[int, dict[int, Tensor]] = {}  # id of a graph tensor -> block -> tensor
         self._defined: list[gs.Tensor] = []  # ids are good while their objects live
         self._functions: dict[Hashable, Any] = {}
@@ -183,7 +191,7 @@ class Lowering:
             return source.view(shape)
         result = Tensor(shape, source.dtype)
         key = ("to_plain", shape, block, source.dtype)
-        compute = partial(relayout.to_plain, shape=shape, block=block, unit=self.unit)
+        compute = partial(self.templates.relayout.to_plain, shape=shape, block=block, unit=self.unit)
         self.call("to_plain", key, [name], "", [source], [result], compute)
         return result
 
@@ -193,7 +201,7 @@ class Lowering:
             return source.view(blocked)
         result = Tensor(blocked, source.dtype)
         key = ("to_blocked", shape, block, source.dtype)
-        compute = partial(relayout.to_blocked, shape=shape, block=block)
+        compute = partial(self.templates.relayout.to_blocked, shape=shape, block=block)
         self.call("to_blocked", key, [name], "", [source], [result], compute)
         return result
 
@@ -242,7 +250,7 @@ class Lowering:
             for tensor in group.outputs:  # a window that is larger than its image, a slice of nothing
                 self.define(tensor, Tensor(shape_of(tensor), dtype_of(tensor)))
             return
-        for lower_ in (layers.INTEGERS.get(node.op), layers.TEMPLATES.get(node.op), views.VIEWS.get(node.op)):
+        for lower_ in (self.integers.get(node.op), self.layers.get(node.op), views.VIEWS.get(node.op)):
             if lower_ is not None and node.domain in (None, "", "ai.onnx") and lower_(self, group):
                 return
         if group.is_elementwise:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 ALIGNMENT = 64  # bytes; of every tensor that a kernel reads or writes
+GPU_ALIGNMENT = 128  # the same of a GPU: what OpenCL's drivers want of a part of a buffer
 
 
 @dataclass(eq=False)
@@ -96,6 +97,7 @@ class Program:
     inputs: dict[str, Tensor] = field(default_factory=dict)
     outputs: dict[str, Tensor] = field(default_factory=dict)
     steps: list[Call | Copy] = field(default_factory=list)
+    alignment: int = ALIGNMENT
 
     @property
     def calls(self) -> list[Call]:
@@ -127,7 +129,7 @@ def plan_memory(program: Program) -> Plan:
     for root, first, last in sorted(alive.values(), key=lambda each: -each[0].bytes):
         if root.fixed:
             continue
-        size, start = -(-root.bytes // ALIGNMENT) * ALIGNMENT, 0
+        size, start = -(-root.bytes // program.alignment) * program.alignment, 0
         for begin, end, since, until in sorted(placed):
             if since <= last and first <= until:
                 if begin - start >= size:

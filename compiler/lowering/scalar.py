@@ -32,7 +32,7 @@ def bind(value: Expr) -> Expr:
     name is used, and what is bound inside of it again: functions of functions would never compile.
     """
     lane, lanes = _innermost_loop()
-    memory = T.alloc_buffer((lanes,), "float32")
+    memory = T.alloc_buffer((lanes,), "float32", scope="local")
     held = T.buffer_proxy(T.decl_buffer((lanes,), "float32", data=memory.data))
     held[lane] = value
     return held[lane]

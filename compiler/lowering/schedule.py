@@ -17,6 +17,8 @@ import tvm_ffi
 from tvm import s_tir, tirx
 from tvm.s_tir.schedule import ScheduleError
 
+from nnc.lowering.gpu.threads import GROUP
+from nnc.lowering.gpu.unit import Gpu
 from nnc.lowering.kernels.loops import TASKS
 from nnc.lowering.kernels.unit import Unit
 
@@ -32,6 +34,8 @@ BRANCH = 8.0  # cost of a lane that is computed by itself
 
 def schedule(function: tirx.PrimFunc, unit: Unit) -> tirx.PrimFunc:
     """The same function with every nest parallel and vectorized for a unit."""
+    if isinstance(unit, Gpu):
+        return schedule_threads(function)
     state = s_tir.Schedule(tvm.IRModule({"main": function.with_attr("global_symbol", "main")}))
     _inline(state)
     _decompose_padding(state)
@@ -49,6 +53,31 @@ def schedule(function: tirx.PrimFunc, unit: Unit) -> tirx.PrimFunc:
             _vectorize(state, nest.loops[-1], unit.vector_bits // nest.bits)
         elif nest.loops:
             _spatial(state, nest, unit)
+    return state.mod["main"]
+
+
+def schedule_threads(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """The same function as one kernel per nest: a thread per element, which computes a whole sum in a register."""
+    state = s_tir.Schedule(tvm.IRModule({"main": function.with_attr("global_symbol", "main")}))
+    _inline(state)
+    for name in _blocks(state):
+        block = state.get_sblock(name)
+        loops, reduced = state.get_loops(block), _nest(state, block).reduced
+        if not loops:
+            loops, reduced = [state.add_unit_loop(block)], [False]
+        if all(reduced):
+            loops, reduced = [state.add_unit_loop(loops[0]), *loops], [False, *reduced]
+        outer = [loop for loop, sums in zip(loops, reduced, strict=True) if not sums]
+        inner = [loop for loop, sums in zip(loops, reduced, strict=True) if sums]
+        state.reorder(*outer, *inner)
+        thread = state.fuse(*outer) if len(outer) > 1 else outer[0]
+        grid, thread = state.split(thread, [None, min(GROUP, int(state.get(thread).extent))])
+        state.bind(grid, "blockIdx.x")
+        state.bind(thread, "threadIdx.x")
+        if inner:
+            sums = state.cache_write(block, 0, "local")
+            state.reverse_compute_at(sums, thread, preserve_unit_loops=True)
+            state.decompose_reduction(block, inner[0])
     return state.mod["main"]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc.lowering.fuse import Group
-from nnc.lowering.program import ALIGNMENT, Operand, Tensor
+from nnc.lowering.program import Operand, Tensor
 from nnc.lowering.shapes import shape_of
 
 if TYPE_CHECKING:
@@ -54,16 +54,16 @@ def _join(lowering: Lowering, name: str, sources: Sequence[Operand], result: Ten
     place = 0
     sources = list(sources)
     if rows == 1:
-        place = _adopt_prefix(sources, result)
+        place = _adopt_prefix(sources, result, lowering.program.alignment)
     for source in sources:
         size = _bytes(source.shape[axis:], result)
-        if not (rows == 1 and _adopt(source, result, place)):
+        if not (rows == 1 and _adopt(source, result, place, lowering.program.alignment)):
             piece = Tensor(source.shape, result.dtype, result, place)
             lowering.copy([name], source, piece, rows, size, size, stride)
         place += size
 
 
-def _adopt_prefix(sources: list[Operand], result: Tensor) -> int:
+def _adopt_prefix(sources: list[Operand], result: Tensor, alignment: int) -> int:
     """Let `result` take over a concatenation that its first parts are the whole of; returns the bytes placed.
 
     So the features of a dense block, concatenated again after every layer, lie in one place from the start.
@@ -74,7 +74,7 @@ def _adopt_prefix(sources: list[Operand], result: Tensor) -> int:
             return 0
         place += source.bytes  # type: ignore[union-attr]
         if place == whole.bytes:
-            if whole is sources[0] or not _adopt(whole, result, 0):
+            if whole is sources[0] or not _adopt(whole, result, 0, alignment):
                 return 0
             del sources[:count]
             return place
@@ -86,9 +86,9 @@ def _root(source: Operand) -> Tensor | None:
     return None if isinstance(source, np.ndarray) else source.root()[0]
 
 
-def _adopt(part: Operand, result: Tensor, place: int) -> bool:
+def _adopt(part: Operand, result: Tensor, place: int, alignment: int) -> bool:
     """Move a tensor that owns its memory into `result`, where kernels can write it: they ask for alignment."""
-    if not isinstance(part, Tensor) or part.base is not None or part.fixed or place % ALIGNMENT:
+    if not isinstance(part, Tensor) or part.base is not None or part.fixed or place % alignment:
         return False
     part.base, part.offset = result, place
     return True
@@ -142,7 +142,7 @@ def _take(lowering: Lowering, name: str, x: gs.Tensor, output: gs.Tensor, axis: 
         source, block = lowering.plain(x), 1
     rows, size = prod(shape[:axis]), _bytes(shape[axis:], source)
     offset = first * _bytes(shape[axis + 1 :], source)
-    if rows == 1 and offset % ALIGNMENT == 0:
+    if rows == 1 and offset % lowering.program.alignment == 0:
         lowering.define(output, source.view(shape, offset), block)
         return
     result = Tensor(shape, source.dtype)

@@ -89,6 +89,14 @@ class Conv2d:
         most = max(end - start for start, end in spans)
         return most, [min(start, self.in_blocks - most) for start, _ in spans]
 
+    def first_block(self, group: Expr, vectors: int) -> Expr:
+        """The first input block that a group of `vectors` output blocks reads, as `reads` counts it."""
+        most, firsts = self.reads(vectors)
+        if not any(firsts):
+            return 0
+        ins, outs = self.in_channels // self.groups, self.out_channels // self.groups
+        return tirx.min(group * vectors * self.block // outs * ins // self.in_block, self.in_blocks - most)
+
     def pixel(self, y: Expr, x: Expr) -> tuple[Expr, Expr]:
         """Row and column of an output in the image that is written."""
         if self.phase is None:
@@ -234,7 +242,7 @@ class _Kernel:
         n, y, group = place
         index, vectors = lane(conv.block), self.plan.tile.vectors
         with T.serial(0, packed_shape(conv, self.plan)[1]) as i, T.serial(*window.rows(y)) as kh:
-            block, row = T.bind(self._first_block(group) + i), T.bind(window.row(y, kh))
+            block, row = T.bind(conv.first_block(group, vectors) + i), T.bind(window.row(y, kh))
             for tap in tiles.taps():
                 with tap.loop() as kw, T.serial(0, self._depth(i)) as j:
                     weights = [T.bind(T.buffer_proxy(W)[group, i, kh, kw, j, v, index]) for v in range(vectors)]
@@ -249,15 +257,6 @@ class _Kernel:
         """Prefetch weights; where they stay in the first-level cache anyway, this costs next to nothing."""
         for lane_ in range(0, self.plan.tile.vectors * self.conv.block, CACHE_LINE // 4):
             prefetch(W, (*place, 0, FETCH_AHEAD // 4 + lane_), level=1)
-
-    def _first_block(self, group: Expr) -> Expr:
-        """The first input block that a group of output blocks reads, as `Conv2d.reads` counts it."""
-        conv, width = self.conv, self.plan.tile.vectors * self.conv.block
-        most, firsts = conv.reads(self.plan.tile.vectors)
-        if not any(firsts):
-            return 0
-        ins, outs = conv.in_channels // conv.groups, conv.out_channels // conv.groups
-        return tirx.min(group * width // outs * ins // conv.in_block, conv.in_blocks - most)
 
     def _depth(self, i: Expr) -> Expr:
         """The channels of an input block that the reduction goes through: the padding of the last one is skipped."""

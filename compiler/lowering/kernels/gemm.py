@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
-from math import ceil
+from math import ceil, prod
 from typing import Any, Literal
 
 import numpy as np
@@ -53,7 +53,8 @@ def max_rows(vectors: int, lanes: int, unit: Unit) -> int:
 
 def scratch(*shape: int, dtype: str = "float32") -> Any:
     """A buffer of the enclosing loop. Below 1 KB it is on the stack, and with constant indices in registers."""
-    return T.buffer_proxy(T.alloc_buffer(shape, dtype))
+    small = prod(shape) * np.dtype(dtype).itemsize < 1024
+    return T.buffer_proxy(T.alloc_buffer(shape, dtype, scope="local" if small else "global"))
 
 
 def lane(lanes: int) -> Expr:

@@ -12,6 +12,9 @@ from tvm.script.ir_builder import tirx as T
 from nnc.lowering.kernels.gemm import Expr
 from nnc.lowering.kernels.unit import Unit, lanes_of
 
+TASKS_LOOP = "nnc.tasks"
+"""The mark of a loop over tasks that is too short to be shared on a CPU, and is shared on a GPU."""
+
 TASKS = 8
 """Tasks per thread that keep the threads busy until the end."""
 
@@ -22,8 +25,8 @@ PARALLEL_FROM = 8192
 @contextmanager
 def shared(tasks: int, elements: int) -> Iterator[Expr]:
     """Emit the loop over the tasks of a kernel that computes so many elements."""
-    loop = T.parallel if tasks > 1 and elements >= PARALLEL_FROM else T.serial
-    with loop(0, tasks) as task:
+    large = tasks > 1 and elements >= PARALLEL_FROM
+    with T.parallel(0, tasks) if large else T.serial(0, tasks, annotations={TASKS_LOOP: 1}) as task:
         yield task
 
 

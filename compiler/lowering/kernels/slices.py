@@ -16,7 +16,7 @@ from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from nnc.lowering.kernels.gemm import Expr
+from nnc.lowering.kernels.gemm import Expr, scratch
 from nnc.lowering.kernels.loops import nest, shared, unravel
 from nnc.lowering.kernels.unit import Unit, lanes_of
 
@@ -184,7 +184,7 @@ class Slice:
     def stat(self, function: Callable[[Expr], Expr]) -> Stat:
         """`function(lane)` of other stats, once per slice, float32."""
         lanes = self.lanes if self.slices.across else 1
-        held = T.buffer_proxy(T.alloc_buffer((lanes,), "float32"))
+        held = scratch(lanes)
         with T.vectorized(0, lanes) as lane:
             held[lane] = function(lane)
         return Stat(held, self.slices.across)
@@ -197,7 +197,7 @@ class Slice:
 
     def filled(self, value: Expr) -> Any:
         """A buffer with a value for each lane."""
-        held = T.buffer_proxy(T.alloc_buffer((self.lanes,), str(value.ty.dtype)))
+        held = scratch(self.lanes, dtype=str(value.ty.dtype))
         with T.vectorized(0, self.lanes) as lane:
             held[lane] = value
         return held

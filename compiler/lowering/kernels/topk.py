@@ -13,7 +13,7 @@ from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from nnc.lowering.kernels.gemm import Expr
+from nnc.lowering.kernels.gemm import Expr, scratch
 from nnc.lowering.kernels.loops import shared
 
 
@@ -33,7 +33,7 @@ def _body(X: Any, values: Any, places: Any, count: int, largest: bool) -> Any:
     with IRBuilder() as builder:
         with shared(outer * inner, outer * inner * length) as task:
             o, i = T.bind(task // inner), T.bind(task % inner)
-            held, found = (T.buffer_proxy(T.alloc_buffer((count,), dtype)) for dtype in (str(X.dtype), "int32"))
+            held, found = (scratch(count, dtype=dtype) for dtype in (str(X.dtype), "int32"))
             heap = _Heap(held, found, largest)
             with T.serial(0, count) as k:
                 heap.put(k, X[o, k, i], k)
@@ -71,7 +71,7 @@ class _Heap:
 
     def sink(self, start: Expr, size: Expr) -> None:
         """Let an element sink below those that are worse, of the first `size`."""
-        node = T.buffer_proxy(T.alloc_buffer((1,), "int32"))
+        node = scratch(1, dtype="int32")
         node[0] = start
         with T.While(node[0] * 2 + 1 < size):
             top, left = T.bind(node[0]), T.bind(node[0] * 2 + 1)

@@ -14,7 +14,9 @@ from nnc.lowering.layers import convolution, pooling, products, quantized
 if TYPE_CHECKING:
     from nnc.lowering.lower import Lowering
 
-TEMPLATES: dict[str, Callable[[Lowering, Group], bool]] = {
+Template = Callable[["Lowering", Group], bool]
+
+TEMPLATES: dict[str, Template] = {
     "AveragePool": pooling.spatial_pool,
     "Conv": convolution.conv,
     "ConvTranspose": convolution.conv_transpose,
@@ -28,7 +30,7 @@ TEMPLATES: dict[str, Callable[[Lowering, Group], bool]] = {
 }
 """Operator -> the function that takes it."""
 
-INTEGERS: dict[str, Callable[[Lowering, Group], bool]] = {
+INTEGERS: dict[str, Template] = {
     "Conv": quantized.conv,
     "ConvTranspose": quantized.conv_transpose,
     "Gemm": quantized.product,

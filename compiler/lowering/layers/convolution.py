@@ -46,15 +46,16 @@ def emit_depthwise(
 ) -> None:
     """Append a depthwise convolution of float32, or of bytes with the zero point `zero`."""
     problem = depthwise.Depthwise(shape_of(x)[0], W.shape[0], window, lowering.block, zero)
-    plan = depthwise.best_plan(problem, lowering.unit)
+    template = lowering.templates.depthwise
+    plan = template.best_plan(problem, lowering.unit)
     emit(
         lowering,
         group,
         Kernel("depthwise" if zero is None else "int8_depthwise", problem, plan),
-        [lowering.blocked(x), depthwise.pack(W, problem)],
+        [lowering.blocked(x), template.pack(W, problem)],
         tail,
         (problem.batch, problem.blocks, *window.out_size, problem.block),
-        lambda X, P, extras: depthwise.compute(X, P, problem, plan, extras, tail.epilogue(extras), tail.dtype),
+        lambda X, P, extras: template.compute(X, P, problem, plan, extras, tail.epilogue(extras), tail.dtype),
     )
 
 
@@ -109,7 +110,7 @@ def _direct(
         tail = tail.reshaped(*problem.window.out_size)
     shape = (batch, channels, height, width) if few else (batch, problem.in_blocks, height, width, in_block)
     result = Tensor((batch, problem.out_blocks, *out_size, problem.block), tail.dtype)
-    _direct_into(lowering, group, problem, source.view(shape), W, tail, result)
+    direct_into(lowering, group, problem, source.view(shape), W, tail, result)
     lowering.define(group.outputs[0], result, lowering.block)
 
 
@@ -123,19 +124,20 @@ def every_nth(lowering: Lowering, node: gs.Node, x: Tensor, channels: int, windo
     return result, replace(window, size=window.out_size, strides=(1, 1))
 
 
-def _direct_into(
+def direct_into(
     lowering: Lowering, group: Group, problem: conv2d.Conv2d, x: Tensor, W: np.ndarray, tail: Tail, result: Tensor
 ) -> None:
     """Append a direct convolution that writes `result`."""
-    plan = conv2d.best_plan(problem, lowering.unit)
+    template = lowering.templates.conv2d
+    plan = template.best_plan(problem, lowering.unit)
     call(
         lowering,
         group,
         Kernel("conv2d", problem, plan),
-        [x, conv2d.pack(W, problem, plan)],
+        [x, template.pack(W, problem, plan)],
         tail,
         result.view(problem.out_shape),
-        lambda X, P, extras: conv2d.compute(X, P, problem, plan, extras, tail.epilogue(extras), tail.dtype),
+        lambda X, P, extras: template.compute(X, P, problem, plan, extras, tail.epilogue(extras), tail.dtype),
     )
 
 
@@ -150,7 +152,7 @@ def conv_transpose(lowering: Lowering, group: Group) -> bool:
     tail = lowering.tail(group, along_channels(bias, 4), lowering.block, shape_of(node.outputs[0]))
     result = transposed_result(lowering, node, tail)
     for problem, taps in phases(node, weights, lowering.block):
-        _direct_into(lowering, group, problem, lowering.blocked(x), taps, tail, result)
+        direct_into(lowering, group, problem, lowering.blocked(x), taps, tail, result)
     lowering.define(group.outputs[0], result, lowering.block)
     return True
 

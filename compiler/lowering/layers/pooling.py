@@ -79,5 +79,7 @@ def _pool(lowering: Lowering, group: Group, x: gs.Tensor, problem: pool.Pool) ->
         [lowering.blocked(x)],
         tail,
         (problem.batch, problem.blocks, *problem.window.out_size, problem.block),
-        lambda X, extras: pool.compute(X, problem, lowering.unit, extras, tail.epilogue(extras), tail.dtype),
+        lambda X, extras: lowering.templates.pool.compute(
+            X, problem, lowering.unit, extras, tail.epilogue(extras), tail.dtype
+        ),
     )

@@ -11,11 +11,12 @@ import numpy as np
 from tvm import te, tirx, topi
 
 from nnc.lowering import scalar
-from nnc.lowering.kernels import conv2d, depthwise, relayout
+from nnc.lowering.kernels import conv2d, depthwise
 from nnc.lowering.kernels.unit import lanes_of
 from nnc.lowering.kernels.window import Window
 from nnc.lowering.operators import arithmetic, movement
 from nnc.lowering.pieces import Shape, Value, Work, constant
+from nnc.lowering.templates import templates_of
 
 Expr = Any
 
@@ -103,7 +104,7 @@ def _window(size: Sequence[int], slide: Sliding, out: Sequence[int]) -> Window:
 
 def _image(work: Work, x: Value, W: np.ndarray, bias: np.ndarray | None, window: Window, groups: int) -> Value:
     """The convolution of plain images `[n, channels, height, width]`, through blocks of channels."""
-    block = lanes_of(work.unit)
+    block, templates = lanes_of(work.unit), templates_of(work.unit)
     shape: tuple[int, int, int, int] = x.shape  # type: ignore[assignment]
     n, channels = shape[:2]
     padded = np.zeros(-(-W.shape[0] // block) * block, np.float32)
@@ -112,25 +113,27 @@ def _image(work: Work, x: Value, W: np.ndarray, bias: np.ndarray | None, window:
     rows = constant(padded.reshape(-1, block))
     deep = groups == W.shape[0] == channels
     in_block = 1 if channels < block and not deep else block
-    read = x if in_block == 1 else work.kernel([x], lambda X: relayout.to_blocked(X, shape, block))
+    read = x if in_block == 1 else work.kernel([x], lambda X: templates.relayout.to_blocked(X, shape, block))
     if deep:
         problem = depthwise.Depthwise(n, channels, window, block)
-        plan = depthwise.best_plan(problem, work.unit)
-        packed = constant(depthwise.pack(W, problem))
+        plan = templates.depthwise.best_plan(problem, work.unit)
+        packed = constant(templates.depthwise.pack(W, problem))
         result = work.kernel(
             [read, packed, rows],
-            lambda X, P, B: depthwise.compute(X, P, problem, plan, [B], lambda value, at: value + B[at[1], at[4]]),
+            lambda X, P, B: templates.depthwise.compute(
+                X, P, problem, plan, [B], lambda value, at: value + B[at[1], at[4]]
+            ),
         )
     else:
         conv = conv2d.Conv2d(n, channels, W.shape[0], window, groups, in_block, block)
-        tiles = conv2d.best_plan(conv, work.unit)
-        packed = constant(conv2d.pack(W, conv, tiles))
+        tiles = templates.conv2d.best_plan(conv, work.unit)
+        packed = constant(templates.conv2d.pack(W, conv, tiles))
         result = work.kernel(
             [read, packed, rows],
-            lambda X, P, B: conv2d.compute(X, P, conv, tiles, [B], lambda value, at: value + B[at[1], at[4]]),
+            lambda X, P, B: templates.conv2d.compute(X, P, conv, tiles, [B], lambda value, at: value + B[at[1], at[4]]),
         )
     plain = (n, W.shape[0], *window.out_size)
-    return work.kernel([result], lambda X: relayout.to_plain(X, plain, block, work.unit))
+    return work.kernel([result], lambda X: templates.relayout.to_plain(X, plain, block, work.unit))
 
 
 def _volume(work: Work, x: Value, W: np.ndarray, bias: np.ndarray | None, slide: Sliding) -> Value:

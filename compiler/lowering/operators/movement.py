@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
+from nnc.lowering.gpu.unit import Gpu
 from nnc.lowering.kernels import relayout, scatter
 from nnc.lowering.kernels.scatter import clamped
 from nnc.lowering.kernels.unit import lanes_of
@@ -41,7 +42,8 @@ def transposed(work: Work, x: Value, order: Sequence[int]) -> Value:
         return x.view(*shape)
     view, lanes = x.view(*sizes), lanes_of(work.unit)
     last = len(sizes) - 1
-    if places[-1] != last and min(sizes[last], sizes[places[-1]]) >= lanes and np.dtype(x.dtype).itemsize == 4:
+    in_registers = np.dtype(x.dtype).itemsize == 4 and not isinstance(work.unit, Gpu)
+    if in_registers and places[-1] != last and min(sizes[last], sizes[places[-1]]) >= lanes:
         return work.kernel([view], lambda X: relayout.transpose(X, places, work.unit)).view(*shape)
 
     def moved(X: te.Tensor) -> te.Tensor:

@@ -1,0 +1,86 @@
+"""network.json: what a runner does, in an order that a reader of forty lines of C can follow.
+
+    {"inputs":  [{"name", "dtype", "shape", "bytes"}, ...],
+     "outputs": [the same],
+     "weights": bytes of weights.bin, "workspace": bytes of the activations,
+     "steps":   [{"kernel": name, "grid": [x, y, z], "group": [x, y, z], "arguments": [...]},
+                 {"copy": [rows, bytes, source stride, result stride], "arguments": [source, result]}]}
+
+`grid` counts groups. An argument is [memory, index, offset, bytes]: so many bytes from an offset on of the weights,
+of the workspace, or of the input or output with that index. Steps run one after the other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Mapping
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from nnc.lowering.gpu.device import Compiled
+from nnc.lowering.program import Call, Copy, Operand, Plan, Program, Tensor
+
+FILE = "network.json"
+
+
+def describe(
+    program: Program,
+    plan: Plan,
+    weights: Mapping[int, tuple[int, np.ndarray]],
+    compiled: Mapping[Hashable, Compiled],
+) -> str:
+    """The text of network.json, one step a line. `weights` are the places of the constants by their id."""
+    places = _Places(program, plan, weights)
+    steps = [each for step in program.steps for each in _steps(step, places, compiled)]
+    head = {
+        "inputs": [_described(name, tensor) for name, tensor in program.inputs.items()],
+        "outputs": [_described(name, tensor) for name, tensor in program.outputs.items()],
+        "weights": max((place + values.nbytes for place, values in weights.values()), default=0),
+        "workspace": plan.bytes,
+    }
+    lines = [f'"{key}": {json.dumps(value)},' for key, value in head.items()]
+    return "\n".join(["{", *lines, '"steps": [', ",\n".join(map(json.dumps, steps)), "]}\n"])
+
+
+def _described(name: str, tensor: Tensor) -> dict[str, Any]:
+    return {"name": name, "dtype": tensor.dtype, "shape": list(tensor.shape), "bytes": tensor.bytes}
+
+
+class _Places:
+    """Where operands lie."""
+
+    def __init__(self, program: Program, plan: Plan, weights: Mapping[int, tuple[int, np.ndarray]]) -> None:
+        self._plan, self._weights = plan, weights
+        self._callers: dict[int, tuple[str, int]] = {}
+        for kind, tensors in (("input", program.inputs), ("output", program.outputs)):
+            for index, tensor in enumerate(tensors.values()):
+                self._callers.setdefault(id(tensor.root()[0]), (kind, index))
+
+    def __call__(self, operand: Operand) -> list[Any]:
+        """[memory, index, offset, bytes]."""
+        if isinstance(operand, np.ndarray):
+            return ["weights", 0, self._weights[id(operand)][0], operand.nbytes]
+        root, offset = operand.root()
+        size = prod(operand.shape) * np.dtype(operand.dtype).itemsize
+        if root.fixed:
+            kind, index = self._callers[id(root)]
+            return [kind, index, offset, size]
+        return ["workspace", 0, self._plan.offsets[id(root)] + offset, size]
+
+
+def _steps(step: Call | Copy, places: _Places, compiled: Mapping[Hashable, Compiled]) -> list[dict[str, Any]]:
+    if isinstance(step, Copy):
+        figures = [step.rows, step.bytes, step.source_stride, step.result_stride]
+        return [{"copy": figures, "arguments": [places(step.source), places(step.result)]}]
+    operands = [*step.operands, *step.results]
+    return [
+        {
+            "kernel": launch.kernel,
+            "grid": list(launch.grid),
+            "group": list(launch.group),
+            "arguments": [places(operands[index]) for index in launch.arguments],
+        }
+        for launch in compiled[step.key].launches
+    ]

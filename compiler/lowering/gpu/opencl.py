@@ -1,0 +1,106 @@
+"""Running the kernels of a GPU here through OpenCL: on a GPU, or on this machine's processor with PoCL."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnc.errors import NncError
+from nnc.lowering.gpu.network import FILE
+
+_HINT = "pip install pyopencl; apt install pocl-opencl-icd"
+
+
+class OpenCLLibrary:
+    """The kernels of a compile, ready to run on the first OpenCL device of this machine."""
+
+    def __init__(self, folder: Path, *, optimize: bool = True) -> None:
+        """Raises NncError where there is no OpenCL device, or where it can't compile the kernels.
+
+        Without `optimize` PoCL compiles several times faster, and the kernels run about ten times slower.
+        """
+        self._cl, self._context = _open()
+        self._queue = self._cl.CommandQueue(self._context)
+        self._network = json.loads((folder / FILE).read_text("utf-8"))
+        self._kernels = self._compile(folder / "kernels.cl", optimize)
+        self._memory = self._allocate(folder / "weights.bin")
+
+    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The outputs for `inputs`, both in the model's order, with the shapes and dtypes it declares."""
+        for index, values in enumerate(inputs):
+            if values.size:
+                self._cl.enqueue_copy(self._queue, self._memory["input", index], np.ascontiguousarray(values))
+        for step in self._network["steps"]:
+            self._copy(step) if "copy" in step else self._launch(step)
+        outputs = [np.empty(each["shape"], each["dtype"]) for each in self._network["outputs"]]
+        for index, values in enumerate(outputs):
+            if values.size:
+                self._cl.enqueue_copy(self._queue, values, self._memory["output", index])
+        self._queue.finish()
+        return outputs
+
+    def _compile(self, path: Path, optimize: bool) -> dict[str, Any]:
+        program = self._cl.Program(self._context, path.read_text("utf-8"))
+        try:
+            with warnings.catch_warnings(action="ignore"):  # compilers report on what they do
+                program.build([] if optimize else ["-cl-opt-disable"], cache_dir=False)
+        except self._cl.RuntimeError as error:
+            raise NncError(f"{path}: this machine's OpenCL can't compile it: {str(error).splitlines()[0]}") from error
+        return {kernel.function_name: kernel for kernel in program.all_kernels()}
+
+    def _allocate(self, weights: Path) -> dict[tuple[str, int], Any]:
+        """The buffers: constants, activations, and one for each input and output."""
+        flags, network = self._cl.mem_flags, self._network
+
+        def room(size: int) -> Any:
+            return self._cl.Buffer(self._context, flags.READ_WRITE, max(size, 4))
+
+        memory = {("workspace", 0): room(network["workspace"]), ("weights", 0): room(network["weights"])}
+        for kind in ("input", "output"):
+            memory |= {(kind, index): room(each["bytes"]) for index, each in enumerate(network[f"{kind}s"])}
+        if network["weights"]:
+            constants = np.fromfile(weights, np.uint8, network["weights"])
+            self._cl.enqueue_copy(self._queue, memory["weights", 0], constants)
+        return memory
+
+    def _argument(self, argument: Sequence[Any]) -> Any:
+        kind, index, offset, size = argument
+        whole = self._memory[kind, index]
+        return whole if offset == 0 else whole.get_sub_region(offset, size)
+
+    def _launch(self, step: Mapping[str, Any]) -> None:
+        kernel = self._kernels[step["kernel"]]
+        extents = [groups * threads for groups, threads in zip(step["grid"], step["group"], strict=True)]
+        kernel(self._queue, extents, step["group"], *map(self._argument, step["arguments"]))
+
+    def _copy(self, step: Mapping[str, Any]) -> None:
+        rows, size, source_stride, result_stride = step["copy"]
+        source, result = step["arguments"]
+        for row in range(rows):
+            self._cl.enqueue_copy(
+                self._queue,
+                self._memory[result[0], result[1]],
+                self._memory[source[0], source[1]],
+                byte_count=size,
+                src_offset=source[2] + row * source_stride,
+                dst_offset=result[2] + row * result_stride,
+            )
+
+
+def _open() -> tuple[Any, Any]:
+    try:
+        import pyopencl as cl
+    except ImportError:
+        raise NncError("running the kernels of a GPU here needs pyopencl, which is not installed", _HINT) from None
+    try:
+        devices = [device for platform in cl.get_platforms() for device in platform.get_devices()]
+    except cl.Error as error:
+        raise NncError(f"no OpenCL device is installed: {error}", _HINT) from None
+    if not devices:
+        raise NncError("no OpenCL device is installed", _HINT)
+    return cl, cl.Context(devices[:1])

@@ -1,0 +1,398 @@
+"""Tiled matrix products, the loop nest of every dense template.
+
+    out[row, column] = sum over k of A[row, k] * W[k, column]
+
+Columns come in vectors of four. A thread computes a *register tile*, `rows` by `vectors` sums, so that every operand it
+loads is used many times. Where the unit has memory that a group of threads shares, the group loads the operands of
+`depth` steps there first, each once, and all its threads read them from there (Volkov and Demmel, "Benchmarking GPUs
+to Tune Dense Linear Algebra", 2008); otherwise they come from the caches. Where there are too few outputs to fill the
+unit, `slices` threads share the sums of one tile, each a part of the depth, and add them up in shared memory.
+
+Rows of a group are `rows` runs of `threads[0]` neighbours, so that the threads of a warp read neighbouring memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import ceil, prod
+from typing import Any, Protocol
+
+import numpy as np
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from nnc.lowering.gpu.unit import Gpu
+from nnc.lowering.kernels.gemm import when
+from nnc.lowering.kernels.loops import nest
+
+Expr = Any
+LANES = 4  # of a vector
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How a product is shared among threads."""
+
+    rows: int
+    """Per thread."""
+    vectors: int
+    """Of columns, per thread."""
+    threads: tuple[int, int]
+    """Of a group, along rows and along columns."""
+    slices: int = 1
+    """Threads that share the depth of one tile."""
+    depth: int = 0
+    """Units of the depth that a group stages in shared memory at a time; 0: operands come from the caches."""
+
+    @property
+    def group_rows(self) -> int:
+        return self.rows * self.threads[0]
+
+    @property
+    def group_vectors(self) -> int:
+        return self.vectors * self.threads[1]
+
+    @property
+    def size(self) -> int:
+        """Threads of a group."""
+        return prod(self.threads) * self.slices
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a product: the depth is that of `units` loops, outermost first, of `lanes` elements each."""
+
+    rows: int
+    vectors: int
+    units: tuple[int, ...]
+    lanes: int
+
+    @property
+    def depth(self) -> int:
+        return prod(self.units) * self.lanes
+
+
+class Operands(Protocol):
+    """What differs between the templates."""
+
+    def row(self, row: Expr, group: Expr) -> list[Expr]:
+        """What is to be known of a row of A, for a group of columns, to load from it: computed once per thread."""
+
+    def left(self, row: Sequence[Expr], unit: Sequence[Expr], column: Expr) -> Expr:
+        """The elements of a row at one unit of the depth: a vector of `lanes`, or one float32."""
+
+    def store(self, row: Expr, vector: Expr, lane: Expr, value: Expr) -> None:
+        """Store one result."""
+
+
+# -- the plan
+
+
+def best_tile(shape: Shape, unit: Gpu) -> Tile:
+    """The tile with the fewest estimated cycles; of equals, the one that loads least."""
+    return min(_tiles(shape, unit), key=lambda tile: (cycles(shape, tile, unit), _loads(tile), tile.size))
+
+
+RESIDENT_PER_LANE = 4
+"""Threads per lane of a core that hide the latency of arithmetic and of the caches."""
+
+GROUP_CYCLES = 600.0
+"""To start a group, to fill its pipelines and to store what it computed."""
+
+
+def _tiles(shape: Shape, unit: Gpu) -> Iterator[Tile]:
+    for rows in (1, 2, 4, 8):
+        for vectors in (1, 2, 4):
+            if rows * vectors > max(1, unit.vectors_per_thread // 4) or vectors > shape.vectors:
+                continue
+            for along in (1, 4, 8, 16, 32, 64):
+                if along > 1 and rows * along >= 2 * shape.rows:
+                    continue
+                for across in (1, 2, 4, 8, 16):
+                    if across > 1 and vectors * across >= 2 * shape.vectors:
+                        continue
+                    yield from _variants(shape, Tile(rows, vectors, (along, across)), unit)
+
+
+def _variants(shape: Shape, tile: Tile, unit: Gpu) -> Iterator[Tile]:
+    threads = tile.size
+    if unit.stages and 64 <= threads <= min(256, unit.most_threads):
+        for depth in (4, 2, 1) if shape.lanes > 1 else (16, 8):
+            if _staged_bytes(shape, tile, depth) <= unit.shared_bytes // 2 and _even(tile, threads):
+                yield Tile(tile.rows, tile.vectors, tile.threads, 1, depth)
+                break
+    for slices in (1, 2, 4, 8, 16, 32):
+        if slices > 1 and (slices > shape.units[0] or threads > 64):
+            continue
+        partial = (slices - 1) * threads * tile.rows * tile.vectors * 16
+        if 32 <= threads * slices <= min(256, unit.most_threads) and partial <= unit.shared_bytes // 2:
+            yield Tile(tile.rows, tile.vectors, tile.threads, slices, 0)
+
+
+def _staged_bytes(shape: Shape, tile: Tile, depth: int) -> int:
+    return depth * shape.lanes * (tile.group_rows + LANES * tile.group_vectors) * 4
+
+
+def _even(tile: Tile, threads: int) -> bool:
+    """Whether every thread loads for the same rows in every round."""
+    return threads % tile.group_rows == 0 or tile.group_rows % threads == 0
+
+
+def _loads(tile: Tile) -> float:
+    """Elements that a thread loads per multiply-add."""
+    return (tile.rows + LANES * tile.vectors) / (LANES * tile.rows * tile.vectors)
+
+
+def cycles(shape: Shape, tile: Tile, unit: Gpu) -> float:
+    """Cycles of the whole product on the busiest core."""
+    groups = ceil(shape.rows / tile.group_rows) * ceil(shape.vectors / tile.group_vectors)
+    rounds = ceil(groups / unit.cores)  # of the busiest core
+    lanes = unit.macs_per_cycle
+    macs = tile.group_rows * tile.group_vectors * LANES * shape.depth
+    bytes_in = 4 * (tile.group_rows + LANES * tile.group_vectors) * shape.depth
+    inner = 1.0 + (0.25 if tile.depth else 0.5) * LANES * _loads(tile)  # loads beside the arithmetic
+    busy = max(macs * inner / lanes, bytes_in / unit.l2_bytes_per_cycle)
+    threads = rounds * tile.size
+    filled = min(1.0, threads * min(4, tile.rows * tile.vectors) / (RESIDENT_PER_LANE * lanes))
+    return rounds * (busy / filled + GROUP_CYCLES / max(1.0, threads / tile.size))
+
+
+# -- the weights
+
+
+def pack(W: np.ndarray, tile: Tile) -> np.ndarray:
+    """Pack weights `[depth, columns]` to `[group][depth][vector][lane]`, padded with zero columns."""
+    depth, columns = W.shape
+    width = tile.group_vectors * LANES
+    padded = np.zeros((depth, -(-columns // width) * width), np.float32)
+    padded[:, :columns] = W
+    return np.ascontiguousarray(padded.reshape(depth, -1, tile.group_vectors, LANES).transpose(1, 0, 2, 3))
+
+
+# -- the kernel
+
+
+def emit(shape: Shape, tile: Tile, operands: Operands, W: Any) -> Any:
+    """The loop nest; `W` is packed, `[group, depth, vector, lane]`."""
+    kernel = _Staged(shape, tile, operands, W) if tile.depth else _Direct(shape, tile, operands, W)
+    with IRBuilder() as builder:
+        with threads(
+            (ceil(shape.rows / tile.group_rows), ceil(shape.vectors / tile.group_vectors)),
+            (*tile.threads, tile.slices),
+        ) as (block, thread):
+            kernel.body(block, thread)
+        return builder.get()
+
+
+@contextmanager
+def threads(grid: Sequence[int], group: Sequence[int]) -> Iterator[tuple[list[Expr], list[Expr]]]:
+    """Emit the loops over groups and over the threads of one."""
+
+    def loops(kind: str, extents: Sequence[int]) -> list[Any]:
+        return [
+            T.thread_binding(0, extent, thread=f"{kind}.{axis}") for axis, extent in zip("xyz", extents, strict=False)
+        ]
+
+    frames = [*loops("blockIdx", grid), *loops("threadIdx", group)]
+    entered = [frame.__enter__() for frame in frames]
+    yield entered[: len(grid)], entered[len(grid) :]
+    for frame in reversed(frames):
+        frame.__exit__(None, None, None)
+
+
+def local(*shape: int, dtype: str = "float32") -> Any:
+    """Registers of one thread."""
+    return T.buffer_proxy(T.alloc_buffer(shape, dtype, scope="local"))
+
+
+def shared(*shape: int, dtype: str = "float32") -> Any:
+    """Memory of a group of threads."""
+    return T.buffer_proxy(T.alloc_buffer(shape, dtype, scope="shared"))
+
+
+def vector(index: Expr = 0) -> Expr:
+    """The index of a whole vector."""
+    return T.ramp(index, 1, LANES)
+
+
+def splat(value: Expr | float) -> Expr:
+    return T.broadcast(tirx.const(value, "float32") if isinstance(value, int | float) else value, LANES)
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """What both kinds of kernel share."""
+
+    shape: Shape
+    tile: Tile
+    operands: Operands
+    W: Any
+
+    def zero(self, sums: Any) -> None:
+        with T.unroll(0, self.tile.rows * self.tile.vectors) as i:
+            sums[i] = splat(0.0)
+
+    def multiply(self, sums: Any, left: Callable[[Expr], Expr], right: Callable[[Expr], Expr]) -> None:
+        """Add the products of one step: `left(row)` is a scalar, `right(vector)` a vector."""
+        weights = local(self.tile.vectors, dtype="float32x4")
+        with T.unroll(0, self.tile.vectors) as v:
+            weights[v] = right(v)
+        with T.unroll(0, self.tile.rows) as r, T.unroll(0, self.tile.vectors) as v:
+            place = r * self.tile.vectors + v
+            sums[place] = sums[place] + splat(left(r)) * weights[v]
+
+    def store(self, sums: Any, rows: Callable[[Expr], Expr], first: Expr) -> None:
+        """Store the sums of one thread, less what lies outside."""
+        shape, tile = self.shape, self.tile
+        with T.unroll(0, tile.rows) as r, T.unroll(0, tile.vectors) as v:
+            row, column = T.bind(rows(r)), T.bind(first + v)
+            tests = [row < shape.rows] if shape.rows % tile.group_rows else []
+            tests += [column < shape.vectors] if shape.vectors % tile.group_vectors else []
+            with when(tirx.all(*tests) if tests else None):
+                value = local(LANES)
+                value[vector()] = sums[r * tile.vectors + v]
+                with T.vectorized(0, LANES) as lane:
+                    self.operands.store(row, column, lane, value[lane])
+
+
+class _Direct(_Kernel):
+    """Operands from the caches."""
+
+    def body(self, block: Sequence[Expr], thread: Sequence[Expr]) -> None:
+        tile, shape = self.tile, self.shape
+        x, y, z = thread
+        first = T.bind(block[0] * tile.group_rows + x)
+        last = shape.rows - 1
+        rows = [T.bind(tirx.min(first + r * tile.threads[0], last)) for r in range(tile.rows)]
+        places = [self.operands.row(row, block[1]) for row in rows]
+        sums = local(tile.rows * tile.vectors, dtype="float32x4")
+        self.zero(sums)
+        outer, *inner = shape.units
+        with T.serial(0, ceil(outer / tile.slices)) as step:
+            index = T.bind(step * tile.slices + z)
+            with when(index < outer if outer % tile.slices else None), nest(inner) as rest:
+                self._unit(sums, places, [index, *rest], block[1], y)
+        if tile.slices > 1:
+            self._reduce(sums, thread)
+        with when(z == 0 if tile.slices > 1 else None):
+            column = T.bind(block[1] * tile.group_vectors + y * tile.vectors)
+            self.store(sums, lambda r: first + r * tile.threads[0], column)
+
+    def _unit(self, sums: Any, places: list[list[Expr]], unit: list[Expr], group: Expr, y: Expr) -> None:
+        """One unit of the depth."""
+        lanes, left = self.shape.lanes, local(self.tile.rows * self.shape.lanes)
+        for r, place in enumerate(places):
+            if lanes == LANES:
+                left[vector(r * LANES)] = self.operands.left(place, unit, 0)
+            else:
+                for j in range(lanes):
+                    left[r * lanes + j] = self.operands.left(place, unit, j)
+        at = T.bind(flat(unit, self.shape.units) * lanes)
+        with T.unroll(0, lanes) as j:
+            self.multiply(
+                sums,
+                lambda r: left[r * lanes + j],
+                lambda v: self.W[group, at + j, y * self.tile.vectors + v, vector()],
+            )
+
+    def _reduce(self, sums: Any, thread: Sequence[Expr]) -> None:
+        """Add up the sums of the threads that share a tile."""
+        x, y, z = thread
+        tile, count = self.tile, self.tile.rows * self.tile.vectors
+        partial = shared(tile.slices - 1, count, prod(tile.threads), dtype="float32x4")
+        place = T.bind(y * tile.threads[0] + x)
+        with when(z > 0), T.unroll(0, count) as i:
+            partial[z - 1, i, place] = sums[i]
+        T.evaluate(tirx.call_intrin("int32", "tirx.tvm_storage_sync", "shared"))
+        with when(z == 0), T.serial(0, tile.slices - 1) as other, T.unroll(0, count) as i:
+            sums[i] = sums[i] + partial[other, i, place]
+
+
+class _Staged(_Kernel):
+    """Operands through shared memory: `left[k][row]` and `right[k][vector]` of `depth` units at a time."""
+
+    def body(self, block: Sequence[Expr], thread: Sequence[Expr]) -> None:
+        tile, shape = self.tile, self.shape
+        x, y, _ = thread
+        steps, size = tile.depth * shape.lanes, prod(tile.threads)
+        left, right = shared(steps, tile.group_rows), shared(steps, tile.group_vectors, dtype="float32x4")
+        me = T.bind(y * tile.threads[0] + x)
+        loads = self._left_loads(block, me, size)
+        sums = local(tile.rows * tile.vectors, dtype="float32x4")
+        self.zero(sums)
+        with T.serial(0, ceil(prod(shape.units) / tile.depth)) as part:
+            start = T.bind(part * tile.depth)
+            for row, offset, place, valid in loads:
+                with when(valid):
+                    self._load_left(left, row, offset, place, start)
+            self._load_right(right, block[1], start, me, size)
+            T.evaluate(tirx.call_intrin("int32", "tirx.tvm_storage_sync", "shared"))
+            with T.serial(0, steps) as k:
+                self.multiply(sums, lambda r: left[k, self._row(x, r)], lambda v: right[k, y * tile.vectors + v])
+            T.evaluate(tirx.call_intrin("int32", "tirx.tvm_storage_sync", "shared"))
+        base = T.bind(block[0] * tile.group_rows)
+        self.store(sums, lambda r: base + self._row(x, r), T.bind(block[1] * tile.group_vectors + y * tile.vectors))
+
+    def _row(self, x: Expr, r: Expr) -> Expr:
+        """The r-th row of a thread: runs of four neighbours, which are one load of shared memory."""
+        run = min(LANES, self.tile.rows)
+        return r // run * run * self.tile.threads[0] + x * run + r % run
+
+    def _left_loads(
+        self, block: Sequence[Expr], me: Expr, size: int
+    ) -> list[tuple[Expr, Expr, list[Expr], Expr | None]]:
+        """What this thread loads in every round: row of the tile, unit, where the row is; under which condition."""
+        rows, units = self.tile.group_rows, self.tile.depth
+        found = []
+        for step in range(ceil(rows * units / size)):
+            item = T.bind(me + step * size)
+            row, unit = T.bind(item % rows), T.bind(item // rows)
+            inside = T.bind(tirx.min(block[0] * rows + row, self.shape.rows - 1))
+            place = self.operands.row(inside, block[1])
+            found.append((row, unit, place, item < rows * units if (step + 1) * size > rows * units else None))
+        return found
+
+    def _load_left(self, left: Any, row: Expr, offset: Expr, place: list[Expr], start: Expr) -> None:
+        """One unit of one row; behind the last unit, the weights are zero and what is read does not matter."""
+        count, lanes = prod(self.shape.units), self.shape.lanes
+        unit = T.bind(tirx.min(start + offset, count - 1) if count % self.tile.depth else start + offset)
+        index = unravelled(unit, self.shape.units)
+        if lanes == LANES:
+            value = local(LANES)
+            value[vector()] = self.operands.left(place, index, 0)
+            for j in range(LANES):
+                left[offset * LANES + j, row] = value[j]
+        else:
+            for j in range(lanes):
+                left[offset * lanes + j, row] = self.operands.left(place, index, j)
+
+    def _load_right(self, right: Any, group: Expr, start: Expr, me: Expr, size: int) -> None:
+        width, lanes = self.tile.group_vectors, self.shape.lanes
+        total, ragged = self.tile.depth * lanes * width, prod(self.shape.units) % self.tile.depth != 0
+        for step in range(ceil(total / size)):
+            item = T.bind(me + step * size)
+            k, v = T.bind(item // width), T.bind(item % width)
+            at = T.bind(start * lanes + k)
+            with when(item < total if (step + 1) * size > total else None):
+                value = self.W[group, at, v, vector()]
+                right[k, v] = tirx.if_then_else(at < self.shape.depth, value, splat(0.0)) if ragged else value
+
+
+def flat(index: Sequence[Expr], extents: Sequence[int]) -> Expr:
+    """The number of a step of nested loops."""
+    total: Expr = 0
+    for i, extent in zip(index, extents, strict=True):
+        total = total * extent + i
+    return total
+
+
+def unravelled(step: Expr, extents: Sequence[int]) -> list[Expr]:
+    """The opposite."""
+    index = []
+    for extent in list(extents)[:0:-1]:
+        index.append(T.bind(step % extent) if extent > 1 else 0)
+        step = T.bind(step // extent) if extent > 1 else step
+    return [step, *index[::-1]]

@@ -1,0 +1,180 @@
+"""Graphs compiled for GPUs and run through OpenCL against onnxruntime: every class of operator, both families."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx_graphsurgeon as gs
+import pytest
+
+from nnc import graph as graphs
+from nnc import target
+from nnc.errors import NncError
+from nnc.lowering.build import Built
+from nnc.lowering.gpu import product
+from nnc.lowering.gpu.build import build
+from nnc.lowering.gpu.product import Tile
+from nnc.testing import graph
+
+Compare = Callable[..., Built]
+
+SPECS = ("qcs605:gpu", "jetson-xavier:gpu")
+
+
+def drawn(body: str, inputs: str, outputs: str, weights: str, **values: Any) -> gs.Graph:
+    """A graph of ONNX text; weights are drawn."""
+    return graph(f"g ({inputs}) => ({outputs}) <{weights}> {{ {body} }}", **values)
+
+
+CONVOLUTIONS = """
+    a = Conv<pads=[1,1,1,1]>(x, A, ab)
+    wide = Relu(a)
+    left = Conv<strides=[2,1], pads=[2,0,1,3], dilations=[1,2]>(wide, B)
+    pointwise = Conv(wide, C, cb)
+    added = Add(pointwise, wide)
+    residual = Clip(added, zero, six)
+    sampled = Conv<strides=[2,2]>(residual, C, cb)
+    grouped = Conv<group=3, pads=[1,1,1,1]>(residual, G, gb)
+    deep = Conv<group=18, pads=[2,2,2,2], strides=[2,2]>(residual, D, db)
+    gate = Sigmoid(deep)
+    gated = Mul(deep, gate)
+    flat = Conv<group=18, pads=[1,0,1,0]>(grouped, E)
+    up = ConvTranspose<strides=[2,2], pads=[1,1,1,1], output_padding=[1,0]>(sampled, T, tb)
+"""
+CONVOLUTION_WEIGHTS = """
+    float[18,3,3,3] A, float[18] ab, float[5,18,5,2] B, float[18,18,1,1] C, float[18] cb, float[21,6,3,3] G,
+    float[21] gb, float[18,1,5,5] D, float[18] db, float[21,1,3,1] E, float[18,7,4,3] T, float[7] tb,
+    float zero = {0}, float six = {6}
+"""
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_convolutions_of_odd_sizes(compare: Compare, spec: str) -> None:
+    outputs = "float[2,5,h,w] left, float[2,18,h1,w1] sampled, float[2,18,h2,w2] gated, float[2,21,h3,w3] flat"
+    body = CONVOLUTIONS.replace("group=18, pads=[1,0,1,0]", "group=21, pads=[1,0,1,0]")
+    drawing = drawn(body, "float[2,3,19,15] x", f"{outputs}, float[2,7,h4,w4] up", CONVOLUTION_WEIGHTS)
+    built = compare(drawing, spec)
+    assert {"conv2d", "depthwise"} <= {kernel.template for kernel in built.kernels}
+    assert "Conv+Add+Clip" in {kernel.op for kernel in built.kernels}, "what follows is computed in registers"
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_products(compare: Compare, spec: str) -> None:
+    body = """
+        one = Gemm<transB=1, alpha=0.5, beta=2.0>(x, A, ab)
+        hidden = Relu(one)
+        many = MatMul(y, B)
+        odd = MatMul(many, C)
+        both = MatMul(many, other)
+    """
+    weights = "float[37,260] A, float[37] ab, float[33,12] B, float[12,70] C"
+    inputs = "float[1,260] x, float[3,5,33] y, float[3,12,4] other"
+    built = compare(drawn(body, inputs, "float[1,37] hidden, float[3,5,70] odd, float[3,5,4] both", weights), spec)
+    assert [kernel.template for kernel in built.kernels].count("gemm") == 3
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_pools(compare: Compare, spec: str) -> None:
+    body = """
+        most = MaxPool<kernel_shape=[3,2], strides=[2,2], pads=[1,0,1,1]>(x)
+        mean = AveragePool<kernel_shape=[3,3], strides=[2,1], pads=[1,1,1,1], ceil_mode=1>(x)
+        padded = AveragePool<kernel_shape=[2,2], pads=[1,1,0,0], count_include_pad=1>(x)
+        all = GlobalAveragePool(x)
+        top = GlobalMaxPool(x)
+        flat = ReduceMean<axes=[2,3], keepdims=0>(x)
+    """
+    outputs = ("most", "mean", "padded", "all", "top")
+    listed = ", ".join(f"float[2,6,{name}h,{name}w] {name}" for name in outputs)
+    compare(drawn(body, "float[2,6,13,11] x", f"{listed}, float[2,6] flat", ""), spec)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_elementwise_operators_and_movement(compare: Compare, spec: str) -> None:
+    body = """
+        c = Conv(x, W)
+        swish = HardSwish(c)
+        rounded = Round(x)
+        error = Erf(x)
+        logs = Softplus(x)
+        sharp = Tanh(error)
+        turned = Transpose<perm=[0,2,3,1]>(c)
+        joined = Concat<axis=1>(c, x, swish)
+        first, second = Split<axis=1>(joined)
+        stepped = Slice(second, starts, ends, axes, steps)
+        around = Pad(stepped, pads)
+        soft = Softmax<axis=-1>(turned)
+        best = ArgMax<axis=1>(around)
+        sizes = Resize<mode="linear", coordinate_transformation_mode="half_pixel">(x, , scales)
+        gathered = Gather<axis=2>(x, places)
+        summed = ReduceSum(x, last)
+        norm = LayerNormalization(turned, gamma)
+    """
+    outputs = """float[1,4,9,7] rounded, float[1,4,9,7] logs, float[1,4,9,7] sharp, float[1,h,w,8] soft,
+        int64[1,a,b,c1] best, float[1,4,i,j] sizes, float[1,4,2,7] gathered, float[1,4,9,1] summed,
+        float[1,9,7,8] norm, float[1,10,9,7] first"""
+    weights = """float[8,4,1,1] W, int64[1] starts = {0}, int64[1] ends = {9}, int64[1] axes = {2},
+        int64[1] steps = {2}, int64[8] pads = {0,1,0,0,0,0,2,1}, float[4] scales = {1,1,2,1.5},
+        int64[2] places = {5,1}, int64[1] last = {3}, float[8] gamma"""
+    compare(drawn(body, "float[1,4,9,7] x", outputs, weights), spec)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_integers_are_multiplied_as_what_they_stand_for(compare: Compare, spec: str) -> None:
+    body = """
+        q = QuantizeLinear(x, sx, zx)
+        d = DequantizeLinear(q, sx, zx)
+        w = DequantizeLinear<axis=0>(W, sw, zw)
+        c = Conv<pads=[1,1,1,1]>(d, w)
+        r = Relu(c)
+        qr = QuantizeLinear(r, sr, zx)
+        y = DequantizeLinear(qr, sr, zx)
+    """
+    weights = """float sx = {0.02}, uint8 zx = {7}, int8[6,3,3,3] W, float[6] sw = {0.25,0.5,0.125,0.25,0.5,0.25},
+        int8[6] zw = {0,0,0,0,0,0}, float sr = {4.0}"""
+    values = {"W": (graphs.np.arange(162) % 17 - 8).astype("int8").reshape(6, 3, 3, 3)} if False else {}
+    compare(drawn(body, "float[1,3,9,9] x", "float[1,6,9,9] y", weights, **values), spec)
+
+
+TILES = [
+    Tile(1, 1, (32, 1)),
+    Tile(4, 2, (8, 4)),
+    Tile(2, 1, (4, 2), slices=4),
+    Tile(8, 2, (8, 8), depth=4),
+    Tile(4, 1, (16, 4), depth=1),
+    Tile(2, 4, (64, 1), depth=2),
+]
+
+
+@pytest.mark.parametrize("tile", TILES, ids=str)
+def test_every_tile_computes_the_same(compare: Compare, tile: Tile, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows, columns and depths that no tile divides; few input channels, and blocks of them."""
+    monkeypatch.setattr(product, "best_tile", lambda shape, unit: tile)
+    body = """
+        a = Conv<pads=[1,1,1,1]>(x, A, ab)
+        b = Conv<strides=[2,2], pads=[0,1,1,0]>(a, B)
+        flat = Flatten(b)
+        y = Gemm(flat, C)
+    """
+    weights = "float[11,3,3,3] A, float[11] ab, float[6,11,3,2] B, float[180,9] C"
+    compare(drawn(body, "float[1,3,11,11] x", "float[1,9] y", weights), "jetson-xavier:gpu")
+
+
+def test_the_same_graph_gives_the_same_files(tmp_path: Path) -> None:
+    drawing = drawn("c = Conv(x, W) y = Relu(c)", "float[1,3,9,9] x", "float[1,8,7,7] y", "float[8,3,3,3] W")
+    contents = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        built = build(drawing, target.load("jetson-xavier:gpu"), tmp_path / name)
+        assert sorted(tmp_path.joinpath(name).iterdir()) == sorted(built.files), "nothing else is left behind"
+        contents.append({file.name: file.read_bytes() for file in built.files})
+    assert contents[0] == contents[1]
+    assert {"kernels.cl", "kernels.cu", "network.json", "weights.bin"} <= set(contents[0])
+
+
+def test_what_no_kernel_computes_is_refused(tmp_path: Path) -> None:
+    drawing = drawn("y = com.me.Twist(x)", "float[1,3] x", "float[1,3] y", "")
+    with pytest.raises(NncError, match="Twist"):
+        build(drawing, target.load("qcs605:gpu"), tmp_path)
+    assert list(tmp_path.iterdir()) == []
