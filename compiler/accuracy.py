@@ -1,7 +1,8 @@
 """Top-1 and top-5 accuracy of a graph or of a compiled library on labelled data."""
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
@@ -25,6 +26,8 @@ class Accuracy:
     top1: float
     top5: float
     count: int
+    loss: float = field(default=math.nan, compare=False)
+    """Mean cross-entropy in nats. It tells two networks apart on far fewer samples than shares do."""
 
 
 def evaluate(
@@ -40,16 +43,19 @@ def evaluate(
         raise NncError(f"{dataset.path}: has no labels, which the accuracy needs", "add 'labels' or a labels.csv")
     run, batch = _runner(model, batch)
     found: list[np.ndarray] = []
+    losses: list[np.ndarray] = []
     done = 0
     for inputs in dataset.batches(batch):
         count = len(next(iter(inputs.values())))
         scores = _scores(run({name: _filled(array, batch) for name, array in inputs.items()}), batch)
         found.append(ranks(scores[:count], labels[done : done + count], dataset))
+        losses.append(_losses(scores[:count], labels[done : done + count]))
         done += count
         if progress is not None:
             progress(done, len(dataset))
     rank = np.concatenate(found)
-    return Accuracy(float(np.mean(rank < 1)), float(np.mean(rank < 5)), len(rank))
+    loss = float(np.mean(np.concatenate(losses)))
+    return Accuracy(float(np.mean(rank < 1)), float(np.mean(rank < 5)), len(rank), loss)
 
 
 def runtime(graph: gs.Graph) -> str:
@@ -100,3 +106,18 @@ def ranks(scores: np.ndarray, labels: np.ndarray, dataset: Dataset) -> np.ndarra
     own = scores[np.arange(samples), labels][:, None]
     ahead = (scores > own) | ((scores == own) & (np.arange(classes) < labels[:, None]))
     return np.where(np.isnan(scores).any(axis=1), classes, ahead.sum(axis=1))
+
+
+#: The least probability that counts, so that one sample which a network is sure of doesn't decide a mean.
+_LEAST = 1e-6
+
+
+def _losses(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Cross-entropy by sample, of probabilities where the scores are such, otherwise of their softmax."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        scores = scores.astype(np.float64)
+        if not (scores.min() >= 0 and np.allclose(scores.sum(1), 1.0, atol=1e-3)):
+            scores = np.exp(scores - scores.max(1, keepdims=True))
+            scores /= scores.sum(1, keepdims=True)
+        own = scores[np.arange(len(scores)), labels]
+    return -np.log(np.maximum(np.nan_to_num(own), _LEAST))

@@ -45,6 +45,10 @@ class Budget(BaseModel):
     def share(self) -> float:
         return next(iter(self._given().values()))
 
+    def within(self, share: float) -> "Budget":
+        """What the budget asks of a network of which `share` is left already."""
+        return Budget.model_validate({self.metric: min(1.0, self.share / share)})
+
 
 #: How often the price of what costs are not the sum of is corrected, and the share of a budget that may be left.
 _ROUNDS = 8

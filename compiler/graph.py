@@ -19,7 +19,7 @@ from nnc.proto import OPSET, STANDARD_DOMAINS, constants, opset, split
 
 __all__ = [
     "OPSET", "Shapes", "constants", "copy", "first_reason", "from_model", "infer_node", "infer_shapes", "join", "load",
-    "opset", "save", "skeleton_with_inputs", "sort", "split", "to_model", "unique",
+    "opset", "restore", "save", "skeleton_with_inputs", "sort", "split", "to_model", "unique",
 ]  # fmt: skip
 
 
@@ -105,6 +105,11 @@ def copy(graph: gs.Graph) -> gs.Graph:
     )
     copied.metadata = proto.metadata(graph)
     return copied
+
+
+def restore(graph: gs.Graph, other: gs.Graph) -> None:
+    """Make `graph` what `other` is, whose nodes and tensors it takes over."""
+    graph.nodes, graph.inputs, graph.outputs = other.nodes, other.inputs, other.outputs
 
 
 def sort(graph: gs.Graph) -> None:

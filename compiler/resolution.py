@@ -2,20 +2,42 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from nnc import accuracy
 from nnc import graph as graphs
+from nnc.budget import Budget, Metric, Solution
+from nnc.digests import digest, graph_digest
 from nnc.errors import NncError
 from nnc.pattern import NoMatch
 from nnc.proto import is_standard
-from nnc.rewrite import replace_input
+from nnc.rewrite import Context, replace_input
 
 Size = tuple[int, int]
 
 #: Operators whose first input is an image: its height and width are behind N and C.
 _WINDOWED = ("Conv", "AveragePool", "MaxPool")
+
+#: Calibration samples on which the loss is measured.
+_SAMPLES = 512
+
+#: Sizes that are compared, and how far below a budget they go: a size that strides divide may lose less than one above.
+_MOST_OPTIONS = 20
+_BELOW = 0.9
+
+
+@dataclass(frozen=True)
+class Option:
+    """A size to compute on."""
+
+    size: Size
+    share: float
+    """Of the cost that is left."""
+    loss: float
+    """Cross-entropy on the calibration data, in nats."""
 
 
 def image(graph: gs.Graph) -> tuple[gs.Variable, tuple[int, int]]:
@@ -59,6 +81,60 @@ def smaller(graph: gs.Graph, start: float = 1.0) -> Iterator[Size]:
     first = min(height - 1, math.floor(start * height))
     for lines in range(first, smallest(graph)[0] - 1, -1):
         yield lines, round(width * lines / height)
+
+
+def costs(graph: gs.Graph, metric: Metric, start: float, context: Context) -> Iterator[tuple[Size, float]]:
+    """`smaller` sizes, and the shares of the graph's cost that are left with them. Raises NoMatch as `resized` does."""
+    whole = context.cost(graph, metric)
+    for each in smaller(graph, start):
+        yield each, context.cost(resized(graph, each), metric) / whole
+
+
+def instead(
+    graph: gs.Graph, compressed: gs.Graph, solution: Solution, budget: Budget, context: Context
+) -> Option | None:
+    """The size at which less is lost than by compressing within the budget alone, None where that loses least.
+
+    What the budget still asks for at a size is left to compression, whose loss is taken to grow with the error that
+    `solution` predicts. Needs labelled calibration data. Raises NoMatch as `resized` does.
+    """
+    whole = loss(graph, context)
+    lost = loss(compressed, context) - whole
+    if lost <= 0 or not solution.error:
+        return None
+    points = sorted((float(each["budget"]), float(each["error"])) for each in solution.points)
+    shares, errors = np.array([*points, (1.0, 0.0)]).T
+
+    def expected(option: Option) -> float:
+        rest = budget.share / option.share
+        error = float(np.interp(rest, shares, errors, left=np.inf)) if rest < 1 else 0.0
+        return option.loss - whole + lost * error / solution.error
+
+    best = min(_options(graph, budget, context), key=expected)
+    return best if expected(best) < lost else None
+
+
+def _options(graph: gs.Graph, budget: Budget, context: Context) -> list[Option]:
+    """Sizes that leave between all of the cost and a little less than the budget does."""
+    found = []
+    for size, share in costs(graph, budget.metric, 1.0, context):
+        found.append((size, share))
+        if share < _BELOW * budget.share:
+            break
+    picked = np.unique(np.linspace(0, len(found) - 1, _MOST_OPTIONS).round().astype(int))
+    options: list[Option] = []
+    for index in picked:
+        context.progress("compare sizes", len(options), len(picked))
+        size, share = found[index]
+        options.append(Option(size, share, loss(resized(graph, size), context)))
+    return options
+
+
+def loss(graph: gs.Graph, context: Context) -> float:
+    """Cross-entropy of the graph on labelled calibration data, in nats."""
+    key = digest(graph_digest(graph), context.data_key, str(context.seed))
+    data = context.calibration.subset(context.seed, _SAMPLES)
+    return context.once("loss", key, lambda: accuracy.evaluate(graph, data).loss)
 
 
 def resized(graph: gs.Graph, size: Size) -> gs.Graph:

@@ -1,12 +1,13 @@
 """compress: one budget for pruning and splitting together."""
 
 import math
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import onnx_graphsurgeon as gs
 from pydantic import Field
 
-from nnc import calibrate, channels, pruning, splitting
+from nnc import calibrate, channels, pruning, resolution, splitting
 from nnc import graph as graphs
 from nnc.budget import Budget, Solution
 from nnc.channels import Channels, Group
@@ -18,11 +19,12 @@ from nnc.passes.split_conv_spatial import SplitConvSpatial
 from nnc.passes.split_conv_svd import SplitConvSvd
 from nnc.passes.split_conv_tucker import SplitConvTucker
 from nnc.passes.split_gemm_svd import SplitGemmSvd
+from nnc.pattern import NoMatch
 from nnc.proto import is_standard
 from nnc.rewrite import Context, Effect, Pass, selected
 from nnc.splitting import Split
 
-Method = Literal["prune", "svd", "spatial", "tucker", "cp"]
+Method = Literal["prune", "svd", "spatial", "tucker", "cp", "resolution"]
 
 _SPLITS: dict[str, tuple[type[Split], ...]] = {
     "svd": (SplitConvSvd, SplitGemmSvd),
@@ -30,6 +32,9 @@ _SPLITS: dict[str, tuple[type[Split], ...]] = {
     "tucker": (SplitConvTucker,),
     "cp": (SplitConvCp,),
 }
+
+#: A share of the cost that nothing needs to be taken from.
+_NEARLY_ALL = 0.99
 
 
 class Compress(Pass):
@@ -39,6 +44,9 @@ class Compress(Pass):
       ->  Conv(Conv(Relu(Conv(x, U [40, C, 3, 3])), V' [24, 40, 3, 1]), V" [K, 24, 1, 3])
 
     For every group of channels a width is chosen, and for every layer whether to keep it or how to split it.
+
+    Where the calibration data have labels, the whole network may also compute on smaller images, as reduce-resolution
+    does, when less is lost in that way.
 
     Approximate. What each choice costs the outputs is measured once on calibration data and kept in the output folder,
     so that other budgets only solve the allocation anew; the errors of the choices are taken to add up, and the
@@ -55,7 +63,7 @@ class Compress(Pass):
 
     budget: Budget = Field(description="what to keep of the network")
     methods: tuple[Method, ...] = Field(
-        ("prune", "svd", "spatial", "tucker"), min_length=1, description="the ways to choose from"
+        ("prune", "svd", "spatial", "tucker", "resolution"), min_length=1, description="the ways to choose from"
     )
     round_to: int | None = Field(
         None, ge=1, description="widths and ranks are multiples of it; without it, of the target's"
@@ -65,19 +73,45 @@ class Compress(Pass):
 
     def run(self, graph: gs.Graph, context: Context) -> int:
         before = graphs.copy(graph)
+        plan = self._compress(graph, self.budget, context)
+        option = self._smaller(before, graph, plan.solution, context)
+        if option is None:
+            return _explain(before, graph, plan, context)
+        graphs.restore(graph, resolution.resized(before, option.size))
+        rest = self.budget.within(option.share)
+        if rest.share < _NEARLY_ALL:
+            return _explain(before, graph, self._compress(graph, rest, context), context)
+        self._announce(graph, context)
+        return _explain(before, graph, None, context)
+
+    def _compress(self, graph: gs.Graph, budget: Budget, context: Context) -> "_Plan":
+        """Prune and split within the budget."""
         samples = calibrate.samples(graph, context.calibration, context.seed)
         traced = channels.trace(graph)
         multiple = self.round_to or context.target.unit.channel_multiple
         groups = self._groups(graph, traced, multiple) if "prune" in self.methods else []
-        methods = [
-            split.model_validate({"budget": self.budget}) for name in self.methods for split in _SPLITS.get(name, ())
-        ]
+        methods = [split.model_validate({"budget": budget}) for name in self.methods for split in _SPLITS.get(name, ())]
         layers = self._layers(graph, methods, context)
-        network = Network(graph, traced, groups, layers, methods, multiple, self.budget, samples, context)
+        network = Network(graph, traced, groups, layers, methods, multiple, budget, samples, context)
         solution = network.solve()
-        self._announce(network, solution, context)
-        errors = network.compress(solution.state)
-        return _explain(before, graph, network, solution, errors, context)
+        self._announce(network.hollow(solution.state), context, solution)
+        return _Plan(network, solution, network.compress(solution.state))
+
+    def _smaller(
+        self, before: gs.Graph, compressed: gs.Graph, solution: Solution, context: Context
+    ) -> resolution.Option | None:
+        """The size to compute on where smaller images lose less than `compressed` does."""
+        if "resolution" not in self.methods or self.budget.metric == "params":
+            return None
+        try:
+            if (self.include, self.exclude) != (("*",), ()):
+                raise NoMatch("smaller images would change the layers that the recipe excludes")
+            if context.calibration.labels is None:
+                raise NoMatch("without labels the calibration data don't tell what smaller images lose")
+            return resolution.instead(before, compressed, solution, self.budget, context)
+        except NoMatch as reason:
+            context.skip(before.nodes[0], str(reason))
+            return None
 
     def _groups(self, graph: gs.Graph, traced: Channels, multiple: int) -> list[Group]:
         """The groups that may become narrower."""
@@ -107,31 +141,40 @@ class Compress(Pass):
                 chosen.append(layer)
         return chosen
 
-    def _announce(self, network: Network, solution: Solution, context: Context) -> None:
+    def _announce(self, after: gs.Graph, context: Context, solution: Solution | None = None) -> None:
         """Tell what the network will be like, and the trade-off."""
-        after = network.hollow(solution.state)
         figures, latency = measure(after), context.predict(after).latency_ms
-        error = math.sqrt(solution.error)
+        error = math.sqrt(solution.error) if solution else None
         context.predicted(macs=figures.macs, params=figures.params, latency_ms=latency, error=error)
         metric = "latency_ms" if self.budget.metric == "latency" else self.budget.metric
-        context.curve(metric, [{**each, "error": math.sqrt(each["error"])} for each in solution.points])
+        points = solution.points if solution else []
+        context.curve(metric, [{**each, "error": math.sqrt(each["error"])} for each in points])
 
 
-def _explain(
-    before: gs.Graph, after: gs.Graph, network: Network, solution: Solution, errors: dict[str, float], context: Context
-) -> int:
+@dataclass(frozen=True)
+class _Plan:
+    """What was pruned and split."""
+
+    network: Network
+    solution: Solution
+    errors: dict[str, float]
+    """By layer, the share of its output's energy that is lost."""
+
+    def spelled(self, old: gs.Node) -> str:
+        """The chain in place of a layer."""
+        choice, layer = self.network.split(self.solution.state)[old.name], Layer(old)
+        return self.network.methods[choice.method].spelled(splitting.group_shape(layer), choice.rank)
+
+
+def _explain(before: gs.Graph, after: gs.Graph, plan: _Plan | None, context: Context) -> int:
     """Tell what became of every layer; returns how many changed."""
-    last, splits, changed = {node.outputs[0].name: node for node in after.nodes}, network.split(solution.state), 0
+    last, changed = {node.outputs[0].name: node for node in after.nodes}, 0
     for old in before.nodes:
         new = last.get(old.outputs[0].name)
         if not macs(old) or new is None:
             continue
-        chain = splitting.chain_nodes(new, old.inputs[0].name)
-        choices = [_narrowed(old, new)]
-        if len(chain) > 1:
-            choice = splits[old.name]
-            layer = Layer(old)
-            choices.append(network.methods[choice.method].spelled(splitting.group_shape(layer), choice.rank))
+        chain = [each for each in splitting.chain_nodes(new, old.inputs[0].name) if macs(each)]
+        choices = [_narrowed(old, new), plan.spelled(old) if plan and len(chain) > 1 else "", _resized(old, new)]
         sizes = (sum(map(macs, chain)), sum(map(params, chain)))
         changed += sizes != (macs(old), params(old))
         context.decide(
@@ -139,12 +182,19 @@ def _explain(
             ", ".join(filter(None, choices)) or ("keep" if sizes[0] == macs(old) else "reads fewer channels"),
             macs=(macs(old), sizes[0]),
             params=(params(old), sizes[1]),
-            error=math.sqrt(errors[old.name]) if old.name in errors else None,
+            error=math.sqrt(plan.errors[old.name]) if plan and old.name in plan.errors else None,
         )
     return changed
 
 
 def _narrowed(old: gs.Node, new: gs.Node) -> str:
     """The channels that are left of a layer's output, or nothing where all are."""
-    pairs = zip(old.outputs[0].shape, new.outputs[0].shape, strict=True)
-    return next((f"{wide} -> {narrow} channels" for wide, narrow in pairs if wide != narrow), "")
+    axis = 1 if old.op in ("Conv", "ConvTranspose") else -1
+    wide, narrow = (node.outputs[0].shape[axis] for node in (old, new))
+    return f"{wide} -> {narrow} channels" if wide != narrow else ""
+
+
+def _resized(old: gs.Node, new: gs.Node) -> str:
+    """The height and width of a layer's output, or nothing where they are as they were."""
+    large, small = (node.outputs[0].shape[2:] for node in (old, new))
+    return " x ".join(map(str, small)) if large != small else ""

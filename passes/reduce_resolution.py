@@ -32,8 +32,8 @@ class ReduceResolution(Pass):
     image become global ones.
 
     Approximate. Within a budget, the size is the largest one; with calibration data, that of those just below it which
-    changes the outputs least: where strides don't divide a size, borders move. Declines where an output or a layer
-    depends on the size, as the first fully connected one of VGG does.
+    loses least on labels, or without labels changes the outputs least: where strides don't divide a size, borders move.
+    Declines where an output or a layer depends on the size, as the first fully connected one of VGG does.
 
     Reference: Howard et al., MobileNets: efficient convolutional neural networks for mobile vision applications, 2017,
     section 3.4 (resolution multiplier).
@@ -76,29 +76,30 @@ class ReduceResolution(Pass):
         return self.size
 
     def _within_budget(self, graph: gs.Graph, context: Context) -> Size:
-        """The largest size within the budget, or with calibration data the one near it that changes outputs least."""
+        """The largest size within the budget, or of those near it the one that calibration data tells is best."""
         assert self.budget is not None
-        within = list(islice(self._costs(graph, self.budget, context), _TRIED if context.calibration else 1))
+        within = list(islice(self._within(graph, self.budget, context), _TRIED if context.calibration else 1))
         if context.calibration is None:
             return within[0][0]
         points = []
         for index, (size, share) in enumerate(within):
             context.progress("compare sizes", index, len(within))
-            error = evidence.output_error(graph, resolution.resized(graph, size), context)
+            resized = resolution.resized(graph, size)
+            error = evidence.output_error(graph, resized, context)
             points.append({"budget": share, "error": math.inf if error is None else error})
-        best = min(range(len(points)), key=lambda index: points[index]["error"])
+            if context.calibration.labels is not None:
+                points[-1]["loss"] = resolution.loss(resized, context)
+        best = min(range(len(points)), key=lambda index: points[index].get("loss", points[index]["error"]))
         metric = "latency_ms" if self.budget.metric == "latency" else self.budget.metric
         context.curve(metric, [{**point, "chosen": index == best} for index, point in enumerate(points)])
         return within[best][0]
 
-    def _costs(self, graph: gs.Graph, budget: Budget, context: Context) -> Iterator[tuple[Size, float]]:
+    def _within(self, graph: gs.Graph, budget: Budget, context: Context) -> Iterator[tuple[Size, float]]:
         """Sizes that keep within the budget, in falling order, and the shares of the cost that are left with them."""
-        whole, least, found = context.cost(graph, budget.metric), 1.0, False
-        for size in resolution.smaller(graph, math.sqrt(budget.share) * _MARGIN):
-            share = context.cost(resolution.resized(graph, size), budget.metric) / whole
-            least = min(least, share)
+        least = 1.0
+        for size, share in resolution.costs(graph, budget.metric, math.sqrt(budget.share) * _MARGIN, context):
             if share <= budget.share:
-                found = True
                 yield size, share
-        if not found:
+            least = min(least, share)
+        if least > budget.share:
             raise unreachable(budget.share, least)

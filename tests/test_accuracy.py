@@ -138,3 +138,16 @@ def test_the_arithmetic_is_told() -> None:
     )
     assert runtime(graph).startswith("onnxruntime, its optimizations off")
     assert runtime(testing.graph("net (float[1, 2] x) => (float[1, 2] y) { y = Relu(x) }")) == "onnxruntime"
+
+
+@pytest.mark.parametrize("probabilities", [False, True])
+def test_loss_is_cross_entropy_of_scores_and_of_probabilities(tmp_path: Path, probabilities: bool) -> None:
+    scores = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]], np.float32)) + np.float32(3)
+    given = np.exp(scores - 3) if probabilities else scores
+
+    def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"y": given[[int(inputs["x"].flat[0] > 0)]]}
+
+    np.savez(tmp_path / "two.npz", x=np.array([[0], [1]], np.float32), labels=np.array([0, 1]))
+    data = Dataset.open(tmp_path / "two.npz", None, [gs.Variable("x", np.dtype(np.float32), [1, 1])])
+    assert evaluate(run, data).loss == pytest.approx(-(np.log(0.5) + np.log(0.2)) / 2, rel=1e-4)

@@ -13,7 +13,8 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -85,30 +86,40 @@ def resnet56(shop: Workshop) -> Iterator[Row]:
     for model in samples("cifar10_resnet56"):
         data = {"calibration": DATA / "cifar10/calibration.npz", "test": DATA / "cifar10/test.npz"}
         for share, least in ((0.7, 0.93), (0.5, 0.91)):
-            reach = (f">= {least:.1%}", lambda _, after, least=least: after >= least)
-            yield from methods(shop, model, share, data, reach, "split-conv-spatial")
+            yield accuracy(shop, model, "compress", compress(share), share, data, least)
+            yield from others(shop, model, share, data, "split-conv-spatial")
         yield accuracy(shop, model, "compress", compress(0.35), 0.35, data)
         return
     yield Row("resnet56", ">= 93.0%, >= 91.0%", f"left out: no data folder {DATA}", None)
 
 
 def mobilenet_v2(shop: Workshop) -> Iterator[Row]:
-    """MobileNetV2 on ImageNet: the drop, calibrated on one half of the sample and tested on the other."""
+    """MobileNetV2 on ImageNet: the drop, calibrated on one half of the sample and tested on the other, both ways.
+
+    Of 250 images a network gets some more right than another by chance, so that the mean of both ways counts.
+    """
     for model in samples("imagenet_mobilenet_v2_1.0_224"):
-        reach = ("drop <= 3 points", lambda before, after: before - after <= 0.03)
-        yield from methods(shop, model, 0.8, halves(shop.folder), reach, "split-conv-svd")
+        halves = [{"calibration": one, "test": other} for one, other in permutations(drawn_halves(shop.folder))]
+        found = [reached(shop, model, compress(0.8), data) for data in halves]
+        for each, half in zip(found, ("one", "the other"), strict=True):
+            yield Row(f"{model.stem} at 80%: compress, tested on {half} half", "", str(each), None)
+        drop = float(np.mean([each.before - each.after for each in found]))
+        kept = drop <= 0.03 and all(each.left <= NEAR * 0.8 for each in found)
+        yield Row(
+            f"{model.stem} at 80%: compress, mean of both", "drop <= 3 points", f"a drop of {100 * drop:.1f}", kept
+        )
+        yield from others(shop, model, 0.8, halves[0], "split-conv-svd")
         return
     yield Row("mobilenet_v2", "drop <= 3 points", f"left out: no data folder {DATA}", None)
 
 
-@cache
-def halves(folder: Path) -> dict[str, Path]:
+def drawn_halves(folder: Path) -> list[Path]:
     """Two folders with one half each of the sample of ImageNet, drawn at random."""
     with (DATA / "imagenet_sample/labels.csv").open(newline="") as file:
         rows = [{"file": row["file"], "label": row["label"]} for row in csv.DictReader(file)]
     order = np.random.default_rng(SEED).permutation(len(rows))
-    made = {"calibration": folder / "calibration", "test": folder / "test"}
-    for half, indices in zip(made.values(), np.array_split(order, 2), strict=True):
+    made = [folder / "half", folder / "other-half"]
+    for half, indices in zip(made, np.array_split(order, 2), strict=True):
         half.mkdir()
         (half / "images").symlink_to((DATA / "imagenet_sample/images").resolve())
         with (half / "labels.csv").open("w", newline="") as file:
@@ -118,23 +129,17 @@ def halves(folder: Path) -> dict[str, Path]:
     return made
 
 
-Reach = tuple[str, Callable[[float, float], bool]]  # what is promised, and whether top-1 before and after keep it
-
-
 def compress(share: float) -> Pass:
     return {"name": "compress", "budget": {"macs": share}, "round_to": 1}
 
 
-def methods(
-    shop: Workshop, model: Path, share: float, data: Mapping[str, Path], reach: Reach, split: str
-) -> Iterator[Row]:
-    """A network within a budget of MACs: compress, its parts alone, and those without data."""
+def others(shop: Workshop, model: Path, share: float, data: Mapping[str, Path], split: str) -> Iterator[Row]:
+    """A network within a budget of MACs: the parts of compress alone, and those without data."""
     budget = {"macs": share}
     prune: Pass = {"name": "prune-channels", "budget": budget, "round_to": 1}
     plain: Pass = {**prune, "importance": "l2"}
     alone: Pass = {"name": split, "budget": budget, "when": "always"}
     test = {"test": data["test"]}
-    yield accuracy(shop, model, "compress", compress(share), share, data, reach)
     yield accuracy(shop, model, "prune-channels", prune, share, data)
     yield accuracy(shop, model, split, alone, share, data)
     yield accuracy(shop, model, "plain magnitude pruning", plain, share, test, exact=False)
@@ -143,23 +148,40 @@ def methods(
 
 def accuracy(
     shop: Workshop, model: Path, what: str, pass_: Pass, share: float, data: Mapping[str, Path],
-    reach: Reach | None = None, exact: bool = True,
+    least: float | None = None, exact: bool = True,
 ) -> Row:  # fmt: skip
-    """Top-1 before and after a pass that compresses, the share of the MACs that is left, and seconds.
+    """What a pass that compresses reached; `least` is the top-1 that it must keep."""
+    name, wanted = f"{model.stem} at {share:.0%} of the MACs: {what}", "" if least is None else f">= {least:.1%}"
+    try:
+        found = reached(shop, model, pass_, data, exact)
+    except Refused as refused:
+        return Row(name, wanted, complaint(refused), None if least is None else False)
+    kept = None if least is None else found.after >= least and found.left <= NEAR * share
+    return Row(name, wanted, str(found), kept)
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Top-1 before and after, the share of the MACs that is left, and seconds."""
+
+    before: float
+    after: float
+    left: float
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.before:.1%} -> {self.after:.1%}, {self.left:.1%} of the MACs, {self.seconds:.0f} s"
+
+
+def reached(shop: Workshop, model: Path, pass_: Pass, data: Mapping[str, Path], exact: bool = True) -> Reached:
+    """What a pass does to a network.
 
     `exact`: all exact passes go before it. Magnitudes tell more of weights into which BatchNormalization is not folded.
     """
-    name, wanted = f"{model.stem} at {share:.0%} of the MACs: {what}", reach[0] if reach else ""
     before_it: list[Pass] = [{"name": each.name} for each in GRAPH_PASSES if exact]
-    try:
-        report, seconds = compiled(shop, model, [*before_it, pass_], data, facts(model))
-    except Refused as refused:
-        return Row(name, wanted, complaint(refused), False if reach else None)
+    report, seconds = compiled(shop, model, [*before_it, pass_], data, facts(model))
     before, after = report["before"], report["after"]
-    left = after["macs"] / before["macs"]
-    measured = f"{before['accuracy']:.1%} -> {after['accuracy']:.1%}, {left:.1%} of the MACs, {seconds:.0f} s"
-    kept = reach and reach[1](before["accuracy"], after["accuracy"]) and left <= NEAR * share
-    return Row(name, wanted, measured, kept)
+    return Reached(before["accuracy"], after["accuracy"], after["macs"] / before["macs"], seconds)
 
 
 def complaint(refused: Refused) -> str:

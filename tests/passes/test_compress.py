@@ -18,6 +18,7 @@ from nnc.errors import NncError
 from nnc.passes.compress import Compress
 from nnc.passes.fold_batchnorm import FoldBatchNorm
 from nnc.passes.prune_channels import PruneChannels
+from nnc.session import Session
 
 
 @pytest.fixture(scope="module")
@@ -83,28 +84,81 @@ def test_decisions_add_up_to_what_the_graph_is(network: Any) -> None:
     assert len(changed) >= row.changed > 0
 
 
-class Counting(dict):
-    """A store that counts what is computed."""
-
-    computed = 0
+class Keeping(dict):
+    """A store that keeps what is computed."""
 
     def once(self, name: str, key: str, compute: Any) -> Any:
         if (name, key) not in self:
-            self.computed += 1
             self[name, key] = json.loads(json.dumps(compute()))
         return self[name, key]
 
 
+def measured(store: Keeping) -> int:
+    """How often a network was measured."""
+    return sum(name == "compress" for name, _ in store)
+
+
 def test_other_budgets_use_the_measurements_again(network: Any) -> None:
-    store = Counting()
+    store = Keeping()
     first, _ = run(Compress(budget=Budget(macs=0.7), round_to=1), network, store=store)
     again, _ = run(Compress(budget=Budget(macs=0.5), round_to=1), network, store=store)
-    assert store.computed == 1
+    assert measured(store) == 1
     fresh, _ = run(Compress(budget=Budget(macs=0.5), round_to=1), network)
     assert graphs.to_model(again).SerializeToString() == graphs.to_model(fresh).SerializeToString()
     assert measure.measure(again).macs < measure.measure(first).macs
     run(Compress(budget=Budget(macs=0.5), methods=("spatial",), round_to=1), network, store=store)
-    assert store.computed == 2
+    assert measured(store) == 2
+
+
+COLOURS = """
+net (float[1, 3, 32, 32] x) => (float[1, 3] y)
+<float[12, 3, 3, 3] W, float[12, 12, 3, 3] U, float[3, 12] V>
+{
+    c = Conv<pads = [1, 1, 1, 1], strides = [2, 2]>(x, W)
+    r = Relu(c)
+    d = Conv<pads = [1, 1, 1, 1]>(r, U)
+    s = Relu(d)
+    p = GlobalAveragePool(s)
+    f = Flatten(p)
+    y = Gemm<transB = 1>(f, V)
+}
+"""
+
+
+def colours(folder: Path, labels: bool) -> tuple[gs.Graph, Dataset, None]:
+    """A network that tells the colours of images that have one colour each: no pixel but one is needed."""
+    graph = testing.graph(COLOURS)
+    images = np.random.default_rng(0).standard_normal((48, 3, 1, 1)).astype(np.float32) * np.ones((32, 32), np.float32)
+    scores = np.concatenate([Session(graph).run({"x": each[None]})["y"] for each in images])
+    arrays = {"x": images} | ({"labels": scores.argmax(1)} if labels else {})
+    np.savez(folder / "colours.npz", **arrays)
+    return graph, Dataset.open(folder / "colours.npz", None, graph.inputs), None
+
+
+def test_images_become_smaller_where_labels_tell_that_less_is_lost(tmp_path: Path) -> None:
+    network = colours(tmp_path, labels=True)
+    after, row = run(Compress(budget=Budget(macs=0.5), round_to=1), network)
+    assert next(node for node in after.nodes if node.op == "Resize").outputs[0].shape[2] < 32
+    assert measure.measure(after).macs <= 0.5 * measure.measure(network[0]).macs
+    assert any(" x " in each["choice"] for each in row.decisions)
+    assert sum(each["macs"][1] for each in row.decisions) == measure.measure(after).macs
+    assert row.predicted["macs"]["predicted"] == row.predicted["macs"]["reached"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "fields", "reason"),
+    [
+        (False, {}, "without labels the calibration data don't tell what smaller images lose"),
+        (True, {"exclude": ("nothing",)}, "smaller images would change the layers that the recipe excludes"),
+        (True, {"methods": ("prune",)}, None),
+    ],
+)
+def test_images_keep_their_size(tmp_path: Path, labels: bool, fields: dict, reason: str | None) -> None:
+    after, row = run(Compress(budget=Budget(macs=0.5), round_to=1, **fields), colours(tmp_path, labels))
+    assert all(node.op != "Resize" for node in after.nodes)
+    assert [each["reason"] for each in row.skipped if "smaller images" in each["reason"]] == (
+        [reason] if reason else []
+    )
 
 
 @pytest.mark.parametrize("methods", [("prune",), ("svd",), ("tucker",), ("cp",)])
