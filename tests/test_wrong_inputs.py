@@ -185,8 +185,8 @@ RECIPES = [
         "write budget = { drop = 0.005 }",
     ),
     (
-        f"{INSERT}budget = {{ drop = 2 }}",
-        "recipe.toml: pass 1 (insert-qdq): 'budget.drop' must be a number of at least 0 and below 1, not 2",
+        f"{INSERT}budget = {{ drop = -0.5 }}",
+        "recipe.toml: pass 1 (insert-qdq): 'budget.drop' must be a number of at least 0 and below 1, not -0.5",
         None,
     ),
     (
