@@ -307,6 +307,33 @@ def inspect(
 
 
 @app.command()
+def validate(
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="A CSV file of measured latencies, one per row.")],
+    target: Annotated[
+        str | None, typer.Option("--target", "-t", metavar="T", help="Only the rows of its chip, by its own figures.")
+    ] = None,
+    models: Annotated[
+        Path | None, typer.Option("--models", metavar="DIR", help="Where MODEL_ID.onnx is; else reference networks.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw predictions over measurements, as SVG.")
+    ] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Compare predicted latencies with a table of measured ones."""
+    from nnc import console, validation, wire
+    from nnc.validation import listing, scatter
+
+    with console.progress(quiet) as progress:
+        found = validation.validate(table, target, models, progress)
+    if plot is not None:
+        with wire.replacing(plot) as file:
+            file.write(scatter.svg(found["rows"]).encode())
+    _print_json(found) if as_json else listing.show(found)
+
+
+@app.command()
 def network(
     name: Annotated[
         str, typer.Argument(metavar="NAME", help="Such as resnet50 or mobilenet_v1_0.25_128; 'list' shows all of them.")

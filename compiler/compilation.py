@@ -257,6 +257,7 @@ def _report(
         "passes": [asdict(row) for row in rows],
         "layers": [asdict(layer) for layer in predicted.layers],
         "latency_source": "analytic",
+        "latency_error": predicted.error,
         "accuracy_samples": len(context.test) if context.test is not None else 0,
         "remarks": report.remarks(predicted, job.target),
     }

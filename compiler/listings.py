@@ -71,8 +71,20 @@ def _unit(unit: Row) -> Iterable[tuple[str, object]]:
     yield "vectors", f"{unit['vector_registers']} registers of {unit['vector_bits']} bits"
     yield "channels", f"in multiples of {unit['channel_multiple']}"
     yield "int8 dot product", "yes" if unit["int8_dot"] else "no"
-    yield "one kernel", f"{unit['dispatch_us']:g} us to start, {unit['fork_join_us']:g} us to spread over the threads"
+    yield "predicted as", unit["profile"] or "the file says"
+    for dtype, shares in unit["efficiency"].items():
+        yield f"  {dtype}", _efficiency(shares)
     yield "code", " ".join(f"{key}={_joined(value)}" for key, value in unit["tvm"].items() if key != "host")
+
+
+def _efficiency(shares: Row) -> str:
+    """The shares of the peak, what a kernel costs to start, and how far off predictions are."""
+    classes = ("winograd", "conv", "pointwise", "grouped", "depthwise")
+    parts = [", ".join(f"{name} {shares[name]:.2g}" for name in classes) + " of the peak"]
+    parts.append(f"{shares['kernel_us']:.2g} us per kernel")
+    if shares["error"] is not None:
+        parts.append(f"{units.percent(shares['error'])} off on other chips")
+    return "; ".join(parts)
 
 
 def _joined(cell: object) -> str:

@@ -11,19 +11,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
-from nnc import host, toml
+from nnc import efficiency, host, toml
+from nnc.efficiency import Efficiency
 from nnc.errors import NncError
+from nnc.toml import Table
 
 Dtype = Literal["float32", "float16", "int8"]
 
@@ -33,16 +26,11 @@ ARCHITECTURES = ("aarch64", "x86_64")
 #: Languages of GPU kernels that it generates, by TVM's name.
 GPU_LANGUAGES = ("cuda", "opencl")
 
+#: Files of targets/ that describe no chip: the fitted profiles, and the figures of cores.
+_NO_CHIPS = (efficiency.FILE, "cores.toml")
+
 Share = Annotated[float, Field(gt=0, le=1)]
-# Winograd does fewer multiplications than are counted, so that a convolution can pass the peak.
-Efficiency = Annotated[float, Field(gt=0, le=2.5)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
-
-
-class Table(BaseModel):
-    """A table of a target file: no unknown keys, no conversions, no changes after reading."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class Scheme(Table):
@@ -60,15 +48,6 @@ class Quantization(Table):
     activations: Scheme
 
 
-class OpEfficiency(Table):
-    """Share of the peak that generated code reaches, by class of operator (the simulator's coefficients)."""
-
-    conv: Efficiency
-    pointwise: Efficiency
-    depthwise: Efficiency
-    gemm: Efficiency
-
-
 class Cluster(Table):
     """Identical cores: of a CPU, the multiprocessors of a GPU, the vector contexts of a DSP."""
 
@@ -78,6 +57,8 @@ class Cluster(Table):
     clock_ghz: PositiveFloat
     macs_per_cycle: dict[Dtype, PositiveFloat]
     """Multiply-accumulates of one core in one cycle, at peak."""
+    issue_width: PositiveInt | None = None
+    """Instructions that one core starts in a cycle; without it, enough."""
     l1d_bytes: PositiveInt
     l2_bytes: PositiveInt
     l2_shared_by: PositiveInt = 1
@@ -110,15 +91,22 @@ class Unit(Table):
     l3_bytes: Annotated[int, Field(ge=0)] = 0
     """Last cache level, shared by all cores; 0 where there is none."""
     l3_gbps: PositiveFloat | None = None
-    dispatch_us: NonNegativeFloat
-    """Microseconds to start one kernel."""
-    fork_join_us: NonNegativeFloat = 0.0
-    """Microseconds to spread one kernel over the threads and wait for them."""
-    network_us: NonNegativeFloat = 0.0
-    """Microseconds per inference to reach the unit and come back."""
-    serial_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of a kernel's work that does not spread over the cores (Amdahl)."""
-    efficiency: dict[Dtype, OpEfficiency]
+    profile: str | None = None
+    """The engine whose measured code predictions assume, of targets/profiles.toml."""
+    efficiency: dict[Dtype, Efficiency]
+    """How well that code uses the unit: the profile's, unless the file has coefficients of its own."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_profile(cls, table: Any) -> Any:
+        match table:
+            case {"profile": str() as name, "dtypes": list() as dtypes}:
+                fitted = {key: value for key, value in efficiency.profile(name).items() if key in dtypes}
+                own = table.get("efficiency", {})
+                return table | {"efficiency": fitted | own if isinstance(own, dict) else own}
+            case dict() if not {"profile", "efficiency"} & set(table):
+                raise ValueError("it needs a 'profile', such as \"arm/ncnn\", or an 'efficiency' of its own")
+        return table
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
@@ -194,6 +182,8 @@ class Chip(Table):
     description: str
     detect: Literal["host"] | None = None
     """"host": figures that the first unit leaves out are read from the machine that nnc runs on."""
+    chips: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """What tables of measurements call the chip."""
     idle_watts: PositiveFloat | None = None
     dram: Memory
     units: Annotated[tuple[Unit, ...], Field(alias="unit", strict=False, min_length=1)]
@@ -228,6 +218,8 @@ class Target(Table):
     modes: tuple[str, ...]
     dram: Memory
     idle_watts: float | None
+    chips: tuple[str, ...] = ()
+    """What tables of measurements call the chip."""
 
     @property
     def spec(self) -> str:
@@ -257,7 +249,8 @@ Named = TypeVar("Named", Unit, Mode)
 
 def names() -> list[str]:
     """The targets that nnc ships, in alphabetical order."""
-    return sorted(file.name.removesuffix(".toml") for file in _shipped() if file.name.endswith(".toml"))
+    files = {file.name for file in _shipped() if file.name.endswith(".toml")}
+    return sorted(name.removesuffix(".toml") for name in files.difference(_NO_CHIPS))
 
 
 def load(spec: str) -> Target:
@@ -287,6 +280,7 @@ def load(spec: str) -> Target:
         modes=tuple(each.name for each in chip.modes),
         dram=chip.dram.model_copy(update={"gbps": mode.dram_gbps}) if mode else chip.dram,
         idle_watts=chip.idle_watts,
+        chips=chip.chips,
     )
 
 

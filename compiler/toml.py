@@ -8,10 +8,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from nnc.errors import NncError
+
+
+class Table(BaseModel):
+    """A table of a file: no unknown keys, no conversions, no changes after reading."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 def read(path: Path) -> str:

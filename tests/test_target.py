@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nnc import target, toml
+from nnc import efficiency, target, toml
 from nnc.errors import NncError
 
 SHIPPED = Path(target.__file__).parents[1] / "targets"
@@ -33,10 +33,8 @@ channel_multiple = 4
 vector_bits = 128
 vector_registers = 32
 threads = 3
-dispatch_us = 5.0
 tvm = { kind = "llvm", mtriple = "aarch64-linux-gnu", mcpu = "cortex-a72" }
-efficiency.float32 = { conv = 1.0, pointwise = 0.8, depthwise = 0.3, gemm = 0.7 }
-efficiency.int8 = { conv = 1.0, pointwise = 0.8, depthwise = 0.3, gemm = 0.7 }
+profile = "arm/ncnn"
 
 [unit.quantization]
 weights = { dtype = "int8", granularity = "per-channel", symmetric = true }
@@ -93,6 +91,8 @@ def test_a_chip_without_the_dot_product_says_so_to_llvm(name: str) -> None:
 
 def test_every_figure_of_a_shipped_target_says_where_it_is_from() -> None:
     for file in sorted(SHIPPED.glob("*.toml")):
+        if file.name == efficiency.FILE:  # which a program writes, and says so on top
+            continue
         units, _, _ = file.read_text().partition("# --- Power modes")  # whose one source stands above them
         for paragraph in units.split("\n\n"):
             commented = False  # a comment covers the figures that follow it in its paragraph
@@ -135,7 +135,7 @@ def test_xavier_10w_has_two_cores_and_half_the_gpu() -> None:
 
 def test_a_host_target_can_overrule_what_is_detected(tmp_path: Path) -> None:
     mine = tmp_path / "mine.toml"
-    mine.write_text((SHIPPED / "x86.toml").read_text().replace("dispatch_us", "channel_multiple = 8\ndispatch_us"))
+    mine.write_text((SHIPPED / "x86.toml").read_text().replace("profile", "channel_multiple = 8\nprofile"))
     assert target.load(str(mine)).unit.channel_multiple == 8
     assert target.load(str(mine)).unit.clusters == target.load("x86").unit.clusters
 
@@ -195,7 +195,7 @@ FILES = [
     (
         'dtypes = ["float32", "int8"]',
         'dtypes = ["float32"]',
-        "unit 1 (cpu): efficiency has float32, int8, but dtypes has float32",
+        "unit 1 (cpu): cluster 'big': macs_per_cycle has float32, int8, but dtypes has float32",
     ),
     (
         "macs_per_cycle = { float32 = 4.0, int8 = 4.0 }",
@@ -226,7 +226,25 @@ FILES = [
     ('mcpu = "cortex-a72"', "mcpu = 72", "unit 1 (cpu): 'mcpu' of 'tvm' must be a string"),
     ('mcpu = "cortex-a72"', 'mattr = "+sve"', "unit 1 (cpu): 'mattr' of 'tvm' must be an array of strings"),
     ("symmetric = true", "symmetric = 1", "unit 1 (cpu): quantization: weights: 'symmetric' must be a boolean, not 1"),
-    ("dispatch_us = 5.0", "dispatch_us = 5.0\nl3_bytes = 1024", "unit 1 (cpu): 'l3_bytes' needs 'l3_gbps'"),
+    ("threads = 3", "threads = 3\nl3_bytes = 1024", "unit 1 (cpu): 'l3_bytes' needs 'l3_gbps'"),
+    ('profile = "arm/ncnn"', "", "unit 1 (cpu): it needs a 'profile', such as \"arm/ncnn\", or "),
+    ('profile = "arm/ncnn"', 'profile = "arm/nccn"', "unit 1 (cpu): no profile 'arm/nccn': did you mean 'arm/ncnn'?"),
+    (
+        'profile = "arm/ncnn"',
+        'profile = "arm/ncnn"\nefficiency = 3',
+        "unit 1 (cpu): 'efficiency' must be a table, not 3",
+    ),
+    ('profile = "arm/ncnn"', "profile = 3", "unit 1 (cpu): 'profile' must be a string, not 3"),
+    (
+        'profile = "arm/ncnn"',
+        'profile = "arm/ncnn"\nefficiency.float32 = { conv = 0.8 }',
+        "unit 1 (cpu): efficiency: float32: 'winograd' is missing",
+    ),
+    (
+        'profile = "arm/ncnn"',
+        'profile = "arm/ncnn"\nefficiency.float16 = { conv = 0.8 }',
+        "unit 1 (cpu): efficiency: float16: 'winograd' is missing",
+    ),
     ('name = "slow"', 'name = "full"', "two modes are called 'full'"),
     (
         "unit.cpu.big = { count = 2",
@@ -283,7 +301,7 @@ def changed(table: dict[str, Any], path: Path_, value: object) -> str:
 def test_every_figure_is_checked(name: str) -> None:
     table = toml.parse(toml.read(SHIPPED / f"{name}.toml"), name)
     found = list(figures(table))
-    assert len(found) > 10
+    assert found
     for path in found:
         for value in (-1.0, "12"):
             with pytest.raises(NncError, match=rf"^board: .*'{path[-1]}' must be .*, not (-1.0|the string '12')$"):

@@ -751,10 +751,10 @@ BOARDS = [
         None,
     ),
     (
-        "dispatch_us = 5.0",
-        "dispatch_ms = 5.0",
-        "./board.toml: unit 1 (cpu): unknown key 'dispatch_ms'",
-        "did you mean 'dispatch_us'?",
+        "issue_width = 3 ",
+        "issue_widht = 3 ",
+        "./board.toml: unit 1 (cpu): cluster 1 (gold): unknown key 'issue_widht'",
+        "did you mean 'issue_width'?",
     ),
     ('kind = "llvm"', 'kind = "gcc"', "./board.toml: unit 1 (cpu): 'tvm' of a cpu must be of kind 'llvm'", None),
     (

@@ -85,15 +85,18 @@ def improved(machine: Target, figure: str, factor: float) -> Target:
             value = getattr(machine.unit, figure)
             unit = machine.unit.model_copy(update={figure: value and value * factor})
             return machine.model_copy(update={"unit": unit})
-        case "dispatch_us" | "fork_join_us" | "network_us":
-            unit = machine.unit.model_copy(update={figure: getattr(machine.unit, figure) / factor})
-            return machine.model_copy(update={"unit": unit})
+        case "kernel_us" | "sync_us" | "network_us":
+            better = {
+                dtype: each.model_copy(update={figure: getattr(each, figure) / factor})
+                for dtype, each in machine.unit.efficiency.items()
+            }
+            return machine.model_copy(update={"unit": machine.unit.model_copy(update={"efficiency": better})})
     return with_cluster(machine, figure, factor)
 
 
 FIGURES = [
-    "clock_ghz", "macs_per_cycle", "l2_bytes", "l2_bytes_per_cycle", "l3_bytes", "l3_gbps", "dram", "dispatch_us",
-    "fork_join_us", "network_us",
+    "clock_ghz", "macs_per_cycle", "l2_bytes", "l2_bytes_per_cycle", "l3_bytes", "l3_gbps", "dram", "kernel_us",
+    "sync_us", "network_us",
 ]  # fmt: skip
 
 

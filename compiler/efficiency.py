@@ -1,0 +1,91 @@
+"""How well an engine's code uses a machine: the coefficients of the roofline, fitted on published measurements.
+
+Coefficients belong to an engine on a family of units ("arm/ncnn") and to a type of arithmetic. `targets/profiles.toml`
+holds those that `python -m nnc.simulation.fit` found; a unit of a target names a profile or has its own.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from typing import Annotated, Any
+
+from pydantic import Field, NonNegativeFloat
+
+from nnc import toml
+
+#: The file of profiles, in targets/.
+FILE = "profiles.toml"
+
+# Winograd does fewer multiplications than are counted, so that a convolution can pass the peak.
+Share = Annotated[float, Field(gt=0, le=5)]
+
+
+class Efficiency(toml.Table):
+    """The coefficients of `nnc.simulation.roofline`."""
+
+    winograd: Share
+    """Share of the peak in 3x3 convolutions of stride 1."""
+    conv: Share
+    """In other convolutions that sum over channels and places."""
+    pointwise: Share
+    """In 1x1 convolutions and matrix products."""
+    grouped: Share
+    """In convolutions of several groups of more than one channel."""
+    depthwise: Share
+    narrow: NonNegativeFloat
+    """Products per output value at which half of the share is reached."""
+    occupancy: NonNegativeFloat
+    """Outputs per lane at which half of the share is reached."""
+    issue: Annotated[float, Field(ge=0, le=1)]
+    """Exponent of the instructions that a core issues per multiplication."""
+    element: NonNegativeFloat
+    """Multiplications in whose time a value is read or written, besides what the caches take."""
+    cache: Share
+    """Share of the bandwidth of the caches."""
+    dram: Share
+    """Share of what streaming code sees of the memory."""
+    alone: Share
+    """Share of what one core can draw from the memory."""
+    serial: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the work that does not spread over the cores (Amdahl)."""
+    kernel_us: NonNegativeFloat
+    """Microseconds to start one kernel."""
+    regroup: Annotated[float, Field(ge=0, le=1)]
+    """Share of the groups of a convolution that are started one after the other."""
+    sync_us: NonNegativeFloat
+    """Microseconds to spread a kernel over the threads and wait for them, for every doubling of the threads."""
+    network_us: NonNegativeFloat
+    """Microseconds per inference to reach the unit and come back."""
+    error: Annotated[float, Field(ge=0)] | None = None
+    """Mean relative error of predictions for chips that were left out of the fit."""
+
+
+def names() -> list[str]:
+    """The profiles that nnc ships."""
+    return sorted({profile["name"] for profile in _profiles()})
+
+
+def profile(name: str) -> dict[str, dict[str, float]]:
+    """By dtype, the coefficients of a profile; of all dtypes, those of the nearest one where there is no fit.
+
+    Raises ValueError for a name that is none.
+    """
+    found = {each["dtype"]: each["efficiency"] for each in _profiles() if each["name"] == name}
+    if not found:
+        near = toml.nearest(name, names()) or f"there are {', '.join(names())}"
+        raise ValueError(f"no profile '{name}': {near}")
+    return {dtype: found.get(dtype) or _nearest(found) for dtype in ("float32", "float16", "int8")}
+
+
+def _nearest(found: Mapping[str, dict[str, float]]) -> dict[str, float]:
+    return next(found[dtype] for dtype in ("float32", "float16", "int8") if dtype in found)
+
+
+@cache
+def _profiles() -> list[dict[str, Any]]:
+    text = resources.files("nnc.targets").joinpath(FILE).read_text("utf-8")
+    listed: list[dict[str, Any]] = tomllib.loads(text)["profile"]
+    return listed

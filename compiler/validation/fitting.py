@@ -1,0 +1,196 @@
+"""Fits the coefficients of the roofline to measured rows: a profile per family of units, engine and dtype.
+
+Residuals are logarithms, so that small and large networks count alike, and Huber's loss keeps single rows from
+deciding. Every coefficient has a prior: a profile starts from that of the same engine in float32, on Arm, or from what
+such machines usually do, and moves away only as far as its rows insist (ridge regression, Hoerl and Kennard 1970).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from nnc.efficiency import Efficiency
+from nnc.validation.samples import Progress, Sample, Stack, by_profile
+
+#: The engine of a profile that is fitted on the rows of all engines, for those that have none of their own.
+ANY = "any"
+
+Key = tuple[str, str]
+"""Of a profile: its name, "family/engine", and a dtype."""
+
+# Where Huber's loss turns linear, and what a row is taken to scatter around its prediction, in logarithms.
+_HUBER, _SCATTER = 0.25, 0.15
+
+# Coefficients with their usual values and how far profiles differ, as a factor: a standard deviation of the logarithm.
+_CPU = {
+    "winograd": (1.6, 0.4), "conv": (0.8, 0.3), "pointwise": (0.85, 0.3), "grouped": (0.5, 0.4),
+    "depthwise": (0.25, 0.4), "narrow": (12.0, 0.6), "occupancy": (8.0, 0.7), "issue": (0.4, 0.4),
+    "element": (2.0, 0.6), "cache": (0.7, 0.5), "dram": (1.0, 0.3), "alone": (0.7, 0.4), "serial": (0.03, 0.7),
+    "kernel_us": (2.0, 0.7), "regroup": (0.3, 0.7), "sync_us": (8.0, 0.7),
+}  # fmt: skip
+_ACCELERATOR = {
+    "winograd": (0.5, 0.4), "conv": (0.35, 0.4), "pointwise": (0.3, 0.4), "grouped": (0.2, 0.5),
+    "depthwise": (0.1, 0.5), "narrow": (16.0, 0.6), "occupancy": (30.0, 0.8), "element": (1.0, 0.7),
+    "cache": (1.0, 0.5), "dram": (0.8, 0.4), "kernel_us": (25.0, 0.8), "network_us": (200.0, 0.8),
+}  # fmt: skip
+_CPUS = ("arm", "x86")
+_FIXED = {"alone": 1.0, "regroup": 0.0, "issue": 0.0, "serial": 0.0, "sync_us": 0.0, "network_us": 0.0}
+_LIMITS = {"issue": 1.0, "regroup": 1.0, "serial": 0.9}
+_MOST = 5.0  # of shares
+
+# A profile that starts from another one differs from it by less than engines do.
+_RELATED = 0.5
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The coefficients of all profiles."""
+
+    profiles: dict[Key, Efficiency]
+
+    def of(self, key: Key) -> Efficiency | None:
+        """The profile itself, or the nearest: the engine's in another dtype, the family's of any engine."""
+        name, dtype = key
+        family = name.split("/")[0]
+        for nearby in (name, f"{family}/{ANY}"):
+            for other in (dtype, "float32", "float16", "int8"):
+                if found := self.profiles.get((nearby, other)):
+                    return found
+        return None
+
+
+def fit(among: Sequence[Sample], start: Fit | None = None, keep: Callable[[Key], bool] = lambda key: False) -> Fit:
+    """The profiles that explain the samples best; `start` has those of nearly the same samples.
+
+    Profiles that are to `keep` are taken over from `start`.
+    """
+    groups = by_profile(among)
+    for (name, dtype), members in list(groups.items()):
+        groups.setdefault((f"{name.split('/')[0]}/{ANY}", dtype), []).extend(members)
+    known = start.profiles if start else {}
+    found: dict[Key, Efficiency] = {}
+    for key in sorted(groups, key=_order):
+        if key in known and keep(key):
+            found[key] = known[key]
+            continue
+        parent = next((found[each] for each in _parents(key) if each in found), None)
+        found[key] = _fit(Stack(groups[key]), key, parent, known.get(key))
+    return Fit(found)
+
+
+def predict_ms(fitted: Fit, among: Sequence[Sample]) -> np.ndarray:
+    """Milliseconds of every sample; not a number where no profile is near."""
+    predicted, places = np.full(len(among), np.nan), {id(each): index for index, each in enumerate(among)}
+    for key, members in by_profile(among).items():
+        if efficiency := fitted.of(key):
+            predicted[[places[id(each)] for each in members]] = Stack(members).predict_ms(efficiency)
+    return predicted
+
+
+def left_out(among: Sequence[Sample], full: Fit, attribute: str, progress: Progress) -> np.ndarray:
+    """Milliseconds of every sample from fits that saw no row of the same chip, or model: cross-validation."""
+    labels = np.array([getattr(each.row, attribute) for each in among])
+    predicted = np.full(len(among), np.nan)
+    values = sorted(set(labels))
+    for index, label in enumerate(values):
+        progress(f"leave out each {attribute}", index, len(values))
+        out = labels == label
+        others = [each for each, is_out in zip(among, out, strict=True) if not is_out]
+        fitted = fit(others, full, partial(_is_untouched, touched=_touched(among, out)))
+        predicted[out] = predict_ms(fitted, [each for each, is_out in zip(among, out, strict=True) if is_out])
+    progress(f"leave out each {attribute}", len(values), len(values))
+    return predicted
+
+
+def _touched(among: Sequence[Sample], out: np.ndarray) -> set[Key]:
+    """The profiles that lose rows; that of all engines only counts where an engine has no other rows."""
+    lost = {(each.profile, each.setting.dtype) for each, is_out in zip(among, out, strict=True) if is_out}
+    left = {(each.profile, each.setting.dtype) for each, is_out in zip(among, out, strict=True) if not is_out}
+    return lost | {(f"{name.split('/')[0]}/{ANY}", dtype) for name, dtype in lost - left}
+
+
+def _is_untouched(key: Key, touched: set[Key]) -> bool:
+    return not _depends(key, touched)
+
+
+def _depends(key: Key, touched: set[Key]) -> bool:
+    return key in touched or any(_depends(parent, touched) for parent in _parents(key))
+
+
+def _order(key: Key) -> tuple[bool, ...]:
+    """Parents come before those that start from them."""
+    name, dtype = key
+    return dtype != "float32", dtype == "int8", not name.startswith("arm/"), not name.endswith(f"/{ANY}")
+
+
+def _parents(key: Key) -> list[Key]:
+    name, dtype = key
+    family, engine = name.split("/", 1)
+    if dtype != "float32":
+        return [(name, "float32")]
+    return [(f"arm/{engine}", "float32")] if family == "x86" else []
+
+
+def _fit(stack: Stack, key: Key, parent: Efficiency | None, start: Efficiency | None) -> Efficiency:
+    usual = _CPU if key[0].split("/")[0] in _CPUS else _ACCELERATOR
+    names = list(usual)
+    prior = np.log([max(getattr(parent, name), 1e-4) if parent else usual[name][0] for name in names])
+    spread = np.array([usual[name][1] for name in names]) * (_RELATED if parent else 1.0)
+
+    def built(point: np.ndarray) -> Efficiency:
+        values = {name: _limited(name, value) for name, value in zip(names, np.exp(point), strict=True)}
+        return Efficiency.model_construct(None, **_FIXED | values)
+
+    def residuals(point: np.ndarray) -> np.ndarray:
+        return np.log(stack.predict_ms(built(point))) - stack.log_ms
+
+    first = np.log([max(getattr(start, name), 1e-4) for name in names]) if start else prior
+    steps = 8 if start else 30
+    best = _least_squares(residuals, first, prior, spread / _SCATTER, stack.weights, steps)
+    return Efficiency(**built(best).model_dump())
+
+
+def _limited(name: str, value: float) -> float:
+    counts = name.endswith("_us") or name in ("narrow", "occupancy", "element")
+    return float(value) if counts else min(float(value), _LIMITS.get(name, _MOST))
+
+
+def _least_squares(
+    residuals: Callable[[np.ndarray], np.ndarray],
+    start: np.ndarray,
+    prior: np.ndarray,
+    spread: np.ndarray,
+    weights: np.ndarray,
+    steps: int,
+) -> np.ndarray:
+    """The point of least robust loss, by damped Gauss-Newton steps (Levenberg and Marquardt)."""
+
+    def loss(point: np.ndarray, errors: np.ndarray) -> float:
+        size = np.abs(errors)
+        robust = np.where(size < _HUBER, 0.5 * size**2, _HUBER * (size - 0.5 * _HUBER))
+        return float((weights * robust).sum() + 0.5 * (((point - prior) / spread) ** 2).sum())
+
+    point, errors, damping = start, residuals(start), 1e-2
+    current = loss(point, errors)
+    for _ in range(steps):
+        slopes = np.stack([(residuals(point + shift) - errors) / 1e-4 for shift in 1e-4 * np.eye(len(point))], axis=1)
+        trust = weights * np.minimum(1.0, _HUBER / np.maximum(np.abs(errors), 1e-9))
+        curvature = (slopes * trust[:, None]).T @ slopes + np.diag(spread**-2)
+        gradient = slopes.T @ (trust * errors) + (point - prior) / spread**2
+        improved = False
+        for _ in range(8):
+            step = np.linalg.solve(curvature + damping * np.diag(np.diag(curvature)), -gradient)
+            trial = point + np.clip(step, -1, 1)
+            found = residuals(trial)
+            if (reached := loss(trial, found)) < current:
+                improved, damping = current - reached > 1e-3 * current, max(damping / 3, 1e-6)
+                point, errors, current = trial, found, reached
+                break
+            damping *= 4
+        if not improved:
+            break
+    return point

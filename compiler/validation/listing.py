@@ -1,0 +1,49 @@
+"""What `nnc validate` prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nnc import tables, units
+
+_COLUMNS = (
+    "chip", "unit", "framework", "type", "rows", "error", "bias", "ranks", "ratios", "types", "compressed",
+)  # fmt: skip
+
+#: Models that are named for one reason.
+_NAMED = 4
+
+
+def show(found: dict[str, Any]) -> None:
+    """A row per chip, unit, framework and type, and what was left out."""
+    out = tables.console()
+    made = tables.table(*_COLUMNS, numbers=_COLUMNS[4:])
+    for group in found["groups"]:
+        names = (group["chip"], group["unit"], group["framework"], group["dtype"])
+        tables.add(made, *names, *_cells(group))
+    tables.add(made, "all", "", "", "", *_cells(found["overall"]), style="bold")
+    out.print(made)
+    out.print(
+        "\nerror: mean absolute relative error; bias: mean relative error; ranks: Spearman's correlation between the\n"
+        "networks of one setting; ratios: median error of how much faster one network is than another; types: of how\n"
+        "much faster it is in a narrower type; compressed: of how much faster than the original.",
+        style="dim",
+    )
+    if found["excluded"]:
+        count = sum(entry["rows"] for entry in found["excluded"])
+        out.print(f"\n{units.plural(count, 'row')} left out:", style="bold")
+        out.print(tables.definition((entry["rows"], _reason(entry)) for entry in found["excluded"]))
+
+
+def _cells(group: dict[str, Any]) -> tuple[object, ...]:
+    ranks = "-" if group["spearman"] is None else f"{group['spearman']:.3f}"
+    ratios = (units.percent(group["ratios"][kind]) for kind in ("networks", "types", "compression"))
+    return group["rows"], units.percent(group["mape"]), units.percent(group["bias"]), ranks, *ratios
+
+
+def _reason(entry: dict[str, Any]) -> str:
+    models = entry["models"]
+    if len(models) == 1 and models[0] in entry["reason"]:
+        return str(entry["reason"])
+    rest = f" and {len(models) - _NAMED} others" if len(models) > _NAMED else ""
+    return f"{entry['reason']} ({', '.join(models[:_NAMED])}{rest})"

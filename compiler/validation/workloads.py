@@ -1,0 +1,96 @@
+"""What the network of a measured row computes: from a file of the user's, or a reference network of that name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import onnx_graphsurgeon as gs
+from google.protobuf.message import DecodeError
+
+from nnc import graph as graphs
+from nnc import networks, recipe
+from nnc.context import Context
+from nnc.errors import NncError
+from nnc.simulation.kernels import kernels
+from nnc.simulation.work import Work, work
+from nnc.target import load
+from nnc.validation.table import Row
+
+# What every engine does to a model before it runs it: shapes are constants, and what only moves names is gone.
+# Passes that look at weights are left out: those of the reference networks are zeros here.
+_SIMPLIFY = (
+    "remove-dead-nodes", "simplify-shapes", "fuse-gemm", "fold-constants", "remove-identity", "merge-views",
+    "fuse-padding", "fuse-gates",
+)  # fmt: skip
+
+
+class Workloads:
+    """The networks of a table, each built once."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = folder
+        self._made: dict[tuple[str, str, str], Work | str] = {}
+
+    def of(self, row: Row) -> Work | str:
+        """The kernels of the row's network at its input shape, or why there are none."""
+        key = row.model_id, row.input_shape, row.batch
+        if key not in self._made:
+            self._made[key] = self._build(row)
+        return self._made[key]
+
+    def _build(self, row: Row) -> Work | str:
+        path = self.folder / f"{row.model_id}.onnx" if self.folder and _is_file_name(row.model_id) else None
+        try:
+            graph = _from_file(path, row) if path and path.exists() else _reference(row)
+        except NncError as error:
+            return error.message
+        return graph if isinstance(graph, str) else work(kernels(_simplified(graph)))
+
+
+def _is_file_name(model_id: str) -> bool:
+    return bool(model_id) and Path(model_id).name == model_id
+
+
+def _from_file(path: Path, row: Row) -> gs.Graph | str:
+    """The model at the row's shape, which TensorFlow's models have with the channels last."""
+    if row.shape is None:
+        return f"input_shape is '{row.input_shape}'"
+    names = _input_names(path)
+    if len(names) != 1:
+        return f"{path.name} has {len(names)} inputs"
+    last = (row.shape[0], *row.shape[2:], row.shape[1])
+    reasons = []
+    for shape in (row.shape, last):
+        try:
+            return graphs.load(path, {names[0]: list(shape)})
+        except NncError as error:
+            reasons.append(error.message)
+    return reasons[0]
+
+
+def _input_names(path: Path) -> list[str]:
+    try:
+        graph = onnx.load(path, load_external_data=False).graph
+    except (OSError, DecodeError):
+        raise NncError(f"{path.name} is not an ONNX model") from None
+    return [tensor.name for tensor in graph.input if tensor.name not in {each.name for each in graph.initializer}]
+
+
+def _reference(row: Row) -> gs.Graph | str:
+    if row.shape is None or len(row.shape) != 4:
+        return f"input_shape is '{row.input_shape}'"
+    batch, _, height, width = row.shape
+    if batch != 1 or row.batch not in ("", "1"):
+        return "reference networks have a batch of 1"
+    return graphs.from_model(networks.build(row.model_id, input_size=(height, width), seed=None))
+
+
+def _simplified(graph: gs.Graph) -> gs.Graph:
+    context = Context(load("qcs605"))  # no pass of these asks the target anything
+    for pass_ in recipe.load("simplify").passes:
+        if pass_.name in _SIMPLIFY:
+            pass_.run(graph, context)
+            graph.cleanup()
+            graphs.sort(graph)
+    return graph
