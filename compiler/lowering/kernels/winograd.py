@@ -199,7 +199,8 @@ class Kernel:
         chunk = self.plan.chunk
         with T.parallel(0, self.chunks) as part:
             V, M = self._inputs(1), self._products()
-            before, behind = self._square(self.inputs), self._square(self.sums)
+            before = self._square(self.inputs)
+            behind = before if self.inputs == self.sums else self._square(self.sums)
             with T.serial(0, self.conv.in_blocks) as block, T.serial(0, chunk) as slot:
                 self._input_tile(X, V, before, part * chunk + slot, (0, slot), block)
             with T.serial(0, packed_shape(self.conv, self.plan)[0]) as group:
