@@ -1,0 +1,144 @@
+"""The simulator against published measurements of chips that the fit did not see.
+
+    python tests/bench/simulator.py [analytic speed]
+
+Every chip is left out in turn: its rows give nothing to the fit, and it is known from the figures of its target or of
+the type of its cores. The table is ../hardware/measured.csv beside the sample data (NNC_DATA), or the file named in
+NNC_MEASURED; rows are left out, and said to be, where it is absent. Ranks are Spearman's correlations between the
+networks of one setting, weighted by rows within each chip and framework. Exits with 1 when a figure is not reached.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import table
+from table import DATA, Row
+
+from nnc import graph as graphs
+from nnc import networks, target
+from nnc.simulation.analytic import predict
+from nnc.validation import fitting, settings
+from nnc.validation import table as measurements
+from nnc.validation.comparison import compare, figures, ratio_errors
+from nnc.validation.samples import Sample, samples
+from nnc.validation.workloads import Workloads
+
+MEASURED = Path(os.environ.get("NNC_MEASURED", DATA.parent / "hardware/measured.csv"))
+TIMED = ("mobilenet_v2", "resnet50", "densenet201", "vgg16")
+
+
+class Workshop(table.Workshop):
+    """The rows of the table, and predictions of each from a fit without its chip."""
+
+    @cache  # noqa: B019  # one workshop per run
+    def held_out(self) -> tuple[list[Sample], np.ndarray, int]:
+        rows = measurements.read(MEASURED)
+        kept, excluded = samples(rows, settings.known_targets(), Workloads())
+        predicted = fitting.left_out(kept, fitting.fit(kept), "chip", lambda *_: None)
+        known = np.isfinite(predicted)
+        kept = [each for each, is_known in zip(kept, known, strict=True) if is_known]
+        return kept, predicted[known], len(excluded) + int((~known).sum())
+
+
+def analytic(shop: Workshop) -> Iterator[Row]:
+    """Errors, ranks and ratios of held-out chips."""
+    if not MEASURED.exists():
+        yield Row("analytic: held-out chips", "", f"left out: no table {MEASURED}", None)
+        return
+    kept, predicted, excluded = shop.held_out()
+    yield Row("rows predicted, left out", "", f"{len(kept)}, {excluded}", None)
+    for name, chosen, most, ranks in (
+        ("CPU, fp32 and fp16", _of("cpu", "float32", "float16"), 0.2, 0.97),
+        ("CPU, int8", _of("cpu", "int8"), None, None),
+        ("GPU", _of("gpu", "float32", "float16", "int8"), 0.3, 0.95),
+    ):
+        yield from _errors(name, *_chosen(kept, predicted, chosen), most, ranks)
+    shared = {key for key, chips in _chips(kept).items() if len(chips) > 1}
+    taught = [index for index, each in enumerate(kept) if each.row.unit == "gpu" and _engine(each) in shared]
+    error = figures([kept[index] for index in taught], _measured(kept)[taught], predicted[taught])["mape"]
+    yield Row(
+        "GPU, engines that were measured on another chip too: error", "", f"{error:.1%} of {len(taught)} rows", None
+    )
+
+
+def speed(shop: Workshop) -> Iterator[Row]:
+    """How long a prediction takes."""
+    chip = target.load("qcs605")
+    for name in TIMED:
+        graph = graphs.from_model(networks.build(name, seed=None))
+        started = time.perf_counter()
+        predict(graph, chip)
+        seconds = time.perf_counter() - started
+        yield Row(f"prediction of {name}", "< 1 s", f"{seconds:.3f} s", seconds < 1)
+
+
+def _errors(
+    name: str, kept: Sequence[Sample], predicted: np.ndarray, most: float | None, ranks: float | None
+) -> Iterator[Row]:
+    measured = _measured(kept)
+    found = figures(kept, measured, predicted)
+    wanted = f"<= {most:.0%}" if most else ""
+    yield Row(
+        f"{name}: error", wanted, f"{found['mape']:.1%} of {len(kept)} rows", found["mape"] <= most if most else None
+    )
+    yield Row(f"{name}: median error", "", f"{np.median(np.abs(predicted / measured - 1)):.1%}", None)
+    correlations = _correlations(compare(kept, predicted, [])["groups"])
+    above = sum(value >= (ranks or 0.95) for value in correlations)
+    said = f"{above} of {len(correlations)} chips and frameworks; median {statistics.median(correlations):.3f}"
+    yield Row(
+        f"{name}: ranks", f">= {ranks} in each" if ranks else "", said, above == len(correlations) if ranks else None
+    )
+    ratios = float(np.median(ratio_errors(kept, np.log(predicted / measured), "networks")))
+    yield Row(f"{name}: ratio of two networks, median error", "<= 12 %", f"{ratios:.1%}", ratios <= 0.12)
+
+
+def _correlations(groups: Sequence[dict[str, Any]]) -> list[float]:
+    """Of every chip and framework, types taken together."""
+    found: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    for group in groups:
+        if group["spearman"] is not None:
+            found.setdefault((group["chip"], group["framework"]), []).append((group["rows"], group["spearman"]))
+    return [sum(rows * value for rows, value in each) / sum(rows for rows, _ in each) for each in found.values()]
+
+
+def _of(unit: str, *dtypes: str) -> Callable[[Sample], bool]:
+    return lambda each: each.row.unit == unit and each.setting.dtype in dtypes
+
+
+def _chosen(
+    kept: Sequence[Sample], predicted: np.ndarray, chosen: Callable[[Sample], bool]
+) -> tuple[list[Sample], np.ndarray]:
+    taken = [index for index, each in enumerate(kept) if chosen(each)]
+    return [kept[index] for index in taken], predicted[taken]
+
+
+def _measured(kept: Sequence[Sample]) -> np.ndarray:
+    return np.array([each.row.latency_ms for each in kept])
+
+
+def _engine(each: Sample) -> tuple[str, str]:
+    return each.profile, each.setting.dtype
+
+
+def _chips(kept: Sequence[Sample]) -> dict[tuple[str, str], set[str]]:
+    """The chips that every engine was measured on."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for each in kept:
+        found.setdefault(_engine(each), set()).add(each.row.chip)
+    return found
+
+
+SECTIONS: dict[str, Callable[[Workshop], Iterator[Row]]] = {"analytic": analytic, "speed": speed}
+
+
+if __name__ == "__main__":
+    sys.exit(table.main(__doc__, SECTIONS, Workshop))
