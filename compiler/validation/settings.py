@@ -85,8 +85,8 @@ def _described(
 
 
 def _is_named(cluster: Cluster, core_type: str) -> bool:
-    words = re.findall(r"[A-Za-z]+\d+|[A-Z][a-z]+", cluster.core)
-    return any(re.search(rf"{re.escape(word)}(?!\d)", core_type, re.IGNORECASE) for word in words)
+    named = cores.find("cpu", core_type)
+    return named is not None and named is cores.find("cpu", cluster.core)
 
 
 def _family(unit: Unit) -> str:

@@ -1,0 +1,128 @@
+"""The fit finds the coefficients that rows were made with, and says honestly what it does not know."""
+
+import dataclasses
+import tomllib
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from nnc import efficiency, networks
+from nnc import graph as graphs
+from nnc.efficiency import Efficiency
+from nnc.simulation.kernels import kernels
+from nnc.simulation.machine import WIDTHS
+from nnc.simulation.work import Work, work
+from nnc.validation import fit as command
+from nnc.validation import fitting
+from nnc.validation.samples import Sample, Stack
+from nnc.validation.settings import Setting, setting
+from nnc.validation.table import Row
+
+CORES = ("Cortex-A53", "Cortex-A72", "Cortex-A73", "Cortex-A76")
+NETWORKS = ("mobilenet_v2", "resnet18", "squeezenet1_1", "vgg11", "resnet50")
+TRUE = Efficiency.model_validate(efficiency.profile("arm/ncnn")["float32"])
+
+
+@pytest.fixture(scope="module")
+def works() -> dict[str, Work]:
+    graphs_of = {name: graphs.from_model(networks.build(name, seed=None, input_size=96)) for name in NETWORKS}
+    return {name: work(kernels(graph)) for name, graph in graphs_of.items()}
+
+
+def samples(works: dict[str, Work], engine: str = "ncnn", dtype: str = "fp32", noise: float = 0.0) -> Iterator[Sample]:
+    """Rows that a machine with the coefficients TRUE would give."""
+    rng = np.random.default_rng(0)
+    for core in CORES:
+        for threads in ("1", "4"):
+            for name, todo in works.items():
+                row = Row(2, core, "cpu", threads, core, "2.0", engine, dtype, name, "1x3x96x96", 1.0)
+                place = setting(row, ())
+                assert isinstance(place, Setting)
+                made = Sample(row, place, todo.cast(WIDTHS[place.dtype]))
+                (exact,) = Stack([made]).predict_ms(TRUE)
+                latency = float(exact * np.exp(noise * rng.standard_normal()))
+                yield dataclasses.replace(made, row=dataclasses.replace(row, latency_ms=latency))
+
+
+def errors(fitted: fitting.Fit, kept: list[Sample]) -> np.ndarray:
+    measured = np.array([each.row.latency_ms for each in kept])
+    return np.abs(fitting.predict_ms(fitted, kept) / measured - 1)
+
+
+def test_rows_of_the_model_are_explained(works: dict[str, Work]) -> None:
+    kept = list(samples(works))
+    fitted = fitting.fit(kept)
+    assert errors(fitted, kept).mean() < 0.05  # the priors pull a little
+    assert fitted.profiles["arm/ncnn", "float32"].winograd == pytest.approx(TRUE.winograd, rel=0.2)
+
+
+def test_a_few_rows_that_are_wrong_do_not_decide(works: dict[str, Work]) -> None:
+    kept = list(samples(works))
+    broken = [
+        dataclasses.replace(each, row=dataclasses.replace(each.row, latency_ms=5 * each.row.latency_ms))
+        if index % 20 == 0
+        else each
+        for index, each in enumerate(kept)
+    ]
+    assert np.median(errors(fitting.fit(broken), kept)) < 0.1
+
+
+def test_the_same_rows_give_the_same_fit(works: dict[str, Work]) -> None:
+    kept = list(samples(works, noise=0.1))
+    assert fitting.fit(kept) == fitting.fit(kept)
+
+
+def test_a_chip_that_is_left_out_teaches_nothing(works: dict[str, Work]) -> None:
+    """Whatever its rows say, the prediction of a chip that is left out stays the same."""
+    kept = list(samples(works, noise=0.05))
+    slow = [
+        dataclasses.replace(each, row=dataclasses.replace(each.row, latency_ms=3 * each.row.latency_ms))
+        if each.row.chip == CORES[0]
+        else each
+        for each in kept
+    ]
+    # From a fit that never saw it, so that not even the start of the iterations knows.
+    start = fitting.fit([each for each in kept if each.row.chip != CORES[0]])
+    out = np.array([each.row.chip == CORES[0] for each in kept])
+    predicted = [fitting.left_out(rows, start, "chip", lambda *_: None)[out] for rows in (kept, slow)]
+    np.testing.assert_array_equal(*predicted)
+
+
+def test_an_engine_without_rows_is_predicted_as_all_engines_together(works: dict[str, Work]) -> None:
+    kept = list(samples(works))
+    fitted = fitting.fit(kept)
+    assert fitted.of(("arm/unheard-of", "float32")) == fitted.profiles["arm/any", "float32"]
+    assert fitted.of(("arm/ncnn", "float16")) == fitted.profiles["arm/ncnn", "float32"]
+    assert fitted.of(("riscv/ncnn", "float32")) is None
+
+
+def test_half_precision_starts_from_single(works: dict[str, Work]) -> None:
+    single = list(samples(works))
+    half = [each for each in samples(works, dtype="fp16") if each.row.core_type == "Cortex-A76"][:1]
+    fitted = fitting.fit(single + half)
+    near, far = fitted.profiles["arm/ncnn", "float16"], fitted.profiles["arm/ncnn", "float32"]
+    assert near.depthwise == pytest.approx(far.depthwise, rel=0.15)
+
+
+def test_the_file_of_profiles_is_what_targets_read(works: dict[str, Work]) -> None:
+    kept = list(samples(works))
+    fitted = fitting.fit(kept)
+    found = {"fit": errors(fitted, kept), "model_id": errors(fitted, kept), "chip": np.full(len(kept), np.nan)}
+    listed = {
+        (each["name"], each["dtype"]): each for each in tomllib.loads(command.written(fitted, kept, found))["profile"]
+    }
+    assert set(listed) == {("arm/any", "float32"), ("arm/ncnn", "float32")}
+    entry = listed["arm/ncnn", "float32"]
+    assert (entry["rows"], entry["chips"]) == (len(kept), len(CORES))
+    read, kept_in_memory = Efficiency.model_validate(entry["efficiency"]), fitted.profiles["arm/ncnn", "float32"]
+    for name, value in kept_in_memory.model_dump(exclude={"error"}).items():
+        assert getattr(read, name) == pytest.approx(value, rel=1e-3)
+    assert read.error == entry["error"]["fit"]  # nothing else is known
+
+
+def test_shipped_profiles_are_read_and_say_what_to_expect() -> None:
+    assert {"arm/any", "arm/ncnn", "x86/ncnn", "nvidia/tensorrt", "adreno/tflite"} <= set(efficiency.names())
+    for name in efficiency.names():
+        for coefficients in efficiency.profile(name).values():
+            assert Efficiency.model_validate(coefficients).error

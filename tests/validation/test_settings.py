@@ -1,0 +1,111 @@
+"""The machine of a measured row: of a target, of core types, or a reason why not."""
+
+import dataclasses
+
+import pytest
+
+from nnc import target
+from nnc.simulation import cores
+from nnc.validation.settings import Setting, known_targets, setting
+from nnc.validation.table import Row
+
+ROW = Row(2, "some-chip", "cpu", "4", "Cortex-A76", "2.4", "ncnn", "fp32", "resnet18", "1x3x224x224", 10.0)
+
+
+def of(**changes: str) -> Setting | str:
+    return setting(dataclasses.replace(ROW, **changes), known_targets())  # type: ignore[arg-type]
+
+
+def found(**changes: str) -> Setting:
+    place = of(**changes)
+    assert isinstance(place, Setting), place
+    return place
+
+
+def test_a_chip_that_nobody_describes_has_the_figures_of_its_cores() -> None:
+    place = found()
+    core = cores.find("cpu", "Cortex-A76")
+    assert core is not None
+    assert (place.family, place.dtype) == ("arm", "float32")
+    assert place.machine.threads == 4
+    assert place.machine.macs_per_second == core.macs_per_cycle["float32"] * 2.4e9
+    assert place.machine.dram_bytes_per_second == core.dram_gbps * 1e9
+
+
+@pytest.mark.parametrize(
+    ("core_type", "name"),
+    [
+        ("Cortex-A78AE", "Cortex-A78"),
+        ("Cortex-A75 (Kryo 385 Gold)", "Cortex-A75"),
+        ("Kryo (4xKryo, 2 big)", "Kryo"),
+        ("Emerald Rapids AVX-512", "AVX-512, Emerald Rapids"),
+        ("Skylake-SP AVX-512", "AVX-512, Skylake-SP"),
+        ("Zen2 AVX2", "AVX2"),
+        ("Airmont SSE4.2", "Airmont"),
+    ],
+)
+def test_core_types_by_what_tables_call_them(core_type: str, name: str) -> None:
+    core = cores.find("cpu", core_type)
+    assert core is not None
+    assert core.name == name
+
+
+@pytest.mark.parametrize("core_type", ["Cortex-A710", "Cortex-A7", "Cortex-X10", "SiFive U74", ""])
+def test_unknown_cores_are_not_taken_for_known_ones(core_type: str) -> None:
+    assert of(core_type=core_type) == f"no core type is known for the cpu '{core_type}'"
+
+
+def test_clusters_of_unequal_cores_wait_for_the_slower() -> None:
+    eight = found(core_type="4xA73+4xA53 (some phone)", cores_used="8", clock_ghz="2.2+1.8")
+    four = found(core_type="4xA73+4xA53 (some phone)", cores_used="4", clock_ghz="2.2+1.8")
+    assert (eight.machine.threads, four.machine.threads) == (8, 4)
+    assert four.machine.macs_per_second == pytest.approx(4 * 2.2e9)
+    assert eight.machine.macs_per_second == pytest.approx(4 * 1.8e9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"cores_used": "?"}, "cores_used is '?'"),
+        ({"clock_ghz": ""}, "clock_ghz is ''"),
+        ({"clock_ghz": "2.84+3x2.4"}, "clock_ghz is '2.84+3x2.4'"),
+        ({"core_type": "Cortex-A72+A53"}, "'Cortex-A72+A53' does not say which cores took part"),
+        ({"core_type": "Denver2|Cortex-A57"}, "'Denver2|Cortex-A57' does not say which cores took part"),
+        ({"dtype": "fp16|fp32"}, "'fp16|fp32' is not one type of arithmetic"),
+        ({"unit": "gpu", "core_type": "PowerVR"}, "no core type is known for the gpu 'PowerVR'"),
+        ({"unit": "dsp", "core_type": "Hexagon 690"}, "Hexagon HVX context does not compute in float32"),
+    ],
+)
+def test_why_a_row_has_no_machine(changes: dict[str, str], reason: str) -> None:
+    assert of(**changes) == reason
+
+
+def test_a_target_that_knows_the_chip_gives_its_figures_and_the_row_its_clock_and_cores() -> None:
+    place = found(chip="rpi4", core_type="Cortex-A72", clock_ghz="1.8", cores_used="2")
+    board = target.load("raspberry-pi-4")
+    assert place.machine.threads == 2
+    assert place.machine.macs_per_second == pytest.approx(4 * 1.8e9)
+    assert place.machine.dram_bytes_per_second == pytest.approx(board.dram.gbps * board.dram.efficiency * 1e9)
+
+
+def test_the_row_says_which_cluster_of_a_target_took_part() -> None:
+    gold = found(chip="sd845", core_type="Cortex-A75 (Kryo 385 Gold)", clock_ghz="2.8", cores_used="1")
+    silver = found(chip="sd845", core_type="Cortex-A55", clock_ghz="1.77", cores_used="1")
+    assert gold.machine.macs_per_second == pytest.approx(4 * 2.8e9)
+    assert silver.machine.macs_per_second == pytest.approx(4 * 1.77e9)
+    assert gold.machine.private_bytes == 2 * silver.machine.private_bytes
+
+
+def test_a_gpu_takes_part_as_a_whole() -> None:
+    place = found(unit="gpu", core_type="Volta iGPU sm_72 512 cores", chip="another", clock_ghz="1.377", dtype="fp16")
+    assert (place.family, place.machine.threads) == ("nvidia", 8)
+    assert place.machine.lanes == 8 * 512
+
+
+def test_every_core_type_is_found_by_its_names_and_makes_a_machine() -> None:
+    for core in cores.cores():
+        for name in core.names:
+            other = cores.find(core.kind, name)
+            assert other is core, name
+        for dtype in core.macs_per_cycle:
+            assert core.machine(core.count or 1, 1.0, dtype).lanes == core.macs_per_cycle[dtype] * (core.count or 1)
