@@ -54,7 +54,7 @@ def test_rows_of_the_model_are_explained(works: dict[str, Work]) -> None:
     kept = list(samples(works))
     fitted = fitting.fit(kept)
     assert errors(fitted, kept).mean() < 0.05  # the priors pull a little
-    assert fitted.profiles["arm/ncnn", "float32"].winograd == pytest.approx(TRUE.winograd, rel=0.2)
+    assert fitted.profiles["arm/ncnn", "float32"].winograd == pytest.approx(TRUE.winograd, rel=0.4)
 
 
 def test_a_few_rows_that_are_wrong_do_not_decide(works: dict[str, Work]) -> None:
