@@ -24,6 +24,7 @@ from nnc.lowering.gpu.device import Compiled, compile_function
 from nnc.lowering.gpu.machine import machine as known_machine
 from nnc.lowering.gpu.threads import on_threads
 from nnc.lowering.gpu.unit import gpu_unit
+from nnc.lowering.kernels.gemm import scratch_of_threads
 from nnc.lowering.lower import lower
 from nnc.lowering.program import GPU_ALIGNMENT, Call, Copy, Program, plan_memory
 from nnc.target import Target
@@ -54,7 +55,8 @@ def build(
     Raises NncError where the unit or a node is not supported, or where a tool is missing; then nothing is written.
     """
     machine = known_machine(target)
-    program = lower(graph, gpu_unit(target, machine), machine, progress)
+    with scratch_of_threads():
+        program = lower(graph, gpu_unit(target, machine), machine, progress)
     names = _names(program)
     compiled = _compiled(program, names, machine, progress)
     plan = plan_memory(program)
@@ -142,13 +144,18 @@ _PREAMBLE = """\
 typedef signed char int8_t; typedef unsigned char uint8_t; typedef short int16_t; typedef unsigned short uint16_t;
 typedef int int32_t; typedef unsigned int uint32_t; typedef long long int64_t; typedef unsigned long long uint64_t;
 typedef unsigned char uchar; typedef unsigned short ushort; typedef unsigned int uint;
+#define CUDART_INF_F __int_as_float(0x7f800000)
+#define CUDART_NAN_F __int_as_float(0x7fffffff)
+#define CUDART_INF __longlong_as_double(0x7ff0000000000000LL)
+#define CUDART_NAN __longlong_as_double(0x7fffffffffffffffLL)
 """
 
 
 def _cuda(compiled: Mapping[str, Compiled]) -> str:
     """All kernels in one source, with the types that they use instead of the headers that TVM would include."""
     bodies = [each.source[each.source.index('extern "C"') :].strip() + "\n" for each in compiled.values()]
-    return "\n".join([_PREAMBLE, *bodies])
+    halves = ["#include <cuda_fp16.h>\n"] if any("half" in body for body in bodies) else []
+    return "\n".join([*halves, _PREAMBLE, *bodies])
 
 
 def _kernel(

@@ -29,7 +29,7 @@ def on_threads(function: tirx.PrimFunc) -> tirx.PrimFunc:
     def visit(loop: Any) -> Any:
         if loop.kind == tirx.ForKind.THREAD_BINDING:
             found.append(loop)
-        if loop.kind == tirx.ForKind.VECTORIZED and _computes_lane_by_lane(loop.body):
+        if loop.kind == tirx.ForKind.VECTORIZED and not _is_vector(loop):
             return tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.UNROLLED, loop.body)
         if loop.kind != tirx.ForKind.PARALLEL and TASKS_LOOP not in loop.annotations:
             return loop
@@ -43,8 +43,13 @@ def on_threads(function: tirx.PrimFunc) -> tirx.PrimFunc:
     return tirx.PrimFunc(function.params, body, function.ret_type, attrs=function.attrs)
 
 
-def _computes_lane_by_lane(body: Any) -> bool:
-    """Whether TVM has no vectors for something in a loop; where it takes the lanes apart, it loses what is bound."""
+def _is_vector(loop: Any) -> bool:
+    """Whether both languages have vectors for a loop.
+
+    Where TVM has none for something in it, it would take the lanes apart, and lose what is bound to a name.
+    """
+    if int(loop.extent) not in (2, 4):
+        return False
     found: list[Any] = []
 
     def visit(call: Any) -> None:
@@ -52,8 +57,8 @@ def _computes_lane_by_lane(body: Any) -> bool:
         if not vectorizable and getattr(call.op, "name", "") != "tirx.reinterpret":
             found.append(call)
 
-    tvm_ffi.structural_walk(body, (tvm.ir.Call, visit))
-    return bool(found)
+    tvm_ffi.structural_walk(loop.body, (tvm.ir.Call, visit))
+    return not found
 
 
 def _on_device(call: tvm.ir.Call) -> Any:

@@ -141,8 +141,11 @@ def summed(work: Work, x: Value, along: Sequence[int]) -> Value:
 def _partial(work: Work, x: Value, axes: Sequence[int]) -> tuple[Value, Sequence[int]]:
     """Where one slice is all there is: reduce its parts first, so that the threads share them."""
     parts = _merged(x.shape, axes)
-    count = next((n for n in range(16 * work.unit.threads, 1, -1) if parts.length % n == 0), 1)
-    if prod(parts.kept) > 1 or parts.length < 65536 or count == 1:
+    if prod(parts.kept) > 1 or parts.length < 65536:
+        return x, axes
+    most = min(16 * work.unit.threads, parts.length // 256)
+    count = next((n for n in range(most, 1, -1) if parts.length % n == 0), 1)
+    if count == 1:
         return x, axes
     return _slices(work, x.view(count, parts.length // count), [1], x.dtype, REDUCTIONS[work.node.op]), [0]
 
