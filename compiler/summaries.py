@@ -92,6 +92,12 @@ def show_bisection(states: Sequence[tuple[str, float]]) -> None:
     tables.console().print(accuracies(states))
 
 
+def _predicted(totals: Row, target: str) -> str:
+    expected = totals["latency_error"]
+    off = "" if expected is None else f", give or take {units.percent(expected)}"
+    return f"{units.milliseconds(totals['latency_ms'])} on {target}{off}"
+
+
 def show_inspection(inspected: Row) -> None:
     out = tables.console()
     totals = inspected["totals"]
@@ -99,7 +105,7 @@ def show_inspection(inspected: Row) -> None:
     entries = [("nodes", totals["nodes"]), ("weights", units.size(totals["weight_bytes"]))]
     entries += [("peak activations", units.size(totals["peak_activation_bytes"]))]
     if inspected["target"]:
-        entries += [("predicted latency", f"{units.milliseconds(totals['latency_ms'])} on {inspected['target']}")]
+        entries += [("predicted latency", _predicted(totals, inspected["target"]))]
         entries += [("predicted energy", units.millijoules(totals["energy_mj"]))] * (totals["energy_mj"] is not None)
     out.print()
     out.print(tables.definition(entries))

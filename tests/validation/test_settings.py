@@ -38,6 +38,8 @@ def test_a_chip_that_nobody_describes_has_the_figures_of_its_cores() -> None:
         ("Cortex-A78AE", "Cortex-A78"),
         ("Cortex-A75 (Kryo 385 Gold)", "Cortex-A75"),
         ("Kryo (4xKryo, 2 big)", "Kryo"),
+        ("Kryo 485 Gold", "Cortex-A76"),
+        ("Kryo 385 Silver", "Cortex-A55"),
         ("Emerald Rapids AVX-512", "AVX-512, Emerald Rapids"),
         ("Skylake-SP AVX-512", "AVX-512, Skylake-SP"),
         ("Zen2 AVX2", "AVX2"),
@@ -50,7 +52,7 @@ def test_core_types_by_what_tables_call_them(core_type: str, name: str) -> None:
     assert core.name == name
 
 
-@pytest.mark.parametrize("core_type", ["Cortex-A710", "Cortex-A7", "Cortex-X10", "SiFive U74", ""])
+@pytest.mark.parametrize("core_type", ["Cortex-A730", "Cortex-A7", "Cortex-X10", "SiFive U74", ""])
 def test_unknown_cores_are_not_taken_for_known_ones(core_type: str) -> None:
     assert of(core_type=core_type) == f"no core type is known for the cpu '{core_type}'"
 

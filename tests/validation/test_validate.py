@@ -125,3 +125,14 @@ def test_a_wrong_table_is_told_in_one_line(tmp_path: Path) -> None:
     assert shown.returncode == 1
     assert shown.stderr.startswith(f"nnc: error: {path}: the column 'chip' is missing")
     assert not (tmp_path / "plot.svg").exists()
+
+
+def test_targets_and_predictions_say_what_to_expect(tmp_path: Path) -> None:
+    shown = nnc("targets", "qcs605").stdout
+    assert "predicted as" in shown
+    assert "arm/ncnn" in shown
+    assert "off on other chips" in shown
+    model = tmp_path / "model.onnx"
+    onnx.save(networks.build("squeezenet1_1", input_size=64, seed=None), model)
+    assert "give or take" in nnc("inspect", model, "--target", "qcs605").stdout
+    assert json.loads(nnc("inspect", model, "--target", "qcs605", "--json").stdout)["totals"]["latency_error"] > 0
