@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import product
 from math import ceil, prod
@@ -51,10 +52,24 @@ def max_rows(vectors: int, lanes: int, unit: Unit) -> int:
     return max(1, (unit.vector_registers - per_row - 1) // per_row)
 
 
+# LLVM doesn't keep what TVM calls local in registers; threads of a GPU have nothing else.
+_SMALL_SCOPE = ContextVar("scope of small buffers", default="global")
+
+
+@contextmanager
+def scratch_of_threads() -> Iterator[None]:
+    """Let small buffers belong to one thread of a GPU."""
+    token = _SMALL_SCOPE.set("local")
+    try:
+        yield
+    finally:
+        _SMALL_SCOPE.reset(token)
+
+
 def scratch(*shape: int, dtype: str = "float32") -> Any:
     """A buffer of the enclosing loop. Below 1 KB it is on the stack, and with constant indices in registers."""
     small = prod(shape) * np.dtype(dtype).itemsize < 1024
-    return T.buffer_proxy(T.alloc_buffer(shape, dtype, scope="local" if small else "global"))
+    return T.buffer_proxy(T.alloc_buffer(shape, dtype, scope=_SMALL_SCOPE.get() if small else "global"))
 
 
 def lane(lanes: int) -> Expr:
