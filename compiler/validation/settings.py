@@ -59,7 +59,8 @@ def _threads(row: Row) -> int | None:
 def _clocks(row: Row) -> list[float]:
     """'2.36+1.84' -> [2.36, 1.84]; a lone number is that of all cores."""
     parts = row.clock_ghz.split("+")
-    return [float(part) for part in parts] if all(re.fullmatch(r"\d+(\.\d+)?", part) for part in parts) else []
+    clocks = [float(part) for part in parts if re.fullmatch(r"\d+(\.\d+)?", part)]
+    return clocks if len(clocks) == len(parts) and all(clocks) else []
 
 
 def _described(

@@ -1,6 +1,6 @@
 """The simulator against published measurements of chips that the fit did not see.
 
-    python tests/bench/simulator.py [analytic speed]
+    python tests/bench/simulator.py [analytic speed memory]
 
 Every chip is left out in turn: its rows give nothing to the fit, and it is known from the figures of its target or of
 the type of its cores. The table is ../hardware/measured.csv beside the sample data (NNC_DATA), or the file named in
@@ -10,6 +10,7 @@ networks of one setting, weighted by rows within each chip and framework. Exits 
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import sys
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import table
-from table import DATA, Row
+from table import DATA, Row, nnc
 
 from nnc import graph as graphs
 from nnc import networks, target
@@ -33,6 +34,7 @@ from nnc.validation.samples import Sample, samples
 from nnc.validation.workloads import Workloads
 
 MEASURED = Path(os.environ.get("NNC_MEASURED", DATA.parent / "hardware/measured.csv"))
+COMPILED = ("mobilenet_v2", "resnet50")
 TIMED = ("mobilenet_v2", "resnet50", "densenet201", "vgg16")
 
 
@@ -79,6 +81,18 @@ def speed(shop: Workshop) -> Iterator[Row]:
         predict(graph, chip)
         seconds = time.perf_counter() - started
         yield Row(f"prediction of {name}", "< 1 s", f"{seconds:.3f} s", seconds < 1)
+
+
+def memory(shop: Workshop) -> Iterator[Row]:
+    """The peak of activations that a report tells, and what the library allocates between its kernels."""
+    for name in COMPILED:
+        out = shop.folder / f"{name}-x86"
+        nnc("compile", "simplify", shop.network(name), "--target", "x86", "-o", out, "--quiet")
+        report = json.loads((out / "report.json").read_text())
+        told, allocated = report["after"]["peak_activation_bytes"], report["workspace_bytes"]
+        yield Row(
+            f"peak activations of {name}: told, allocated", "equal", f"{told:,}, {allocated:,}", told == allocated
+        )
 
 
 def _errors(
@@ -137,7 +151,7 @@ def _chips(kept: Sequence[Sample]) -> dict[tuple[str, str], set[str]]:
     return found
 
 
-SECTIONS: dict[str, Callable[[Workshop], Iterator[Row]]] = {"analytic": analytic, "speed": speed}
+SECTIONS: dict[str, Callable[[Workshop], Iterator[Row]]] = {"analytic": analytic, "speed": speed, "memory": memory}
 
 
 if __name__ == "__main__":

@@ -70,6 +70,8 @@ def test_clusters_of_unequal_cores_wait_for_the_slower() -> None:
     [
         ({"cores_used": "?"}, "cores_used is '?'"),
         ({"clock_ghz": ""}, "clock_ghz is ''"),
+        ({"clock_ghz": "0"}, "clock_ghz is '0'"),
+        ({"cores_used": "0"}, "cores_used is '0'"),
         ({"clock_ghz": "2.84+3x2.4"}, "clock_ghz is '2.84+3x2.4'"),
         ({"core_type": "Cortex-A72+A53"}, "'Cortex-A72+A53' does not say which cores took part"),
         ({"core_type": "Denver2|Cortex-A57"}, "'Denver2|Cortex-A57' does not say which cores took part"),
