@@ -78,7 +78,7 @@ def _row(kernel: Kernel) -> tuple[float, ...]:
         CLASSES.index(kind),
         kernel.macs,
         _terms(node) if kernel.macs else 1,
-        (node.outputs[0].shape[1] if node.op == "Conv" else node.outputs[0].shape[-1]) if kernel.macs else 1,
+        _channels(node) if kernel.macs else 1,
         0 if kernel.macs else _operations(node),
         read,
         written,
@@ -105,6 +105,11 @@ def _class(node: gs.Node) -> str:
         return "pointwise"
     strided = any(step != 1 for step in (*node.attrs.get("strides", ()), *node.attrs.get("dilations", ())))
     return "winograd" if node.op == "Conv" and kernel == [3, 3] and not strided else "conv"
+
+
+def _channels(node: gs.Node) -> int:
+    shape = node.outputs[0].shape or (1,)  # the product of two vectors is a number
+    return shape[-1] if node.op in ("Gemm", "MatMul") else shape[1]
 
 
 def _terms(node: gs.Node) -> int:

@@ -228,6 +228,25 @@ def test_channels_that_do_not_fill_a_vector_cost_a_whole_one(board: Target) -> N
     assert predict(narrow, board).latency_ms == pytest.approx(predict(CONV, board).latency_ms - unwritten)
 
 
+@pytest.mark.parametrize(
+    ("op", "x", "w", "y", "attrs"),
+    [
+        ("MatMul", (16,), (16,), (), {}),
+        ("MatMul", (2, 3, 5, 16), (16, 7), (2, 3, 5, 7), {}),
+        ("Gemm", (16, 5), (16, 7), (5, 7), {"transA": 1}),
+        ("ConvTranspose", (1, 16, 8, 8), (16, 3, 3, 3), (1, 3, 10, 10), {}),
+        ("Conv", (1, 16, 8), (8, 16, 3), (1, 8, 6), {}),
+    ],
+)
+def test_layers_of_other_shapes(
+    board: Target, op: str, x: tuple[int, ...], w: tuple[int, ...], y: tuple[int, ...], attrs: dict[str, object]
+) -> None:
+    built = layer(op, x, w, y, **attrs)
+    (only,) = predict(built, with_coefficients(board, narrow=4.0, occupancy=4.0)).layers
+    assert only.macs == measure.measure(built).macs > 0
+    assert only.latency_ms > 0.007
+
+
 def test_energy_is_idle_power_macs_and_memory_traffic(board: Target) -> None:
     prediction = predict(CONV, board)
     idle = 2.0 * prediction.latency_ms
