@@ -13,14 +13,22 @@ from tvm import te, tirx
 from tvm.script.ir_builder import tirx as T
 
 from nnc.lowering.gpu import product
-from nnc.lowering.gpu.product import Shape, Tile, splat, vector
+from nnc.lowering.gpu.product import LANES, Shape, Tile, splat, vector
 from nnc.lowering.gpu.unit import Gpu
 from nnc.lowering.kernels import conv2d
 from nnc.lowering.kernels.conv2d import Conv2d
-from nnc.lowering.kernels.gemm import Epilogue, RegisterTile
+from nnc.lowering.kernels.gemm import Epilogue, RegisterTile, as_float
 from nnc.lowering.kernels.window import Window
 
 Expr = Any
+
+
+@dataclass(frozen=True)
+class Convolution(Conv2d):
+    """A convolution that may read bytes."""
+
+    zero: int = 0
+    """The zero point of bytes."""
 
 
 def shape_of(conv: Conv2d, tile: Tile | None = None) -> Shape:
@@ -85,15 +93,25 @@ class _Pixels:
         (n, first, top, start), (block, kh, kw) = row, unit
         window = self.conv.window
         y, x = T.bind(top + kh * window.dilations[0]), T.bind(start + kw * window.dilations[1])
+        zero = self.conv.zero if isinstance(self.conv, Convolution) else 0
         if self.conv.in_block == 1:
-            return guarded(window, y, x, self.X[n, first + block, y, x], tirx.const(0.0, "float32"))
-        return guarded(window, y, x, self.X[n, first + block, y, x, vector()], splat(0.0))
+            pixel = _as_float(self.X[n, first + block, y, x], zero)
+            return guarded(window, y, x, pixel, tirx.const(0.0, "float32"))
+        pixel = as_float(self.X[n, first + block, y, x, vector()], LANES, zero)
+        return guarded(window, y, x, pixel, splat(0.0))
 
     def store(self, row: Expr, column: Expr, lane: Expr, value: Expr) -> None:
         height, width = self.conv.window.out_size
         n, y, x = product.unravelled(row, (self.conv.batch, height, width))
         index = (n, column, *self.conv.pixel(y, x), lane)
         T.buffer_store(self.out, self.epilogue(value, index), index)
+
+
+def _as_float(value: Expr, zero: int) -> Expr:
+    """A byte, less its zero point, as float32; float32 as it is."""
+    if str(value.ty.dtype) == "float32":
+        return value
+    return (value.astype("int32") - zero).astype("float32")
 
 
 def guarded(window: Window, y: Expr, x: Expr, value: Expr, outside: Expr, columns: int = 1) -> Expr:

@@ -21,7 +21,7 @@ from nnc.lowering.gpu.threads import elements
 from nnc.lowering.gpu.unit import Gpu
 from nnc.lowering.kernels import depthwise
 from nnc.lowering.kernels.depthwise import Depthwise, Plan
-from nnc.lowering.kernels.gemm import Epilogue, when
+from nnc.lowering.kernels.gemm import Epilogue, as_float, when
 
 Expr = Any
 
@@ -60,7 +60,7 @@ def compute(
     epilogue: Epilogue = lambda value, index: value,
     dtype: str = "float32",
 ) -> te.Tensor:
-    """As `nnc.lowering.kernels.depthwise.compute`, of float32."""
+    """As `nnc.lowering.kernels.depthwise.compute`."""
     kernel = _Kernel(conv, plan, epilogue)
     return te.extern(
         [(conv.batch, conv.blocks, *conv.window.out_size, conv.block)],
@@ -110,8 +110,9 @@ class _Kernel:
                 weights[kw] = W[block, kh, kw, vector()]
             for offset, reading in readers.items():
                 at = T.bind(window.column(x, 0) + offset)
+                loaded = as_float(X[n, block, row, at, vector()], LANES, self.conv.zero or 0)
                 pixel = local(1, dtype="float32x4")
-                pixel[0] = guarded(window, row, at, X[n, block, row, at, vector()], splat(0.0), columns)
+                pixel[0] = guarded(window, row, at, loaded, splat(0.0), columns)
                 for c, kw in reading:
                     sums[c] = sums[c] + pixel[0] * weights[kw]
         return sums

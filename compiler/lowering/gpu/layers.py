@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from nnc import integers
 from nnc.lowering.fuse import Group
 from nnc.lowering.gpu import gemm
+from nnc.lowering.gpu.conv2d import Convolution
 from nnc.lowering.gpu.unit import Gpu
-from nnc.lowering.kernels.conv2d import Conv2d
 from nnc.lowering.layers import Template, convolution, pooling
 from nnc.lowering.layers.attributes import along_channels, array_of, input_of, window_of
 from nnc.lowering.layers.emit import Kernel, emit
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def conv(lowering: Lowering, group: Group) -> bool:
-    """Conv of float32 images with constant weights."""
+    """Conv of images with constant weights: of float32, or of bytes that stand for it, which become floats as read."""
     node = group.root
     x, W, bias = input_of(node, 0), array_of(node, 1), input_of(node, 2)
     window = window_of(node, W.shape[2:]) if W is not None and W.ndim == 4 else None
@@ -31,13 +32,16 @@ def conv(lowering: Lowering, group: Group) -> bool:
         return False
     batch, channels = shape_of(x)[:2]
     tail = lowering.tail(group, along_channels(bias, 4), lowering.block, shape_of(node.outputs[0]))
-    groups = node.attrs.get("group", 1)
+    groups, zero = node.attrs.get("group", 1), None
+    if made := integers.dequantized(x):
+        x, zero, W = made[0], made[1].zero, W * np.float32(made[1].scale)
     if groups == channels == W.shape[0]:
-        convolution.emit_depthwise(lowering, group, x, W, window, tail)
+        convolution.emit_depthwise(lowering, group, x, W, window, tail, zero)
         return True
     few = channels < lowering.block and not lowering.has_blocks(x)
     source = lowering.plain(x) if few else lowering.blocked(x)
-    problem = Conv2d(batch, channels, W.shape[0], window, groups, 1 if few else lowering.block, lowering.block)
+    in_block = 1 if few else lowering.block
+    problem = Convolution(batch, channels, W.shape[0], window, groups, in_block, lowering.block, None, zero or 0)
     result = Tensor(problem.out_shape, tail.dtype)
     convolution.direct_into(lowering, group, problem, source, W, tail, result)
     lowering.define(group.outputs[0], result, lowering.block)

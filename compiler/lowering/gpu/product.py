@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from math import ceil, prod
 from typing import Any, Protocol
 
@@ -24,6 +25,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from nnc.lowering.gpu.threads import GROUP
 from nnc.lowering.gpu.unit import Gpu
 from nnc.lowering.kernels.gemm import when
 from nnc.lowering.kernels.loops import nest
@@ -91,19 +93,29 @@ class Operands(Protocol):
 # -- the plan
 
 
+@cache
 def best_tile(shape: Shape, unit: Gpu) -> Tile:
-    """The tile with the fewest estimated cycles; of equals, the one that loads least."""
-    return min(_tiles(shape, unit), key=lambda tile: (cycles(shape, tile, unit), _loads(tile), tile.size))
+    """The tile with the fewest estimated cycles; of equals, the one that loads least, in groups of a usual size."""
+
+    def cost(tile: Tile) -> tuple[float, ...]:
+        usual = abs(tile.size - GROUP)
+        return cycles(shape, tile, unit), _loads(tile), tile.slices, usual, -tile.threads[0]
+
+    return min(_tiles(shape, unit), key=cost)
 
 
 RESIDENT_PER_LANE = 4
 """Threads per lane of a core that hide the latency of arithmetic and of the caches."""
+
+SUM_STEPS = 8
+"""What adding a partial sum through shared memory costs, in steps of the depth."""
 
 GROUP_CYCLES = 600.0
 """To start a group, to fill its pipelines and to store what it computed."""
 
 
 def _tiles(shape: Shape, unit: Gpu) -> Iterator[Tile]:
+    yield Tile(1, 1, (min(32, unit.most_threads), 1))  # of the smallest products, in which most threads idle
     for rows in (1, 2, 4, 8):
         for vectors in (1, 2, 4):
             if rows * vectors > max(1, unit.vectors_per_thread // 4) or vectors > shape.vectors:
@@ -151,7 +163,8 @@ def cycles(shape: Shape, tile: Tile, unit: Gpu) -> float:
     groups = ceil(shape.rows / tile.group_rows) * ceil(shape.vectors / tile.group_vectors)
     rounds = ceil(groups / unit.cores)  # of the busiest core
     lanes = unit.macs_per_cycle
-    macs = tile.group_rows * tile.group_vectors * LANES * shape.depth
+    outputs = tile.group_rows * tile.group_vectors * LANES
+    macs = outputs * (shape.depth + SUM_STEPS * (tile.slices - 1))
     bytes_in = 4 * (tile.group_rows + LANES * tile.group_vectors) * shape.depth
     inner = 1.0 + (0.25 if tile.depth else 0.5) * LANES * _loads(tile)  # loads beside the arithmetic
     busy = max(macs * inner / lanes, bytes_in / unit.l2_bytes_per_cycle)

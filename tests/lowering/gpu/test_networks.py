@@ -130,11 +130,17 @@ def test_integers_are_multiplied_as_what_they_stand_for(compare: Compare, spec: 
         r = Relu(c)
         qr = QuantizeLinear(r, sr, zx)
         y = DequantizeLinear(qr, sr, zx)
+        deep = Conv<group=6, pads=[1,1,1,1]>(y, D)
+        next = Conv<pads=[0,1,0,1]>(y, E)
     """
     weights = """float sx = {0.02}, uint8 zx = {7}, int8[6,3,3,3] W, float[6] sw = {0.25,0.5,0.125,0.25,0.5,0.25},
-        int8[6] zw = {0,0,0,0,0,0}, float sr = {4.0}"""
+        int8[6] zw = {0,0,0,0,0,0}, float sr = {4.0},
+        float[6,1,3,3] D, float[5,6,1,3] E"""
     W = np.random.default_rng(0).integers(-8, 8, (6, 3, 3, 3))
-    compare(drawn(body, "float[1,3,9,9] x", "float[1,6,9,9] y", weights, W=W), spec)
+    outputs = "float[1,6,9,9] y, float[1,6,9,9] deep, float[1,5,9,9] next"
+    built = compare(drawn(body, "float[1,3,9,9] x", outputs, weights, W=W), spec)
+    read = [kernel.op for kernel in built.kernels if kernel.op.startswith("Dequantize")]
+    assert len(read) == 1, "integers become floats where they are read; once more for the output"
 
 
 TILES = [
