@@ -73,13 +73,14 @@ def joined(works: Iterable[Work]) -> Work:
 def _row(kernel: Kernel) -> tuple[float, ...]:
     node = kernel.anchor
     kind = _class(node)
+    multiplies = measure.macs(node)  # the anchor itself, not what joined it
     read, written = sum(map(elements, kernel.activations)), sum(map(elements, kernel.outputs))
     return (
         CLASSES.index(kind),
         kernel.macs,
-        _terms(node) if kernel.macs else 1,
-        _channels(node) if kernel.macs else 1,
-        0 if kernel.macs else _operations(node),
+        _terms(node) if multiplies else 1,
+        _channels(node) if multiplies else 1,
+        0 if multiplies else _operations(node),
         read,
         written,
         sum(map(elements, kernel.weights)),
