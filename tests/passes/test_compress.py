@@ -42,7 +42,7 @@ def run(pass_: Any, network: Any, board: str = "x86", store: Any = None) -> tupl
 
 @pytest.mark.parametrize(
     ("board", "metric", "share"),
-    [("x86", "macs", 0.6), ("qcs605", "params", 0.6), ("qcs605", "latency", 0.97)],
+    [("x86", "macs", 0.6), ("qcs605", "params", 0.6), ("qcs605", "latency", 0.8)],
 )
 def test_budgets_are_kept_and_used_up(network: Any, board: str, metric: str, share: float) -> None:
     pass_ = Compress(budget=Budget(**{metric: share}), round_to=1, methods=("prune", "svd", "spatial"))
