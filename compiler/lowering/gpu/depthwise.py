@@ -33,7 +33,7 @@ def best_plan(conv: Depthwise, unit: Gpu) -> Plan:
     columns = 1
     while (
         columns < 8
-        and _inputs(conv, 2 * columns) + 2 * columns <= unit.vectors_per_thread // 2
+        and _inputs(conv, 2 * columns) + 2 * columns <= unit.vectors_per_thread // 4
         and rows * ceil(conv.window.out_size[1] / (2 * columns)) >= wanted
     ):
         columns *= 2

@@ -107,6 +107,9 @@ def best_tile(shape: Shape, unit: Gpu) -> Tile:
 RESIDENT_PER_LANE = 4
 """Threads per lane of a core that hide the latency of arithmetic and of the caches."""
 
+MOST_LOADS = 16
+"""Of a thread for one stage: each holds an address in registers."""
+
 SUM_STEPS = 8
 """What adding a partial sum through shared memory costs, in steps of the depth."""
 
@@ -132,8 +135,9 @@ def _tiles(shape: Shape, unit: Gpu) -> Iterator[Tile]:
 def _variants(shape: Shape, tile: Tile, unit: Gpu) -> Iterator[Tile]:
     threads = tile.size
     if unit.stages and 64 <= threads <= min(256, unit.most_threads):
-        for depth in (4, 2, 1) if shape.lanes > 1 else (16, 8):
-            if _staged_bytes(shape, tile, depth) <= unit.shared_bytes // 2 and _even(tile, threads):
+        for depth in (4, 2, 1) if shape.lanes > 1 else (16, 8, 4):
+            few = tile.group_rows * depth <= MOST_LOADS * threads
+            if few and _staged_bytes(shape, tile, depth) <= unit.shared_bytes // 2 and _even(tile, threads):
                 yield Tile(tile.rows, tile.vectors, tile.threads, 1, depth)
                 break
     for slices in (1, 2, 4, 8, 16, 32):
