@@ -607,7 +607,7 @@ PARAMETERS = [
      "budget: a budget names one of 'macs', 'params' and 'latency'", None),
     (*of(1, "compress"), "'budget' is missing", None),
     (*of(1, "compress: budget = { macs = 0.5 }\nmethods = ['svdd']"),
-     "item 1 of 'methods' must be 'prune', 'svd', 'spatial', 'tucker' or 'cp', not the string 'svdd'",
+     "item 1 of 'methods' must be 'prune', 'svd', 'spatial', 'tucker', 'cp' or 'resolution', not the string 'svdd'",
      "did you mean 'svd'?"),
     (*of(1, "compress: budget = { macs = 0.5 }\nmethods = []"), "'methods' must be an array of at least 1, each of it ",
      None),
@@ -724,7 +724,7 @@ def test_what_insert_qdq_found_nothing_for(here: Path, capfd: pytest.CaptureFixt
 
 TARGETS = [
     ("x87", "no target 'x87'", "did you mean 'x86'?"),
-    ("raspberry", "no target 'raspberry'", "a file of your own is given by its path, such as ./my-board.toml"),
+    ("toaster", "no target 'toaster'", "a file of your own is given by its path, such as ./my-board.toml"),
     ("qcs605:npu", "qcs605 has no unit 'npu'", "did you mean 'gpu'?"),
     ("jetson-xavier@31W", "jetson-xavier has no mode '31W'", "did you mean '30W'?"),
     ("x86@15W", "x86 has no mode '15W'", "leave out '@15W'"),
