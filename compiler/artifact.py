@@ -130,12 +130,16 @@ class Artifact:
 
         return Library(self.library_path, threads or self.threads)
 
-    def check_library(self) -> None:
-        """Refuse a library that would take the process down: half of a file, or code for a newer x86 than this one."""
+    def check_files(self) -> None:
+        """Refuse a library that is not what the compile wrote, such as half of a file."""
         parts = ("network.json", "weights.bin", "kernels.cl", "kernels.ptx") if self.is_gpu else ("module.so",)
         for path in (self.library_path, *(self.folder / name for name in parts if name in self.lock["results"])):
             if file_digest(path) != self.lock["results"].get(path.name):
                 raise NncError(f"{path}: not the file that the compile wrote", "compile again")
+
+    def check_library(self) -> None:
+        """Refuse a library that would take the process down: half of a file, or code for a newer x86 than this one."""
+        self.check_files()
         levels, tvm, here = ("x86-64-v2", "x86-64-v3", "x86-64-v4"), self.target.unit.tvm, host.figures()["tvm"]
         wanted = str(tvm.get("mcpu"))
         if wanted not in levels:

@@ -280,6 +280,27 @@ def evaluate(
         measurements.show_accuracy(measured)
 
 
+@app.command("package")
+def package_(
+    folder: FolderArgument,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="FILE", help="The .tar.gz; else beside DIR, named like it.")
+    ] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Pack a compiled model into one file that runs on the board, with nothing to install there."""
+    from nnc import console, measurements
+    from nnc.package import package
+
+    with console.progress(quiet) as progress:
+        made = package(folder, out, progress)
+    if as_json:
+        _print_json(made.to_dict())
+    elif not quiet:
+        measurements.show_package(made)
+
+
 @app.command()
 def inspect(
     model: EitherArgument,

@@ -1,4 +1,4 @@
-"""What `nnc run`, `bench` and `eval` print."""
+"""What `nnc run`, `bench`, `eval` and `package` print."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from nnc import tables, units
 if TYPE_CHECKING:
     from nnc.benchmark import Timing
     from nnc.evaluation import Evaluation
+    from nnc.package import Package
 
 Row = Mapping[str, Any]
 
@@ -33,6 +34,14 @@ def show_outputs(outputs: Mapping[str, np.ndarray], runtime: str, saved: Path | 
             out.print(f"\n{name}: the highest scores{which}", style="bold")
             out.print(tables.definition((index, f"{score:.5g}") for index, score in ranked))
     out.print(f"\ncomputed by {runtime}" + (f"; saved to {saved}" if saved else ""), style="dim")
+
+
+def show_package(made: Package) -> None:
+    out = tables.console()
+    out.print(f"{made.path}: {units.size(made.bytes)}, for a board with Linux and nothing else\n")
+    out.print("on the board:", style="bold")
+    out.print(f"  tar xzf {made.path.name} && cd {made.folder} && ./run --check", soft_wrap=True)
+    out.print(f"\nthe outputs to compare with are from {made.expected_from}", style="dim")
 
 
 _CLASSES = range(2, 100_001)  # sizes of an output that may be scores

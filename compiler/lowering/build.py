@@ -77,14 +77,15 @@ def build(
     not supported, or where a tool is missing; then nothing is written.
     """
     machine = known_machine(target)
-    program = lower(graph, _unit(target, machine, threads or target.unit.threads), machine, progress)
+    threads = threads or target.unit.threads
+    program = lower(graph, _unit(target, machine, threads), machine, progress)
     names = _names(program)
     plan = plan_memory(program)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=out) as name:
         folder = Path(name)
         objects = _kernels(program, names, machine, folder, progress)
         weights = Weights(folder, packing.marked_layers(graph))
-        (folder / "network.h").write_text(_header(program, names, plan, weights), "utf-8")
+        (folder / "network.h").write_text(_header(program, names, plan, weights, threads), "utf-8")
         objects += [*_sources(folder), weights.source()]
         progress("link the library", 0, 1)
         _link(program, objects, target, machine, folder)
@@ -157,8 +158,8 @@ def _kernels(
 # -- tables
 
 
-def _header(program: Program, names: dict[Hashable, str], plan: Plan, weights: Weights) -> str:
-    """network.h: the steps of the program as tables of C."""
+def _header(program: Program, names: dict[Hashable, str], plan: Plan, weights: Weights, threads: int) -> str:
+    """network.h: the steps of the program, and what it reads and writes, as tables of C."""
     caller = {
         id(tensor.root()[0]): index
         for index, tensor in enumerate([*program.inputs.values(), *program.outputs.values()])
@@ -198,11 +199,34 @@ def _header(program: Program, names: dict[Hashable, str], plan: Plan, weights: W
             f"enum {{ NETWORK_COUNT = {len(steps)}, NETWORK_MAX_TENSORS = {most} }};",
             f"static const uint64_t NETWORK_WORKSPACE = {max(plan.bytes, ALIGNMENT)};",
             *weights.table(),
+            *_interface(program, threads),
             "static const Step NETWORK_STEPS[] = {",
             *steps,
             "  {0}};\n",
         ]
     )
+
+
+def _interface(program: Program, threads: int) -> list[str]:
+    """What nnc.h tells of the inputs and outputs."""
+    arrays = []
+    for name, tensor in (*program.inputs.items(), *program.outputs.items()):
+        shape = ", ".join(map(str, tensor.shape)) or "1"
+        type_code = np.dtype(tensor.dtype).str  # "<f4"
+        arrays.append(f'  {{{_text(name)}, "{type_code}", {len(tensor.shape)}, (const int64_t[]){{{shape}}}}},')
+    inputs, outputs = len(program.inputs), len(program.outputs)
+    return [
+        f"enum {{ NETWORK_INPUTS = {inputs}, NETWORK_OUTPUTS = {outputs}, NETWORK_THREADS = {threads} }};",
+        "static const NncTensor NETWORK_ARRAYS[] = {",
+        *arrays,
+        "};",
+    ]
+
+
+def _text(text: str) -> str:
+    """A string as C writes it: "caf\\303\\251"."""
+    plain = (chr(byte) if chr(byte).isalnum() and byte < 128 else f"\\{byte:03o}" for byte in text.encode())
+    return f'"{"".join(plain)}"'
 
 
 _DL_CODES = {"i": "kDLInt", "u": "kDLUInt", "f": "kDLFloat", "b": "kDLBool"}
@@ -218,7 +242,7 @@ def _dl_type(dtype: Any) -> str:
 
 def _sources(folder: Path) -> list[Path]:
     """What is linked besides the kernels: network.c, and inflate.c for packed weights."""
-    for name in ("network.c", "inflate.c"):
+    for name in ("network.c", "inflate.c", "nnc.h"):
         (folder / name).write_text(resources.files("nnc.lowering").joinpath(name).read_text("utf-8"), "utf-8")
     return [folder / "network.c", folder / "inflate.c"]
 

@@ -48,7 +48,7 @@ class EmulatedLibrary:
             folder = Path(name)
             files = [folder / f"input{index}.npy" for index in range(len(inputs))]
             for file, values in zip(files, inputs, strict=True):
-                np.save(file, np.ascontiguousarray(values))
+                np.save(file, np.asarray(values, order="C"))
             threads = {"TVM_NUM_THREADS": str(self._threads)}
             cross.run([*self._command, self._path.resolve(), folder, "1", *files], threads, subject=str(self._path))
             outputs = sorted(folder.glob("[0-9]*.npy"), key=lambda file: int(file.stem))

@@ -42,12 +42,12 @@ class Library:
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The outputs for `inputs`, both in the model's order, with the shapes and dtypes it declares."""
-        result = self._machine["main"](*(self._tensor(np.ascontiguousarray(x), self._device) for x in inputs))
+        result = self._machine["main"](*(self._tensor(np.asarray(x, order="C"), self._device) for x in inputs))
         return [result.numpy()] if hasattr(result, "numpy") else [each.numpy() for each in result]
 
     def bind(self, inputs: Sequence[np.ndarray]) -> None:
         """Keep the inputs in the runtime, so that `run_bound` measures nothing but the network."""
-        self._machine.set_input("main", *(self._tensor(np.ascontiguousarray(x), self._device) for x in inputs))
+        self._machine.set_input("main", *(self._tensor(np.asarray(x, order="C"), self._device) for x in inputs))
 
     def run_bound(self) -> None:
         """One inference on the inputs of `bind`."""
@@ -56,7 +56,7 @@ class Library:
     def profile(self, inputs: Sequence[np.ndarray], steps: int, repeats: int = 10) -> np.ndarray:
         """The least milliseconds of every step of the network over `repeats` runs, float64 [steps]."""
         outputs = self.run(inputs)
-        arrays = [self._tensor(np.ascontiguousarray(x), self._device) for x in (*inputs, *outputs)]
+        arrays = [self._tensor(np.asarray(x, order="C"), self._device) for x in (*inputs, *outputs)]
         seconds = self._tensor(np.zeros(steps), self._device)
         profile = self._module.get_function("profile", query_imports=True)
         runs = []
