@@ -95,6 +95,16 @@ class Artifact:
         return self.folder / ("network.json" if self.is_gpu else "module.so")
 
     @property
+    def library_files(self) -> list[Path]:
+        """What the library consists of."""
+        parts = (
+            ("network.json", "weights.bin", "kernels.cl", "kernels.cu", "kernels.ptx")
+            if self.is_gpu
+            else ("module.so",)
+        )
+        return [self.folder / name for name in parts if name in self.lock["results"]]
+
+    @property
     def is_gpu(self) -> bool:
         """Whether the library is kernels of a GPU, and a list of what to launch."""
         return self.target.unit.kind == "gpu"
@@ -132,8 +142,7 @@ class Artifact:
 
     def check_files(self) -> None:
         """Refuse a library that is not what the compile wrote, such as half of a file."""
-        parts = ("network.json", "weights.bin", "kernels.cl", "kernels.ptx") if self.is_gpu else ("module.so",)
-        for path in (self.library_path, *(self.folder / name for name in parts if name in self.lock["results"])):
+        for path in (self.library_path, *self.library_files):
             if file_digest(path) != self.lock["results"].get(path.name):
                 raise NncError(f"{path}: not the file that the compile wrote", "compile again")
 

@@ -7,7 +7,7 @@ import importlib.metadata
 import io
 import os
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
@@ -35,8 +35,10 @@ class Package:
     files: tuple[str, ...]
     """What is in it, below the one folder that it unpacks to."""
     folder: str
+    command: str
+    """What to try first in that folder."""
     expected_from: str
-    """What computed the outputs that `./run --check` compares with."""
+    """What computed the outputs that the board's are compared with."""
 
     def to_dict(self) -> dict[str, Any]:
         """The same for JSON."""
@@ -57,14 +59,23 @@ def package(folder: Path, out: Path | None, progress: Progress) -> Package:
     progress("run the network", 1, 3)
     inputs = artifact.random_inputs()
     expected, source = _expected(artifact, inputs)
-    files |= _arrays("input", list(inputs.values())) | _arrays("expected", expected)
+    arrays = _raw if artifact.is_gpu else _npy
+    files |= _numbered("input", list(inputs.values()), arrays) | _numbered("expected", expected, arrays)
     files["README.md"] = _readme(artifact, source).encode()
     progress("pack", 2, 3)
     name = path.name.removesuffix(".gz").removesuffix(".tar").removesuffix(".tgz")
     with wire.replacing(path) as file, gzip.GzipFile("", "wb", 6, file, mtime=0) as packed:
-        _write_tar(packed, name, files, artifact.library_path)
+        _write_tar(packed, name, files, artifact.library_files)
     progress("pack", 3, 3)
-    return Package(path, path.stat().st_size, (*sorted(files), artifact.library_path.name), name, source)
+    listed = sorted([*files, *(file.name for file in artifact.library_files)])
+    return Package(path, path.stat().st_size, tuple(listed), name, _first_command(artifact), source)
+
+
+def _first_command(artifact: Artifact) -> str:
+    if not artifact.is_gpu:
+        return "./run --check"
+    names = [*_names("input", len(artifact.inputs)), *_names("output", len(artifact.outputs))]
+    return " ".join(["./run", ".", *(f"{name}.bin" for name in names)])
 
 
 # -- what can be packed, and where to
@@ -72,16 +83,22 @@ def package(folder: Path, out: Path | None, progress: Progress) -> Package:
 
 def _require_library(artifact: Artifact) -> None:
     path = artifact.library_path
-    if artifact.is_gpu:
-        hint = f"the kernels and their list are files of {artifact.folder}: copy them, they need no runtime of nnc's"
-        raise NncError(f"{artifact.folder}: compiled for {artifact.target.spec}; only CPUs can be packaged", hint)
     artifact.check_files()
-    if b"nnc_network\0" not in path.read_bytes():
+    if artifact.is_gpu and not artifact.folder.joinpath(f"kernels.{_kernels(artifact)}").exists():
+        hint = "pip install nvidia-cuda-nvrtc-cu12, and compile again"
+        raise NncError(f"{artifact.folder}: its CUDA kernels were not compiled, there is no kernels.ptx", hint)
+    if not artifact.is_gpu and b"nnc_network\0" not in path.read_bytes():
         raise NncError(f"{path}: of an older nnc, which the runner can't load", "compile again")
 
 
+def _kernels(artifact: Artifact) -> str:
+    """The suffix of the kernels that the runner of a GPU reads."""
+    return {"opencl": "cl", "cuda": "ptx"}[artifact.target.unit.tvm["kind"]]
+
+
 def _default(artifact: Artifact) -> Path:
-    folder, target = Path(os.path.abspath(artifact.folder)), artifact.target.name
+    folder, unit = Path(os.path.abspath(artifact.folder)), artifact.target.unit
+    target = artifact.target.name + ("" if unit.kind == "cpu" else f"-{unit.name}")
     name = folder.name if folder.name.endswith(target) else f"{folder.name}-{target}"
     return folder.parent / f"{name}.tar.gz"
 
@@ -100,10 +117,15 @@ def _require_writable(path: Path) -> None:
 
 def _program(artifact: Artifact) -> dict[str, bytes]:
     """The runner, its sources and the licenses."""
-    from nnc.lowering import runner
+    if artifact.is_gpu:
+        from nnc.lowering.gpu import runner as gpu
 
-    files = {f"source/{name}": text.encode() for name, text in runner.sources().items()}
-    files["run"] = runner.program(artifact.target.unit.architecture)
+        sources, program = gpu.sources(artifact.target), gpu.program(artifact.target)
+    else:
+        from nnc.lowering import runner
+
+        sources, program = runner.sources(), runner.program(artifact.target.unit.architecture)
+    files = {f"source/{name}": text.encode() for name, text in sources.items()} | {"run": program}
     return files | {"LICENSE": _license("apache-tvm", "LICENSE"), "NOTICE": _license("apache-tvm-ffi", "NOTICE")}
 
 
@@ -127,13 +149,24 @@ def _expected(artifact: Artifact, inputs: Mapping[str, np.ndarray]) -> tuple[lis
     return [outputs[name] for name in artifact.outputs], source
 
 
-def _arrays(stem: str, arrays: Sequence[np.ndarray]) -> dict[str, bytes]:
+def _npy(array: np.ndarray) -> tuple[str, bytes]:
+    file = io.BytesIO()
+    np.save(file, np.asarray(array, order="C"))
+    return "npy", file.getvalue()
+
+
+def _raw(array: np.ndarray) -> tuple[str, bytes]:
+    return "bin", array.tobytes()
+
+
+def _numbered(
+    stem: str, arrays: Sequence[np.ndarray], write: Callable[[np.ndarray], tuple[str, bytes]]
+) -> dict[str, bytes]:
     """The arrays as input.npy, or input0.npy, input1.npy and so on."""
     files = {}
     for index, array in enumerate(arrays):
-        file = io.BytesIO()
-        np.save(file, np.asarray(array, order="C"))
-        files[f"{stem}{index if len(arrays) > 1 else ''}.npy"] = file.getvalue()
+        suffix, content = write(array)
+        files[f"{stem}{index if len(arrays) > 1 else ''}.{suffix}"] = content
     return files
 
 
@@ -148,10 +181,35 @@ def _readme(artifact: Artifact, source: str) -> str:
         source=source,
         inputs=list(map(_described, report["model"]["inputs"])),
         outputs=list(map(_described, report["model"]["outputs"])),
-        files=[f"input{i if len(artifact.inputs) > 1 else ''}.npy" for i in range(len(artifact.inputs))],
+        files=_names("input", len(artifact.inputs)),
+        results=_names("output", len(artifact.outputs)),
         latency=units.milliseconds(report["after"]["latency_ms"]),
-        features=" ".join([str(artifact.target.unit.tvm.get("mcpu")), *artifact.target.unit.tvm.get("mattr", ())]),
+        types=[f"np.{each['dtype']}" for each in report["model"]["outputs"]],
+        needs=_needs(artifact),
+        build=_BUILD[artifact.target.unit.tvm["kind"]],
     )
+
+
+#: By what generated the kernels: how the program is compiled from its sources.
+_BUILD = {
+    "llvm": "-pthread -rdynamic *.c -ldl -lm",
+    "opencl": "run_opencl.c -lOpenCL",
+    "cuda": "run_cuda.c -lcuda",
+}
+
+
+def _needs(artifact: Artifact) -> str:
+    """What the board must have besides the C library."""
+    tvm = artifact.target.unit.tvm
+    if artifact.is_gpu:
+        library = {"opencl": "OpenCL 1.2 (libOpenCL.so.1)", "cuda": "CUDA (libcuda.so.1)"}[tvm["kind"]]
+        return f"a driver with {library}"
+    features = " ".join([str(tvm.get("mcpu")), *tvm.get("mattr", ())])
+    return f"a processor with what the code was compiled for: `{features}`"
+
+
+def _names(stem: str, count: int) -> list[str]:
+    return [f"{stem}{index if count > 1 else ''}" for index in range(count)]
 
 
 def _described(entry: Mapping[str, Any]) -> str:
@@ -161,13 +219,14 @@ def _described(entry: Mapping[str, Any]) -> str:
 # -- the file
 
 
-def _write_tar(file: Any, folder: str, files: Mapping[str, bytes], library: Path) -> None:
+def _write_tar(file: Any, folder: str, files: Mapping[str, bytes], library: Sequence[Path]) -> None:
     """Everything in order of its name, with neither times nor owners."""
+    large = {path.name: path for path in library}
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for name in sorted([*files, library.name]):
+        for name in sorted([*files, *large]):
             entry = tarfile.TarInfo(f"{folder}/{name}")
             entry.mode = 0o755 if name == "run" else 0o644
-            with open(library, "rb") if name == library.name else io.BytesIO(files[name]) as content:
+            with open(large[name], "rb") if name in large else io.BytesIO(files[name]) as content:
                 entry.size = content.seek(0, os.SEEK_END)
                 content.seek(0)
                 archive.addfile(entry, content)

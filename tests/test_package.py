@@ -19,6 +19,7 @@ from nnc.artifact import Artifact
 from nnc.compilation import Job
 from nnc.errors import NncError
 from nnc.lowering import emulate
+from nnc.lowering.gpu import nvrtc
 
 x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="this machine runs no x86 library")
 
@@ -41,8 +42,9 @@ def silent(step: str, done: int, total: int) -> None:
 def compiled(folder: Path, text: str = SCORES, spec: str = "x86", lower: bool = True) -> Path:
     onnx.save(testing.model(text), folder / "model.onnx")
     (folder / "recipe.toml").write_text('[[pass]]\nname = "remove-dead-nodes"\n')
-    job = Job(recipe.load(folder / "recipe.toml"), folder / "model.onnx", target.load(spec), folder / "out", {})
-    compilation.compile_model(Job(job.recipe, job.model, job.target, job.out, {}, 2, lower))
+    threads = None if ":gpu" in spec else 2
+    read = recipe.load(str(folder / "recipe.toml"))
+    compilation.compile_model(Job(read, folder / "model.onnx", target.load(spec), folder / "out", {}, threads, lower))
     return folder / "out"
 
 
@@ -116,6 +118,31 @@ def test_a_board_with_another_processor(tmp_path: Path) -> None:
     checked = run(folder, "--check", "--threads", "2", emulator=emulator)
     assert (checked.returncode, checked.stderr) == (0, ""), checked.stdout
     assert "jetson-xavier:cpu@MAXN" in (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("spec", "kernels"), [("qcs605:gpu", {"kernels.cl"}), ("jetson-xavier:gpu", {"kernels.ptx"})])
+def test_a_gpu_has_its_own_program(tmp_path: Path, spec: str, kernels: set[str]) -> None:
+    out = compiled(tmp_path, spec=spec)
+    if not all((out / name).exists() for name in kernels):
+        pytest.skip("NVRTC is not installed")
+    made = package.package(out, None, silent)
+    assert made.path.name == f"out-{spec.replace(':', '-')}.tar.gz"
+    assert made.command == "./run . input.bin output.bin"
+    folder = unpacked(made.path, tmp_path / "board")
+    files = {file.name for file in folder.iterdir()}
+    assert files >= {"run", "README.md", "network.json", "weights.bin", "input.bin", "expected.bin", "source"} | kernels
+    assert (folder / "input.bin").stat().st_size == 4 * 3 * 8 * 8
+    driver = {"libOpenCL.so.1"} if "kernels.cl" in kernels else {"libcuda.so.1"}
+    assert needed(folder / "run") <= LIBC | driver
+    assert "./run . input.bin output.bin" in (folder / "README.md").read_text()
+
+
+def test_cuda_kernels_that_nobody_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvrtc, "ptx", lambda *_: None)
+    out = compiled(tmp_path, spec="jetson-xavier:gpu")
+    with pytest.raises(NncError, match="its CUDA kernels were not compiled") as caught:
+        package.package(out, None, silent)
+    assert "nvidia-cuda-nvrtc" in str(caught.value.hint)
 
 
 @x86

@@ -14,6 +14,19 @@ from nnc.target import Target
 RUNNERS = {"opencl": ("run_opencl.c", "OpenCL", "cl"), "cuda": ("run_cuda.c", "cuda", "cu")}
 
 
+def sources(target: Target) -> dict[str, str]:
+    """The files that the runner of a target's GPU is made of, by name."""
+    names = (RUNNERS[target.unit.tvm["kind"]][0], "network_reader.h")
+    return {name: resources.files("nnc.lowering.gpu").joinpath(name).read_text("utf-8") for name in names}
+
+
+def program(target: Target) -> bytes:
+    """The runner, as `link` makes it."""
+    with tempfile.TemporaryDirectory(prefix="nnc-") as name:
+        link(target, Path(name) / "run")
+        return (Path(name) / "run").read_bytes()
+
+
 def link(target: Target, out: Path) -> None:
     """Compile the runner of a target's GPU into the program `out`.
 
@@ -23,8 +36,7 @@ def link(target: Target, out: Path) -> None:
     source, library, prefix = RUNNERS[target.unit.tvm["kind"]]
     with tempfile.TemporaryDirectory(prefix="nnc-") as name:
         folder = Path(name)
-        for file in (source, "network_reader.h"):
-            text = resources.files("nnc.lowering.gpu").joinpath(file).read_text("utf-8")
+        for file, text in sources(target).items():
             (folder / file).write_text(text, "utf-8")
         compiler = cross.compiler(target.unit.architecture)
         called = re.findall(rf"^extern .*\b({prefix}[A-Z]\w+)\(", (folder / source).read_text("utf-8"), re.MULTILINE)
