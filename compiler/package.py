@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib.metadata
 import io
+import mmap
 import os
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
@@ -87,8 +88,13 @@ def _require_library(artifact: Artifact) -> None:
     if artifact.is_gpu and not artifact.folder.joinpath(f"kernels.{_kernels(artifact)}").exists():
         hint = "pip install nvidia-cuda-nvrtc-cu12, and compile again"
         raise NncError(f"{artifact.folder}: its CUDA kernels were not compiled, there is no kernels.ptx", hint)
-    if not artifact.is_gpu and b"nnc_network\0" not in path.read_bytes():
+    if not artifact.is_gpu and not _holds(path, b"nnc_network\0"):
         raise NncError(f"{path}: of an older nnc, which the runner can't load", "compile again")
+
+
+def _holds(path: Path, text: bytes) -> bool:
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(text) >= 0
 
 
 def _kernels(artifact: Artifact) -> str:

@@ -18,7 +18,7 @@ from nnc import compilation, package, recipe, target, testing
 from nnc.artifact import Artifact
 from nnc.compilation import Job
 from nnc.errors import NncError
-from nnc.lowering import emulate
+from nnc.lowering import cross, emulate
 from nnc.lowering.gpu import nvrtc
 
 x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="this machine runs no x86 library")
@@ -279,6 +279,51 @@ def test_every_type_and_rank_goes_through(tmp_path: Path) -> None:
     np.testing.assert_array_equal(outputs[4], inputs[4].reshape(4))
     np.testing.assert_array_equal(outputs[5], inputs[5].reshape(2, 2))
     assert run(folder, "--check").returncode == 0
+
+
+# Launches many jobs, of more tasks than threads and with jobs inside of jobs; the last one fails.
+JOBS = """
+#include <stdatomic.h>
+#include "nnc.h"
+int (*__TVMBackendParallelLaunch)(int (*)(int, void*, void*), void*, int);
+extern void TVMFFIErrorSetRaisedFromCStr(const char*, const char*);
+static atomic_int done;
+static int Inner(int task, void* group, void* data) { return atomic_fetch_add(&done, 1), 0; }
+static int Outer(int task, void* group, void* data) { return __TVMBackendParallelLaunch(Inner, 0, 5); }
+static int Failing(int task, void* group, void* data) { return task == 2 ? -1 : 0; }
+static int Load(void) { return 0; }
+static int Run(void* const* arrays) {
+  for (int job = 0; job < 20000; ++job) {
+    if (__TVMBackendParallelLaunch(Outer, 0, 1 + job % 7)) return -1;
+  }
+  *(int32_t*)arrays[0] = done;
+  if (!__TVMBackendParallelLaunch(Failing, 0, 3)) return 0;
+  if (TRAP) __builtin_trap();
+  if (done == 399985) return 0;
+  TVMFFIErrorSetRaisedFromCStr("RuntimeError", "tasks were lost");
+  return -1;
+}
+static const int64_t shape[] = {1};
+static const NncTensor tensors[] = {{"done", "<i4", 0, shape}};
+const NncNetwork nnc_network = {0, 1, tensors, 4, Load, Run};
+"""
+
+
+@x86
+@pytest.mark.parametrize("trap", [0, 1])
+def test_every_task_of_every_job_runs_once(tmp_path: Path, board: Path, trap: int) -> None:
+    """And an instruction that the processor does not have is one line."""
+    (tmp_path / "jobs.c").write_text(JOBS)
+    flags = ["-shared", "-fPIC", "-O1", f"-DTRAP={trap}", f"-I{board / 'source'}"]
+    cross.run([*cross.compiler("x86_64"), *flags, tmp_path / "jobs.c", "-o", tmp_path / "jobs.so"])
+    shutil.copytree(board, tmp_path / "board")
+    np.save(tmp_path / "board/expected.npy", np.array(5 * sum(1 + job % 7 for job in range(20000)), np.int32))
+    done = run(tmp_path / "board", "--check", "--module", tmp_path / "jobs.so")
+    if trap:
+        assert done.returncode == 1
+        assert done.stderr.startswith("run: error: this processor lacks instructions")
+    else:
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout
 
 
 @x86

@@ -878,6 +878,8 @@ COMMANDS = [
     ("run model.onnx --input random", "model.onnx: a model, not the folder of a compile", GIVE_A_COMPILE),
     ("bench folder.toml", "folder.toml: holds no finished compile", "give the folder that nnc compile"),
     ("bench absent", "absent: no such folder", None),
+    ("package absent", "absent: no such folder", None),
+    ("package model.onnx", "model.onnx: a model, not the folder of a compile", "compile it first: nnc compile"),
     ("eval absent.onnx --data test.npz", "absent.onnx: no such file", None),
     ("eval model.onnx --data absent.npz", "absent.npz: no such file or folder", None),
     (
