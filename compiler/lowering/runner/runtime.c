@@ -17,7 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { kAlignment = 64, kMaxThreads = 256, kSpins = 1 << 14 };
+enum { kAlignment = 64, kMaxThreads = 256, kPauses = 1 << 9, kSpins = 1 << 13 };
 
 // --- Errors ----------------------------------------------------------------------------------------------------------
 
@@ -85,12 +85,14 @@ static _Thread_local int is_inside;  // of a task: what it launches itself runs 
 
 int RuntimeThreads(void) { return threads; }
 
-static void Pause(void) {
+// One turn of a loop that waits for another thread; after a while, somebody else may need the core.
+static void Spin(unsigned turn) {
 #if defined(__aarch64__)
   __asm__ volatile("yield");
 #elif defined(__x86_64__)
   __asm__ volatile("pause");
 #endif
+  if (turn > kPauses) sched_yield();
 }
 
 static int RunTasks(Task task, void* data, int first, int step, int count) {
@@ -110,7 +112,7 @@ static void RunShare(int share, unsigned round) {
 
 // The next kernel comes within microseconds, sooner than a sleeping thread wakes up.
 static unsigned NextRound(unsigned seen) {
-  for (int i = 0; i < kSpins; ++i, Pause()) {
+  for (unsigned turn = 0; turn < kSpins; Spin(turn++)) {
     if (atomic_load(&job.round) != seen) return atomic_load(&job.round);
   }
   pthread_mutex_lock(&lock);
@@ -145,7 +147,7 @@ static int ParallelLaunch(Task task, void* data, int count) {
   is_inside = 1;
   for (int share = 0; share < threads; ++share) RunShare(share, round);  // its own, and those of workers that are late
   is_inside = 0;
-  for (int i = 0; atomic_load(&job.left); ++i) i < kSpins ? Pause() : (void)sched_yield();
+  for (unsigned turn = 0; atomic_load(&job.left);) Spin(turn++);
   return atomic_load(&job.is_failed) ? -1 : 0;
 }
 
