@@ -14,6 +14,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,8 @@ def mobilenet_v2(shop: Workshop) -> Iterator[Row]:
     Of 250 images a network gets some more right than another by chance, so that the mean of both ways counts.
     """
     for model in samples("imagenet_mobilenet_v2_1.0_224"):
-        halves = [{"calibration": one, "test": other} for one, other in permutations(drawn_halves(shop.folder))]
-        found = [reached(shop, model, compress(0.8), data) for data in halves]
+        both = [{"calibration": one, "test": other} for one, other in permutations(halves(shop.folder).values())]
+        found = [reached(shop, model, compress(0.8), data) for data in both]
         for each, half in zip(found, ("one", "the other"), strict=True):
             yield Row(f"{model.stem} at 80%: compress, tested on {half} half", "", str(each), None)
         drop = float(np.mean([each.before - each.after for each in found]))
@@ -108,18 +109,19 @@ def mobilenet_v2(shop: Workshop) -> Iterator[Row]:
         yield Row(
             f"{model.stem} at 80%: compress, mean of both", "drop <= 3 points", f"a drop of {100 * drop:.1f}", kept
         )
-        yield from others(shop, model, 0.8, halves[0], "split-conv-svd")
+        yield from others(shop, model, 0.8, both[0], "split-conv-svd")
         return
     yield Row("mobilenet_v2", "drop <= 3 points", f"left out: no data folder {DATA}", None)
 
 
-def drawn_halves(folder: Path) -> list[Path]:
+@cache
+def halves(folder: Path) -> dict[str, Path]:
     """Two folders with one half each of the sample of ImageNet, drawn at random."""
     with (DATA / "imagenet_sample/labels.csv").open(newline="") as file:
         rows = [{"file": row["file"], "label": row["label"]} for row in csv.DictReader(file)]
     order = np.random.default_rng(SEED).permutation(len(rows))
-    made = [folder / "half", folder / "other-half"]
-    for half, indices in zip(made, np.array_split(order, 2), strict=True):
+    made = {"calibration": folder / "calibration", "test": folder / "test"}
+    for half, indices in zip(made.values(), np.array_split(order, 2), strict=True):
         half.mkdir()
         (half / "images").symlink_to((DATA / "imagenet_sample/images").resolve())
         with (half / "labels.csv").open("w", newline="") as file:
