@@ -109,7 +109,7 @@ def _class(node: gs.Node) -> str:
 
 
 def _channels(node: gs.Node) -> int:
-    shape = node.outputs[0].shape or (1,)  # the product of two vectors is a number
+    shape: Sequence[int] = node.outputs[0].shape or (1,)  # the product of two vectors is a number
     return shape[-1] if node.op in ("Gemm", "MatMul") else shape[1]
 
 
