@@ -327,9 +327,15 @@ def inspect(
         summaries.show_inspection(inspected)
 
 
+_COLUMNS = (
+    "A CSV file of measured latencies, one per row: chip, unit, cores_used, core_type, clock_ghz, framework, dtype, "
+    "model_id, input_shape, latency_ms; other columns are left alone."
+)
+
+
 @app.command()
 def validate(
-    table: Annotated[Path, typer.Argument(metavar="TABLE", help="A CSV file of measured latencies, one per row.")],
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help=_COLUMNS)],
     target: Annotated[
         str | None, typer.Option("--target", "-t", metavar="T", help="Only the rows of its chip, by its own figures.")
     ] = None,
