@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from nnc.lowering.operators import arithmetic, axes, convolution, movement, products, resize
+from nnc.lowering.operators import (
+    arithmetic,
+    axes,
+    convolution,
+    integers,
+    movement,
+    pooling,
+    products,
+    resize,
+    transposed,
+)
 from nnc.lowering.pieces import Value, Work
 
 Operator = Callable[[Work], Sequence[Value] | None]
@@ -16,9 +26,12 @@ OPERATORS: dict[str, Operator] = {
     **arithmetic.OPERATORS,
     **axes.OPERATORS,
     **convolution.OPERATORS,
+    **integers.OPERATORS,
     **movement.OPERATORS,
+    **pooling.OPERATORS,
     **products.OPERATORS,
     **resize.OPERATORS,
+    **transposed.OPERATORS,
 }
 
 MOVES = frozenset({
