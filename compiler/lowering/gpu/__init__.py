@@ -1,6 +1,6 @@
 """GPUs: kernels in OpenCL C and CUDA, from the same steps as for a CPU.
 
-product.py     the loop nest of matrix products, and how it is shared among threads
+product.py     the loop nest of matrix products; tile.py, how it is shared among threads
 conv2d.py, depthwise.py, gemm.py, pool.py, relayout.py   the templates
 threads.py     everything else: the loops of the CPU's functions as threads
 layers.py      which nodes go to which template

@@ -13,7 +13,8 @@ from tvm import te, tirx
 from tvm.script.ir_builder import tirx as T
 
 from nnc.lowering.gpu import product
-from nnc.lowering.gpu.product import LANES, Shape, Tile, splat, vector
+from nnc.lowering.gpu.product import splat, vector
+from nnc.lowering.gpu.tile import LANES, Shape, Tile, best_tile, cycles
 from nnc.lowering.gpu.unit import Gpu
 from nnc.lowering.kernels import conv2d
 from nnc.lowering.kernels.conv2d import Conv2d
@@ -42,9 +43,9 @@ def best_plan(conv: Conv2d, unit: Gpu) -> Tile:
     """Grouped convolutions take narrow tiles: a wide one would read the inputs of many groups."""
     shape = shape_of(conv)
     if conv.groups == 1:
-        return product.best_tile(shape, unit)
-    tiles = {product.best_tile(Shape(shape.rows, v, shape.units, shape.lanes), unit) for v in (1, 2, 4, shape.vectors)}
-    return min(tiles, key=lambda tile: (product.cycles(shape_of(conv, tile), tile, unit), tile.size))
+        return best_tile(shape, unit)
+    tiles = {best_tile(Shape(shape.rows, v, shape.units, shape.lanes), unit) for v in (1, 2, 4, shape.vectors)}
+    return min(tiles, key=lambda tile: (cycles(shape_of(conv, tile), tile, unit), tile.size))
 
 
 def pack(W: np.ndarray, conv: Conv2d, tile: Tile) -> np.ndarray:

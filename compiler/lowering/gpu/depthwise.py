@@ -16,8 +16,9 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from nnc.lowering.gpu.conv2d import guarded
-from nnc.lowering.gpu.product import LANES, RESIDENT_PER_LANE, local, splat, unravelled, vector
+from nnc.lowering.gpu.product import local, splat, unravelled, vector
 from nnc.lowering.gpu.threads import elements
+from nnc.lowering.gpu.tile import LANES, RESIDENT_PER_LANE
 from nnc.lowering.gpu.unit import Gpu
 from nnc.lowering.kernels import depthwise
 from nnc.lowering.kernels.depthwise import Depthwise, Plan

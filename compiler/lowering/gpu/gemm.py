@@ -11,7 +11,8 @@ from tvm import te
 from tvm.script.ir_builder import tirx as T
 
 from nnc.lowering.gpu import product
-from nnc.lowering.gpu.product import LANES, Shape, Tile, vector
+from nnc.lowering.gpu.product import vector
+from nnc.lowering.gpu.tile import LANES, Shape, Tile, best_tile
 from nnc.lowering.gpu.unit import Gpu
 from nnc.lowering.kernels.gemm import Epilogue, when
 
@@ -25,7 +26,7 @@ def shape_of(rows: int, columns: int, depth: int) -> Shape:
 
 
 def best_plan(rows: int, columns: int, depth: int, unit: Gpu) -> Tile:
-    return product.best_tile(shape_of(rows, columns, depth), unit)
+    return best_tile(shape_of(rows, columns, depth), unit)
 
 
 def pack(W: np.ndarray, tile: Tile) -> np.ndarray:

@@ -12,8 +12,9 @@ from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from nnc.lowering.gpu.product import LANES, local, shared, threads, unravelled, vector
+from nnc.lowering.gpu.product import local, shared, threads, unravelled, vector
 from nnc.lowering.gpu.threads import GROUP
+from nnc.lowering.gpu.tile import LANES
 from nnc.lowering.kernels.gemm import Epilogue, as_float, when
 from nnc.lowering.kernels.pool import Pool, lookup
 from nnc.lowering.kernels.unit import Unit

@@ -13,9 +13,9 @@ import pytest
 from nnc import target
 from nnc.errors import NncError
 from nnc.lowering.build import Built
-from nnc.lowering.gpu import product
+from nnc.lowering.gpu import conv2d, gemm
 from nnc.lowering.gpu.build import build
-from nnc.lowering.gpu.product import Tile
+from nnc.lowering.gpu.tile import Tile
 from nnc.testing import graph
 
 Compare = Callable[..., Built]
@@ -156,7 +156,8 @@ TILES = [
 @pytest.mark.parametrize("tile", TILES, ids=str)
 def test_every_tile_computes_the_same(compare: Compare, tile: Tile, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows, columns and depths that no tile divides; few input channels, and blocks of them."""
-    monkeypatch.setattr(product, "best_tile", lambda shape, unit: tile)
+    for template in (conv2d, gemm):
+        monkeypatch.setattr(template, "best_tile", lambda shape, unit: tile)
     body = """
         a = Conv<pads=[1,1,1,1]>(x, A, ab)
         b = Conv<strides=[2,2], pads=[0,1,1,0]>(a, B)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nnc import target
 from nnc.lowering.gpu import product
 from nnc.lowering.gpu.machine import machine
-from nnc.lowering.gpu.product import LANES, Shape, Tile
+from nnc.lowering.gpu.tile import LANES, Shape, Tile, best_tile
 from nnc.lowering.gpu.unit import Gpu, gpu_unit
 
 UNITS = {}
@@ -40,7 +40,7 @@ def test_a_tile_keeps_to_the_limits_of_the_unit(
     spec: str, rows: int, vectors: int, blocks: int, taps: int, lanes: int
 ) -> None:
     unit, shape = UNITS[spec], Shape(rows, vectors, (blocks, taps, 1), lanes)
-    tile = product.best_tile(shape, unit)
+    tile = best_tile(shape, unit)
     assert 1 <= tile.size <= unit.most_threads
     assert shared_bytes(tile, shape) <= unit.shared_bytes
     assert tile.rows * tile.vectors <= unit.vectors_per_thread // 4, "sums leave registers for the operands"
@@ -50,26 +50,26 @@ def test_a_tile_keeps_to_the_limits_of_the_unit(
 
 def test_operands_are_staged_only_where_the_target_says_how_much_memory_a_group_shares() -> None:
     shape = Shape(3136, 16, (16, 3, 3), 4)
-    assert product.best_tile(shape, UNITS["jetson-xavier:gpu"]).depth > 0
-    assert product.best_tile(shape, UNITS["qcs605:gpu"]).depth == 0
+    assert best_tile(shape, UNITS["jetson-xavier:gpu"]).depth > 0
+    assert best_tile(shape, UNITS["qcs605:gpu"]).depth == 0
 
 
 @pytest.mark.parametrize("spec", sorted(UNITS))
 def test_every_load_is_used_many_times_in_a_large_product(spec: str) -> None:
-    tile = product.best_tile(Shape(12544, 64, (64, 3, 3), 4), UNITS[spec])
+    tile = best_tile(Shape(12544, 64, (64, 3, 3), 4), UNITS[spec])
     assert tile.rows * tile.vectors * LANES >= 16, "multiply-adds per step of a thread"
 
 
 @pytest.mark.parametrize("spec", sorted(UNITS))
 def test_few_outputs_of_a_long_depth_are_shared(spec: str) -> None:
-    tile = product.best_tile(Shape(1, 250, (320,), 4), UNITS[spec])
+    tile = best_tile(Shape(1, 250, (320,), 4), UNITS[spec])
     assert tile.slices >= 4, "one row of a fully connected layer has 250 vectors, and many threads want work"
 
 
 def test_a_group_of_threads_is_as_large_as_the_target_allows_at_most() -> None:
     unit = Gpu(128, 96, 1, 0, 0, 1.0, most_threads=64, shared_bytes=2048, stages=True)
     shape = Shape(3136, 16, (16, 3, 3), 4)
-    tile = product.best_tile(shape, unit)
+    tile = best_tile(shape, unit)
     assert tile.size <= 64
     assert shared_bytes(tile, shape) <= 2048
 
