@@ -7,21 +7,31 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from nnc import __version__
-from nnc.errors import NncError
-
-if TYPE_CHECKING:
-    from nnc.artifact import Artifact
-    from nnc.compilation import Job
+from nnc import __version__, arguments
+from nnc.arguments import (
+    DataOption,
+    EitherArgument,
+    FolderArgument,
+    JsonOption,
+    ModelArgument,
+    NameArgument,
+    QuietOption,
+    RecipeArgument,
+    SeedOption,
+    SetOption,
+    ShapeOption,
+    TableArgument,
+    TargetOption,
+    ThreadsOption,
+    UseOption,
+)
 
 
 class _Commands(TyperGroup):
@@ -42,34 +52,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Make neural networks smaller and faster: a recipe, an ONNX model and a target in, ONNX and a library out.",
 )
-
-RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A TOML file, or the name of a shipped recipe.")]
-ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")]
-EitherArgument = Annotated[Path, typer.Argument(metavar="MODEL|DIR", help="An ONNX file, or the folder of a compile.")]
-FolderArgument = Annotated[Path, typer.Argument(metavar="DIR", help="The folder that nnc compile wrote.")]
-NameArgument = Annotated[
-    str | None, typer.Argument(metavar="[NAME]", help="One of them, in detail.", show_default=False)
-]
-TargetOption = Annotated[
-    str, typer.Option("--target", "-t", metavar="T", help="A name, name:unit or name:unit@mode, or a TOML file.")
-]
-DataOption = Annotated[
-    list[str], typer.Option("--data", metavar="KEY=PATH", help="calibration=PATH or test=PATH, not the recipe's.")
-]
-SetOption = Annotated[
-    list[str], typer.Option("--set", metavar="PASS.KEY=VALUE", help="A parameter of a pass, not the recipe's.")
-]
-ShapeOption = Annotated[
-    list[str],
-    typer.Option("--shape", metavar="INPUT=N,C,H,W", help="The shape of an input that the model leaves open."),
-]
-ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", min=1, metavar="N", help="Cores that share the work, not all of the unit's.")
-]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Seed of everything random.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, and no tables where files result.")]
-UseOption = Annotated[list[Path], typer.Option("--use", metavar="FILE", help="A Python file with passes of your own.")]
 
 
 def main() -> None:
@@ -118,7 +100,9 @@ def compile_(
     """Compress a model and compile it for a target."""
     from nnc import compilation, console, summaries
 
-    job = _job(recipe, model, target, data, set_, shape, out=out, lower=not no_lower, threads=threads, seed=seed)
+    job = arguments.job(
+        recipe, model, target, data, set_, shape, out=out, lower=not no_lower, threads=threads, seed=seed
+    )
     with console.progress(quiet) as progress:
         report = compilation.compile_model(job, progress)
     if as_json:
@@ -143,7 +127,7 @@ def plan(
     """Show what each pass would do, and what it would leave alone and why. Writes nothing."""
     from nnc import compilation, console, summaries
 
-    job = _job(recipe, model, target, data, set_, shape, threads=threads, seed=seed)
+    job = arguments.job(recipe, model, target, data, set_, shape, threads=threads, seed=seed)
     with console.progress(quiet) as progress:
         planned = compilation.plan(job, progress)
     if as_json:
@@ -170,7 +154,7 @@ def bisect(
     from nnc import compilation, console, summaries
 
     keyed = [each if "=" in each else f"test={each}" for each in data]
-    job = _job(recipe, model, target, keyed, set_, shape, seed=seed)
+    job = arguments.job(recipe, model, target, keyed, set_, shape, seed=seed)
     with console.progress(quiet) as progress:
         states = compilation.bisect(job, progress)
     if as_json:
@@ -235,7 +219,7 @@ def bench(
         kernels = benchmark.profile(artifact, threads or artifact.threads)
         _print_json(kernels) if as_json else measurements.show_profile(kernels)
         return
-    other = None if against == benchmark.ONNXRUNTIME else _other_side(against)
+    other = None if against == benchmark.ONNXRUNTIME else arguments.other_side(against)
     with console.progress(quiet) as progress:
         timing = benchmark.compare(artifact, rounds, threads, progress, other)
     _print_json(timing.to_dict()) if as_json else measurements.show_timing(timing)
@@ -269,10 +253,17 @@ def evaluate(
     """
     from nnc import console, evaluation, measurements
 
-    options = {"size": size, "crop": crop, "mean": mean, "std": std, "layout": layout}
+    options, shapes = {"size": size, "crop": crop, "mean": mean, "std": std, "layout": layout}, arguments.shapes(shape)
     with console.progress(quiet) as progress:
         measured = evaluation.evaluate(
-            model, data, options, _shapes(shape), samples=samples, seed=seed, threads=threads, progress=progress
+            model,
+            data,
+            options,
+            arguments.shapes(shape),
+            samples=samples,
+            seed=seed,
+            threads=threads,
+            progress=progress,
         )
     if as_json:
         _print_json(measured.to_dict())
@@ -318,7 +309,7 @@ def inspect(
 
     path = model / "model.onnx" if model.is_dir() else model
     chip = None if target is None else targets.load(target)
-    inspected = inspection.inspect(path, chip, _shapes(shape), threads, groups)
+    inspected = inspection.inspect(path, chip, arguments.shapes(shape), threads, groups)
     if as_json:
         _print_json(inspected)
     elif groups:
@@ -327,15 +318,9 @@ def inspect(
         summaries.show_inspection(inspected)
 
 
-_COLUMNS = (
-    "A CSV file of measured latencies, one per row: chip, unit, cores_used, core_type, clock_ghz, framework, dtype, "
-    "model_id, input_shape, latency_ms; other columns are left alone."
-)
-
-
 @app.command()
 def validate(
-    table: Annotated[Path, typer.Argument(metavar="TABLE", help=_COLUMNS)],
+    table: TableArgument,
     target: Annotated[
         str | None, typer.Option("--target", "-t", metavar="T", help="Only the rows of its chip, by its own figures.")
     ] = None,
@@ -385,7 +370,7 @@ def network(
             rows = networks.listing(progress)
         _print_json(rows) if as_json else listings.show_networks(rows)
         return
-    path, sides = out or Path(f"{name}.onnx"), None if size is None else _sides(size)
+    path, sides = out or Path(f"{name}.onnx"), None if size is None else arguments.sides(size)
     with console.progress(quiet) as progress, wire.replacing(path) as file:
         model = networks.build(name, input_size=sides, classes=classes, width=width, seed=seed, progress=progress)
         progress("write", 1, 2)
@@ -473,58 +458,6 @@ def doctor(as_json: JsonOption = False) -> None:
         _print_json([asdict(check) for check in found])
     else:
         listings.show_checks(found)
-
-
-def _job(
-    recipe: str,
-    model: Path,
-    target: str,
-    data: Sequence[str],
-    overrides: Sequence[str],
-    shape: Sequence[str],
-    *,
-    out: Path | None = None,
-    lower: bool = False,
-    threads: int | None = None,
-    seed: int,
-) -> Job:
-    """Everything that the arguments name, read and checked."""
-    from nnc import recipe as recipes
-    from nnc import target as targets
-    from nnc.compilation import Job
-
-    chip = targets.load(target)
-    default = Path(f"{model.stem}-{chip.name}" + (f"-{chip.unit.name}" if chip.unit != chip.units[0] else ""))
-    read = recipes.load(recipe, overrides, data)
-    return Job(read, model, chip, out or default, _shapes(shape), threads, lower, seed)
-
-
-def _other_side(folder: str) -> Artifact:
-    """The compile that `nnc bench --against` names."""
-    from nnc.artifact import Artifact
-
-    if not Path(folder).exists():
-        raise NncError(f"--against {folder}: no such folder", "give onnxruntime, or the folder of another compile")
-    return Artifact.open(Path(folder))
-
-
-def _sides(text: str) -> int | tuple[int, int]:
-    """What --input says of a network: one side, or height and width."""
-    if not (match := re.fullmatch(r"(-?\d+)(?:x(\d+))?", text)):
-        raise NncError(f"--input: expected a number of pixels or HEIGHTxWIDTH, not '{text}'", "such as 224 or 384x512")
-    return (int(match[1]), int(match[2])) if match[2] else int(match[1])
-
-
-def _shapes(options: Sequence[str]) -> dict[str, list[int]]:
-    """['input=1,3,224,224'] -> {'input': [1, 3, 224, 224]}."""
-    shapes = {}
-    for option in options:
-        name, equals, sizes = option.rpartition("=")
-        words = [word.strip() for word in sizes.split(",")]
-        if not name or not equals or not all(re.fullmatch("0*[1-9][0-9]{0,8}", word) for word in words):
-            raise NncError(f"--shape {option}: not of the form INPUT=N,C,H,W", "such as --shape input=1,3,224,224")
-        shapes[name] = [int(word) for word in words]
-    return shapes
 
 
 def _print_json(content: Any) -> None:
