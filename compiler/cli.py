@@ -259,7 +259,7 @@ def evaluate(
             model,
             data,
             options,
-            arguments.shapes(shape),
+            shapes,
             samples=samples,
             seed=seed,
             threads=threads,
