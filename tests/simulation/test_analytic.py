@@ -11,6 +11,13 @@ from nnc.efficiency import Efficiency
 from nnc.simulation.analytic import Prediction, predict
 from nnc.target import Target
 
+# Of both types.
+EFFICIENCY = (
+    "{ winograd = 1.6, conv = 0.8, pointwise = 0.8, grouped = 0.4, depthwise = 0.25, narrow = 0.0, "
+    "occupancy = 0.0, issue = 0.0, element = 0.0, cache = 1.0, dram = 1.0, alone = 1.0, "
+    "serial = 0.0, kernel_us = 7.0, regroup = 0.5, sync_us = 3.0, network_us = 11.0 }"
+)
+
 # One core of 4 MACs per nanosecond and one of 2, 10 GB/s, round figures.
 BOARD = """
 description = "two unequal cores"
@@ -32,43 +39,9 @@ vector_registers = 32
 threads = 1
 tvm = { kind = "llvm", mtriple = "aarch64-linux-gnu" }
 
-[unit.efficiency.float32]
-winograd = 1.6
-conv = 0.8
-pointwise = 0.8
-grouped = 0.4
-depthwise = 0.25
-narrow = 0.0
-occupancy = 0.0
-issue = 0.0
-element = 0.0
-cache = 1.0
-dram = 1.0
-alone = 1.0
-serial = 0.0
-kernel_us = 7.0
-regroup = 0.5
-sync_us = 3.0
-network_us = 11.0
-
-[unit.efficiency.int8]
-winograd = 1.6
-conv = 0.8
-pointwise = 0.8
-grouped = 0.4
-depthwise = 0.25
-narrow = 0.0
-occupancy = 0.0
-issue = 0.0
-element = 0.0
-cache = 1.0
-dram = 1.0
-alone = 1.0
-serial = 0.0
-kernel_us = 7.0
-regroup = 0.5
-sync_us = 3.0
-network_us = 11.0
+[unit.efficiency]
+float32 = EFFICIENCY
+int8 = EFFICIENCY
 
 [unit.quantization]
 weights = { dtype = "int8", granularity = "per-channel", symmetric = true }
@@ -95,7 +68,7 @@ l1d_bytes = 32_768
 l2_bytes = 500_000
 l2_bytes_per_cycle = 16.0
 picojoule_per_mac = { float32 = 50.0, int8 = 25.0 }
-"""
+""".replace("EFFICIENCY", EFFICIENCY)
 
 
 @pytest.fixture

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from nnc import integers
 from nnc.lowering.fuse import Group
 from nnc.lowering.gpu import gemm
 from nnc.lowering.gpu.conv2d import Convolution
 from nnc.lowering.gpu.unit import Gpu
-from nnc.lowering.layers import Template, convolution, pooling
+from nnc.lowering.layers import Template, convolution, pooling, products
 from nnc.lowering.layers.attributes import along_channels, array_of, input_of, window_of
 from nnc.lowering.layers.emit import Kernel, emit
+from nnc.lowering.layers.products import Bias, Weights
 from nnc.lowering.program import Tensor
 from nnc.lowering.shapes import shape_of
 
@@ -48,41 +49,15 @@ def conv(lowering: Lowering, group: Group) -> bool:
     return True
 
 
-def gemm_(lowering: Lowering, group: Group) -> bool:
-    """Gemm with constant weights: `alpha` and `beta` are folded into the constants."""
-    node = group.root
-    x, weights, bias = input_of(node, 0), array_of(node, 1), input_of(node, 2)
-    if x is None or weights is None or weights.dtype != np.float32 or node.attrs.get("transA", 0):
-        return False
-    W = np.float32(node.attrs.get("alpha", 1.0)) * (weights.T if node.attrs.get("transB", 0) else weights)
-    beta = node.attrs.get("beta", 1.0)
-    if isinstance(bias, gs.Constant):
-        bias = np.float32(beta) * bias.values
-    elif bias is not None and beta != 1.0:
-        return False
-    _product(lowering, group, lowering.plain(x), W, bias)
-    return True
-
-
-def matmul(lowering: Lowering, group: Group) -> bool:
-    """MatMul of float32 rows with a constant matrix."""
-    x, W = input_of(group.root, 0), array_of(group.root, 1)
-    if x is None or isinstance(x, gs.Constant) or W is None or W.ndim != 2 or W.dtype != np.float32:
-        return False
-    if len(shape_of(x)) < 2:
-        return False
-    _product(lowering, group, lowering.plain(x), W, None)
-    return True
-
-
-def _product(lowering: Lowering, group: Group, x: Tensor, W: np.ndarray, bias: gs.Tensor | np.ndarray | None) -> None:
+def _product(lowering: Lowering, group: Group, x: Tensor, weights: Weights, bias: Bias) -> None:
     assert isinstance(lowering.unit, Gpu)
-    depth, columns = W.shape
+    assert weights.scales is None  # integers are dequantized before
+    depth, columns = weights.W.shape
     rows, out_shape = prod(x.shape) // depth, shape_of(group.root.outputs[0])
     tail = lowering.tail(group, bias, 1, out_shape).as_rows(rows, out_shape)
     if tail is None:
         alone = Group([group.root], [group.root.outputs[0]])
-        _product(lowering, alone, x, W, bias)
+        _product(lowering, alone, x, weights, bias)
         lowering.elementwise(group.nodes[1:])
         return
     tile = gemm.best_plan(rows, columns, depth, lowering.unit)
@@ -90,7 +65,7 @@ def _product(lowering: Lowering, group: Group, x: Tensor, W: np.ndarray, bias: g
         lowering,
         group,
         Kernel("gemm", (rows, columns, depth), tile),
-        [x.view((rows, depth)), gemm.pack(W, tile)],
+        [x.view((rows, depth)), gemm.pack(weights.W, tile)],
         tail,
         (rows, columns),
         lambda A, P, extras: gemm.compute(A, P, columns, tile, extras, tail.epilogue(extras), tail.dtype),
@@ -103,10 +78,10 @@ TEMPLATES: dict[str, Template] = {
     "AveragePool": pooling.spatial_pool,
     "Conv": conv,
     "ConvTranspose": convolution.conv_transpose,
-    "Gemm": gemm_,
+    "Gemm": partial(products.gemm_, product=_product),
     "GlobalAveragePool": pooling.global_pool,
     "GlobalMaxPool": pooling.global_pool,
-    "MatMul": matmul,
+    "MatMul": partial(products.matmul, product=_product),
     "MaxPool": pooling.spatial_pool,
     "ReduceMax": pooling.global_pool,
     "ReduceMean": pooling.global_pool,

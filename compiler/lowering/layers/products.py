@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Weights:
+class Weights:
     """What a product multiplies with."""
 
     W: np.ndarray
@@ -32,44 +33,13 @@ class _Weights:
     """Rows of W that share their scales."""
 
 
-def gemm_(lowering: Lowering, group: Group) -> bool:
-    """Gemm with constant weights: `alpha` and `beta` are folded into the constants."""
-    node = group.root
-    x, bias, weights = input_of(node, 0), input_of(node, 2), _weights(lowering, node)
-    if x is None or weights is None or node.attrs.get("transA", 0):
-        return False
-    beta = node.attrs.get("beta", 1.0)
-    if isinstance(bias, gs.Constant):
-        bias = np.float32(beta) * bias.values
-    elif bias is not None and beta != 1.0:
-        return False
-    _product(lowering, group, lowering.plain(x), weights, bias)
-    return True
+Bias: TypeAlias = gs.Tensor | np.ndarray | None
+Product = Callable[["Lowering", Group, Tensor, Weights, Bias], None]
+"""Emits the product of an x [rows, depth] with weights, and what follows it: `emit_product` on a CPU."""
 
 
-def matmul(lowering: Lowering, group: Group) -> bool:
-    """MatMul of float32 rows with a constant matrix."""
-    x, weights = input_of(group.root, 0), _weights(lowering, group.root)
-    if x is None or isinstance(x, gs.Constant) or weights is None or weights.W.ndim != 2 or len(shape_of(x)) < 2:
-        return False
-    _product(lowering, group, lowering.plain(x), weights, None)
-    return True
-
-
-def _weights(lowering: Lowering, node: gs.Node) -> _Weights | None:
-    """Integers where the layer holds them, or constant floats."""
-    alpha = np.float32(node.attrs.get("alpha", 1.0))
-    if held := lowering.weights(node):
-        return _Weights(held.W, alpha * held.scales, held.group)
-    W = array_of(node, 1)
-    if W is None or W.dtype != np.float32:
-        return None
-    return _Weights(alpha * (W.T if node.attrs.get("transB", 0) else W))
-
-
-def _product(
-    lowering: Lowering, group: Group, x: Tensor, weights: _Weights, bias: gs.Tensor | np.ndarray | None
-) -> None:
+def emit_product(lowering: Lowering, group: Group, x: Tensor, weights: Weights, bias: Bias) -> None:
+    """The product on a CPU."""
     depth, columns = weights.W.shape
     rows, out_shape = prod(x.shape) // depth, shape_of(group.root.outputs[0])
     plan, per_column, packed = gemm.best_plan(rows, columns, depth, lowering.unit), None, []
@@ -81,7 +51,7 @@ def _product(
     tail = lowering.tail(group, bias, 1, out_shape, per_column).as_rows(rows, out_shape)
     if tail is None:
         alone = Group([group.root], [group.root.outputs[0]])
-        _product(lowering, alone, x, weights, bias)
+        emit_product(lowering, alone, x, weights, bias)
         lowering.elementwise(group.nodes[1:])
         return
     emit(
@@ -97,3 +67,38 @@ def _product(
         out_shape,
         block=1,
     )
+
+
+def gemm_(lowering: Lowering, group: Group, product: Product = emit_product) -> bool:
+    """Gemm with constant weights: `alpha` and `beta` are folded into the constants."""
+    node = group.root
+    x, bias, weights = input_of(node, 0), input_of(node, 2), _weights(lowering, node)
+    if x is None or weights is None or node.attrs.get("transA", 0):
+        return False
+    beta = node.attrs.get("beta", 1.0)
+    if isinstance(bias, gs.Constant):
+        bias = np.float32(beta) * bias.values
+    elif bias is not None and beta != 1.0:
+        return False
+    product(lowering, group, lowering.plain(x), weights, bias)
+    return True
+
+
+def matmul(lowering: Lowering, group: Group, product: Product = emit_product) -> bool:
+    """MatMul of float32 rows with a constant matrix."""
+    x, weights = input_of(group.root, 0), _weights(lowering, group.root)
+    if x is None or isinstance(x, gs.Constant) or weights is None or weights.W.ndim != 2 or len(shape_of(x)) < 2:
+        return False
+    product(lowering, group, lowering.plain(x), weights, None)
+    return True
+
+
+def _weights(lowering: Lowering, node: gs.Node) -> Weights | None:
+    """Integers where the layer holds them, or constant floats."""
+    alpha = np.float32(node.attrs.get("alpha", 1.0))
+    if held := lowering.weights(node):
+        return Weights(held.W, alpha * held.scales, held.group)
+    W = array_of(node, 1)
+    if W is None or W.dtype != np.float32:
+        return None
+    return Weights(alpha * (W.T if node.attrs.get("transB", 0) else W))
