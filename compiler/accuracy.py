@@ -19,6 +19,10 @@ Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 Progress = Callable[[int, int], None]  # samples done, samples in all
 
 
+#: Standard deviations above guessing that chance hardly reaches.
+_CERTAIN = 3.0
+
+
 @dataclass(frozen=True)
 class Accuracy:
     """Shares from 0 to 1 of `count` samples whose label has the highest score, or one of the five highest."""
@@ -28,6 +32,15 @@ class Accuracy:
     count: int
     loss: float = field(default=math.nan, compare=False)
     """Mean cross-entropy in nats. It tells two networks apart on far fewer samples than shares do."""
+
+    def beats_guessing(self, classes: int) -> bool:
+        """Whether more of the labels were found than by guessing among so many classes.
+
+        Images may be sorted into folders that have nothing to do with a network's classes, which is no mistake where
+        labels aren't needed.
+        """
+        chance = 1 / classes
+        return self.top1 > chance + _CERTAIN * math.sqrt(chance * (1 - chance) / self.count)
 
 
 def evaluate(
@@ -56,6 +69,12 @@ def evaluate(
     rank = np.concatenate(found)
     loss = float(np.mean(np.concatenate(losses)))
     return Accuracy(float(np.mean(rank < 1)), float(np.mean(rank < 5)), len(rank), loss)
+
+
+def classes(graph: gs.Graph) -> int:
+    """How many scores a sample has; 0 where the shape of the output is open."""
+    (_, *sizes) = graph.outputs[0].shape or (0, 0)
+    return math.prod(sizes) if all(isinstance(size, int) for size in sizes) else 0
 
 
 def runtime(graph: gs.Graph) -> str:

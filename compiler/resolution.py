@@ -1,14 +1,15 @@
 """Networks that compute on smaller images than they read."""
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc import accuracy
 from nnc import graph as graphs
+from nnc.accuracy import Accuracy
 from nnc.budget import Budget, Metric, Solution
 from nnc.digests import digest, graph_digest
 from nnc.errors import NncError
@@ -45,21 +46,29 @@ def image(graph: gs.Graph) -> tuple[gs.Variable, tuple[int, int]]:
     read, *others = graph.inputs
     if others or len(read.shape) != 4 or not np.issubdtype(read.dtype, np.floating):
         raise NoMatch("the model doesn't read one image of floats")
-    axes = {found for reader in read.outputs if (found := _axes(reader, (0, 1, 2, 3)))}
+    axes = _axes(read)
     if len(axes) != 1:
         raise NoMatch(f"no convolution tells which axes of '{read.name}' are height and width")
     return read, axes.pop()
 
 
-def _axes(reader: gs.Node, order: Sequence[int]) -> tuple[int, int] | None:
-    """The axes that the first convolution behind `reader` sees as height and width; `order` is that of the input's."""
-    if is_standard(reader, *_WINDOWED):
-        return order[2], order[3]
-    if is_standard(reader, "Transpose"):
-        order = [order[axis] for axis in reader.attrs.get("perm", (3, 2, 1, 0))]
-    elif len(reader.outputs[0].shape or ()) != 4:
-        return None
-    return next((found for each in reader.outputs[0].outputs if (found := _axes(each, order))), None)
+def _axes(read: gs.Variable) -> set[tuple[int, int]]:
+    """The axes of an input that the first convolutions behind it see as height and width."""
+    found, seen = set(), set()
+    reached: list[tuple[gs.Node, tuple[int, ...]]] = [(reader, (0, 1, 2, 3)) for reader in read.outputs]
+    while reached:
+        reader, order = reached.pop()  # of the axes of the input
+        if id(reader) in seen:
+            continue
+        seen.add(id(reader))
+        if is_standard(reader, *_WINDOWED):
+            found.add((order[2], order[3]))
+            continue
+        if is_standard(reader, "Transpose"):
+            order = tuple(order[axis] for axis in reader.attrs.get("perm", (3, 2, 1, 0)))
+        if len(reader.outputs[0].shape or ()) == 4:
+            reached += [(each, order) for each in reader.outputs[0].outputs]
+    return found
 
 
 def size(graph: gs.Graph) -> Size:
@@ -78,16 +87,27 @@ def smallest(graph: gs.Graph) -> Size:
 def smaller(graph: gs.Graph, start: float = 1.0) -> Iterator[Size]:
     """Sizes below `start` times that of the graph's image, of nearly its proportions, in falling order."""
     height, width = size(graph)
-    first = min(height - 1, math.floor(start * height))
+    first = min(height - 1, math.ceil(start * height))
     for lines in range(first, smallest(graph)[0] - 1, -1):
         yield lines, round(width * lines / height)
 
 
 def costs(graph: gs.Graph, metric: Metric, start: float, context: Context) -> Iterator[tuple[Size, float]]:
-    """`smaller` sizes, and the shares of the graph's cost that are left with them. Raises NoMatch as `resized` does."""
-    whole = context.cost(graph, metric)
+    """`smaller` sizes that the graph can compute on, and the shares of its cost that are left with them.
+
+    Raises NoMatch where there is none.
+    """
+    whole, reason, some = context.cost(graph, metric), NoMatch("its images can't be smaller"), False
     for each in smaller(graph, start):
-        yield each, context.cost(resized(graph, each), metric) / whole
+        try:
+            share = context.cost(resized(graph, each), metric) / whole
+        except NoMatch as error:  # a network may need even sizes
+            reason = error
+            continue
+        some = True
+        yield each, share
+    if not some:
+        raise reason
 
 
 def instead(
@@ -96,8 +116,10 @@ def instead(
     """The size at which less is lost than by compressing within the budget alone, None where that loses least.
 
     What the budget still asks for at a size is left to compression, whose loss is taken to grow with the error that
-    `solution` predicts. Needs labelled calibration data. Raises NoMatch as `resized` does.
+    `solution` predicts. Raises NoMatch where the calibration data don't tell, and where no size fits.
     """
+    if not has_labels(graph, context):
+        raise NoMatch("without labels of its classes the calibration data don't tell what smaller images lose")
     whole = loss(graph, context)
     lost = loss(compressed, context) - whole
     if lost <= 0 or not solution.error:
@@ -130,11 +152,21 @@ def _options(graph: gs.Graph, budget: Budget, context: Context) -> list[Option]:
     return options
 
 
+def has_labels(graph: gs.Graph, context: Context) -> bool:
+    """Whether the calibration data have labels, and these are classes that the graph tells apart."""
+    labels, classes = context.calibration.labels, accuracy.classes(graph)
+    return labels is not None and labels.max() < classes and _measured(graph, context).beats_guessing(classes)
+
+
 def loss(graph: gs.Graph, context: Context) -> float:
-    """Cross-entropy of the graph on labelled calibration data, in nats."""
+    """Cross-entropy of the graph on the labels of the calibration data, in nats."""
+    return _measured(graph, context).loss
+
+
+def _measured(graph: gs.Graph, context: Context) -> Accuracy:
     key = digest(graph_digest(graph), context.data_key, str(context.seed))
     data = context.calibration.subset(context.seed, _SAMPLES)
-    return context.once("loss", key, lambda: accuracy.evaluate(graph, data).loss)
+    return Accuracy(**context.once("accuracy", key, lambda: asdict(accuracy.evaluate(graph, data))))
 
 
 def resized(graph: gs.Graph, size: Size) -> gs.Graph:

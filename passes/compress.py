@@ -45,7 +45,7 @@ class Compress(Pass):
 
     For every group of channels a width is chosen, and for every layer whether to keep it or how to split it.
 
-    Where the calibration data have labels, the whole network may also compute on smaller images, as reduce-resolution
+    Where the calibration data have labels that the network knows, it may also compute on smaller images, as reduce-resolution
     does, when less is lost in that way.
 
     Approximate. What each choice costs the outputs is measured once on calibration data and kept in the output folder,
@@ -106,8 +106,6 @@ class Compress(Pass):
         try:
             if (self.include, self.exclude) != (("*",), ()):
                 raise NoMatch("smaller images would change the layers that the recipe excludes")
-            if context.calibration.labels is None:
-                raise NoMatch("without labels the calibration data don't tell what smaller images lose")
             return resolution.instead(before, compressed, solution, self.budget, context)
         except NoMatch as reason:
             context.skip(before.nodes[0], str(reason))

@@ -81,13 +81,13 @@ class ReduceResolution(Pass):
         within = list(islice(self._within(graph, self.budget, context), _TRIED if context.calibration else 1))
         if context.calibration is None:
             return within[0][0]
-        points = []
+        points, labelled = [], resolution.has_labels(graph, context)
         for index, (size, share) in enumerate(within):
             context.progress("compare sizes", index, len(within))
             resized = resolution.resized(graph, size)
             error = evidence.output_error(graph, resized, context)
             points.append({"budget": share, "error": math.inf if error is None else error})
-            if context.calibration.labels is not None:
+            if labelled:
                 points[-1]["loss"] = resolution.loss(resized, context)
         best = min(range(len(points)), key=lambda index: points[index].get("loss", points[index]["error"]))
         metric = "latency_ms" if self.budget.metric == "latency" else self.budget.metric
@@ -96,8 +96,8 @@ class ReduceResolution(Pass):
 
     def _within(self, graph: gs.Graph, budget: Budget, context: Context) -> Iterator[tuple[Size, float]]:
         """Sizes that keep within the budget, in falling order, and the shares of the cost that are left with them."""
-        least = 1.0
-        for size, share in resolution.costs(graph, budget.metric, math.sqrt(budget.share) * _MARGIN, context):
+        least, start = 1.0, max(0.5, math.sqrt(budget.share) * _MARGIN)  # half, to tell how much is left with it
+        for size, share in resolution.costs(graph, budget.metric, start, context):
             if share <= budget.share:
                 yield size, share
             least = min(least, share)

@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 from pydantic import BaseModel, ConfigDict, Field
 
 from nnc import verify
-from nnc.accuracy import ranks
+from nnc.accuracy import Accuracy, ranks
 from nnc.data import Dataset
 from nnc.errors import NncError
 from nnc.measure import tensor_bytes
@@ -47,10 +47,10 @@ class DropBudget(BaseModel):
 class Drop:
     """By how much a network is worse than one in floats, on data.
 
-    With labels, the share of samples that had the right class and lose it: others that get theirs by chance don't make
-    up for them, as few as calibration data are. Without, in a network whose one output has a value per class, the share
-    of samples that get another class. In all others the share of the outputs' energy that is noise: 0.005 is a
-    signal-to-noise ratio of 23 dB.
+    With labels, of which the network must find more than by guessing, the share of samples that had the right class and
+    lose it: others that get theirs by chance don't make up for them, as few as calibration data are. Without, in a
+    network whose one output has a value per class, the share of samples that get another class. In all others the share
+    of the outputs' energy that is noise: 0.005 is a signal-to-noise ratio of 23 dB.
     """
 
     def __init__(self, floats: gs.Graph, data: Dataset, seed: int = 0) -> None:
@@ -59,13 +59,25 @@ class Drop:
     def of(self, graph: gs.Graph, progress: Progress) -> float:
         """The drop, 0 to 1 or, of noise, more, of a network with the same inputs and outputs."""
         before, after = self._outputs, outputs(graph, self._data, progress)
-        labels = self._data.labels
-        if labels is not None:
-            right, still = (ranks(self._scores(found), labels, self._data) < 1 for found in (before, after))
-            return float(np.mean(right & ~still))
+        if self._right is not None:
+            return float(np.mean(self._right & ~self._found(after)))
         if _has_classes(graph):
             return float(np.mean(self._scores(before).argmax(1) != self._scores(after).argmax(1)))
         return squared_error(before, after)
+
+    @cached_property
+    def _right(self) -> np.ndarray | None:
+        """Which samples get the class of their label in floats; None without labels that the network knows."""
+        labels, classes = self._data.labels, self._scores(self._outputs).shape[1]
+        if labels is None or labels.max() >= classes:
+            return None
+        right = self._found(self._outputs)
+        return right if Accuracy(float(right.mean()), math.nan, len(right)).beats_guessing(classes) else None
+
+    def _found(self, found: Arrays) -> np.ndarray:
+        labels = self._data.labels
+        assert labels is not None
+        return ranks(self._scores(found), labels, self._data) < 1
 
     @cached_property
     def _outputs(self) -> Arrays:

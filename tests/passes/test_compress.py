@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,12 +126,13 @@ net (float[1, 3, 32, 32] x) => (float[1, 3] y)
 """
 
 
-def colours(folder: Path, labels: bool) -> tuple[gs.Graph, Dataset, None]:
+def colours(folder: Path, labels: bool | Callable[[np.ndarray], np.ndarray]) -> tuple[gs.Graph, Dataset, None]:
     """A network that tells the colours of images that have one colour each: no pixel but one is needed."""
     graph = testing.graph(COLOURS)
     images = np.random.default_rng(0).standard_normal((48, 3, 1, 1)).astype(np.float32) * np.ones((32, 32), np.float32)
     scores = np.concatenate([Session(graph).run({"x": each[None]})["y"] for each in images])
-    arrays = {"x": images} | ({"labels": scores.argmax(1)} if labels else {})
+    told = {"labels": labels(scores) if callable(labels) else scores.argmax(1)} if labels else {}
+    arrays = {"x": images} | told
     np.savez(folder / "colours.npz", **arrays)
     return graph, Dataset.open(folder / "colours.npz", None, graph.inputs), None
 
@@ -145,15 +147,20 @@ def test_images_become_smaller_where_labels_tell_that_less_is_lost(tmp_path: Pat
     assert row.predicted["macs"]["predicted"] == row.predicted["macs"]["reached"]
 
 
+UNTOLD = "without labels of its classes the calibration data don't tell what smaller images lose"
+
+
 @pytest.mark.parametrize(
     ("labels", "fields", "reason"),
     [
-        (False, {}, "without labels the calibration data don't tell what smaller images lose"),
+        (False, {}, UNTOLD),
+        (lambda scores: np.full(len(scores), 7), {}, UNTOLD),
+        (lambda scores: scores.argmin(1), {}, UNTOLD),
         (True, {"exclude": ("nothing",)}, "smaller images would change the layers that the recipe excludes"),
         (True, {"methods": ("prune",)}, None),
     ],
 )
-def test_images_keep_their_size(tmp_path: Path, labels: bool, fields: dict, reason: str | None) -> None:
+def test_images_keep_their_size(tmp_path: Path, labels: Any, fields: dict, reason: str | None) -> None:
     after, row = run(Compress(budget=Budget(macs=0.5), round_to=1, **fields), colours(tmp_path, labels))
     assert all(node.op != "Resize" for node in after.nodes)
     assert [each["reason"] for each in row.skipped if "smaller images" in each["reason"]] == (

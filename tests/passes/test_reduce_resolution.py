@@ -1,5 +1,7 @@
 """reduce-resolution: what follows the Resize is the network at a smaller size, and the interface stays."""
 
+import re
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -67,6 +69,37 @@ def test_leaves_networks_alone_that_depend_on_the_size(text: str, reason: str) -
     result = testing.run(pass_, testing.graph(text))
     assert result.changed == 0
     assert reason in next(iter(result.skipped.values()))
+
+
+EVEN = """
+net (float[1, 3, 32, 32] x) => (float[1, 8, 1, 1] y)
+<float[8, 3, 2, 2] W, float[8, 8, 2, 2] V>
+{
+    c = Conv<strides = [2, 2]>(x, W)
+    up = ConvTranspose<strides = [2, 2]>(c, V)
+    d = Conv<kernel_shape = [1, 1]>(x, K)
+    s = Add(up, d)
+    y = GlobalAveragePool(s)
+}
+""".replace("float[8, 8, 2, 2] V", "float[8, 8, 2, 2] V, float[8, 3, 1, 1] K")
+
+
+def test_sizes_that_do_not_fit_are_left_out() -> None:
+    """Up and down again is the same for even sizes only."""
+    result = testing.run(ReduceResolution(budget=Budget(macs=0.95)), testing.graph(EVEN)).graph
+    assert next(node for node in result.nodes if node.op == "Resize").outputs[0].shape[2] == 30
+
+
+def test_images_of_one_line_stay() -> None:
+    result = testing.run(ReduceResolution(budget=Budget(macs=0.5)), testing.graph(NET.replace("32, 48]", "1, 48]")))
+    assert list(result.skipped.values()) == ["its images can't be smaller"]
+
+
+def test_branches_without_convolutions_are_looked_at_once() -> None:
+    lines = "\n".join(f"a{i + 1} = Add(a{i}, a{i})\n b{i + 1} = Relu(a{i + 1})\n" for i in range(60))
+    lines = re.sub(r"Add\((a\d+), a(\d+)\)", r"Add(\1, b\2)", lines)
+    text = f"net (float[1, 3, 8, 8] a0) => (float[1, 3, 8, 8] a60) {{ b0 = Relu(a0)\n {lines} }}"
+    assert testing.run(ReduceResolution(size=(4, 4)), testing.graph(text)).changed == 0
 
 
 def test_own_size_changes_nothing() -> None:

@@ -84,11 +84,15 @@ def test_with_labels_the_drop_is_the_share_that_loses_the_right_class(tmp_path: 
     assert precision.Drop(floats, data).of(floats, silent) == 0
 
 
-def test_labels_that_the_network_does_not_know(tmp_path: Path) -> None:
-    floats = testing.graph(NET)
-    data = dataset(tmp_path, floats, labels=np.full(31, 4))
-    with pytest.raises(NncError, match="label 4 is out of range: the model has 4 classes"):
-        precision.Drop(floats, data).of(floats, silent)
+@pytest.mark.parametrize("label", [4, 3])
+def test_labels_that_the_network_does_not_know_don_t_count(tmp_path: Path, label: int) -> None:
+    """One is none of its classes, and the other is never right: no sample could lose it."""
+    floats, other = testing.graph(NET), moved(NET, 0.5, "V", "W")
+    data = dataset(tmp_path, floats)
+    found = computed(floats, data).argmax(1)
+    wrong = dataset(tmp_path, floats, labels=np.where(found == label, (label + 1) % 4, label))
+    differ = computed(floats, wrong).argmax(1) != computed(other, wrong).argmax(1)
+    assert precision.Drop(floats, wrong).of(other, silent) == differ.mean() > 0
 
 
 def test_without_labels_it_is_the_share_of_other_classes(tmp_path: Path) -> None:
