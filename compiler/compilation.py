@@ -17,7 +17,7 @@ from nnc import __version__, accuracy, output, packing, pipeline, report, wire
 from nnc import graph as graphs
 from nnc.checkpoint import Checkpoints
 from nnc.context import Context, Progress, silent
-from nnc.digests import digest, file_digest, graph_digest
+from nnc.digests import code_digest, digest, file_digest, graph_digest
 from nnc.errors import NncError
 from nnc.measure import measure, numpy_dtype
 from nnc.output import Memory, OutputFolder
@@ -228,7 +228,7 @@ def _holds(path: Path, sha256: str) -> bool:
 def _library_key(job: Job, graph: gs.Graph) -> str:
     """A digest of all that the library depends on."""
     sources = sorted(Path(__file__).with_name("lowering").rglob("*"))
-    code = [file_digest(source) for source in sources if source.suffix in (".py", ".c")]
+    code = [code_digest(), *(file_digest(source) for source in sources if source.suffix in (".c", ".h"))]
     packages = [f"zlib {zlib.ZLIB_RUNTIME_VERSION}", *(f"{name} {version(name)}" for name in _PACKAGES)]
     return digest(graph_digest(graph), job.target.model_dump_json(), str(job.threads), __version__, *packages, *code)
 

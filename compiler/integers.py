@@ -148,15 +148,20 @@ def _stored(weights: gs.Tensor) -> _Stored | None:
     if values.dtype == np.uint8 or any(map(np.any, zero)):
         values = values.astype(np.int16)
         if zero:
-            values = values - spread(zero[0].astype(np.int16), values, axis, block)
+            values = values - spread(zero[0].astype(np.int16), values.shape, axis, block)
     return _Stored(values, scale if block else scale.reshape(-1), axis, block)
 
 
-def spread(parameters: np.ndarray, values: np.ndarray, axis: int, block: int = 0) -> np.ndarray:
-    """Scales or zero points of DequantizeLinear in a shape that broadcasts against the values."""
-    if block:
-        return np.repeat(parameters, block, axis).take(range(values.shape[axis]), axis)
-    return parameters.reshape([] if parameters.size == 1 else [-1 if i == axis else 1 for i in range(values.ndim)])
+def spread(parameters: np.ndarray, shape: Sequence[int], axis: int | None, block: int = 0) -> np.ndarray:
+    """Scales or zero points of DequantizeLinear so that they broadcast against values of `shape`.
+
+    They are one for all or along `axis`, where `block` neighbours share one.
+    """
+    if block and axis is not None:
+        return np.repeat(parameters, block, axis).take(range(shape[axis]), axis)
+    if axis is None or parameters.size == 1:
+        return parameters.reshape(())
+    return parameters.reshape([-1 if place == axis % len(shape) else 1 for place in range(len(shape))])
 
 
 def weights_of(node: gs.Node) -> Weights | None:

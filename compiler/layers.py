@@ -210,5 +210,5 @@ def dequantized(tensor: gs.Tensor) -> np.ndarray:
     if not isinstance(stored, gs.Constant) and stored.inputs[0].op == "QuantizeLinear":
         return dequantized(stored.inputs[0].inputs[0])
     scale, *zero = (each.values for each in scales if not each.is_empty())
-    axis = maker.attrs.get("axis", 1) if scale.size > 1 else None
-    return scheme.dequantized(dequantized(stored), scale, zero[0] if zero else None, axis)
+    axis, block = maker.attrs.get("axis", 1), maker.attrs.get("block_size", 0)
+    return scheme.dequantized(dequantized(stored), scale, zero[0] if zero else None, axis, block)

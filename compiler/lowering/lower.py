@@ -31,6 +31,7 @@ from nnc.lowering.shapes import dtype_of, shape_of
 from nnc.lowering.signals import as_images
 from nnc.lowering.tail import Tail, block_constant
 from nnc.lowering.templates import templates_of
+from nnc.quantize import scheme
 
 PLAIN = 1  # the block of NCHW
 Shape = tuple[int, ...]
@@ -86,11 +87,8 @@ def _fold_weights(graph: gs.Graph) -> None:
 
 def _dequantized(node: gs.Node) -> np.ndarray:
     values, scale, *zero = (tensor.values for tensor in node.inputs if not tensor.is_empty())
-    axis, block = node.attrs.get("axis", 1) % max(values.ndim, 1), node.attrs.get("block_size", 0)
-    shifted = values.astype(np.float64)
-    if zero:
-        shifted -= integers.spread(zero[0].astype(np.float64), values, axis, block)
-    return (shifted * integers.spread(scale.astype(np.float64), values, axis, block)).astype(np.float32)
+    axis, block = node.attrs.get("axis", 1), node.attrs.get("block_size", 0)
+    return scheme.dequantized(values, scale, zero[0] if zero else None, axis, block).astype(np.float32)
 
 
 class Lowering:

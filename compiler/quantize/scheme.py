@@ -7,6 +7,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc import target
+from nnc.integers import spread
 
 #: The least scale: the product of two of them, the scale of a bias, is still a normal float32.
 LEAST_SCALE = 2.0**-63
@@ -73,18 +74,22 @@ def quantized(
     values: np.ndarray, scale: np.ndarray, zero: np.ndarray, scheme: Scheme, axis: int | None = None
 ) -> np.ndarray:
     """The nearest integers, ties to even, in the scheme's dtype; `axis` is what scale and zero are along."""
-    scale, zero = (_along(each.astype(np.float64), values.ndim, axis) for each in (scale, zero))
+    scale, zero = (spread(each.astype(np.float64), values.shape, axis) for each in (scale, zero))
     return np.asarray(np.clip(np.rint(values / scale) + zero, *scheme.limits)).astype(scheme.dtype)
 
 
 def dequantized(
-    integers: np.ndarray, scale: np.ndarray, zero: np.ndarray | None = None, axis: int | None = None
+    integers: np.ndarray,
+    scale: np.ndarray,
+    zero: np.ndarray | None = None,
+    axis: int | None = None,
+    block: int = 0,
 ) -> np.ndarray:
-    """The values that integers stand for, float64."""
+    """The values that integers stand for, float64; scale and zero are as `nnc.integers.spread` says."""
     shifted = integers.astype(np.float64)
     if zero is not None:
-        shifted = shifted - _along(zero.astype(np.float64), integers.ndim, axis)
-    return shifted * _along(scale.astype(np.float64), integers.ndim, axis)
+        shifted = shifted - spread(zero.astype(np.float64), integers.shape, axis, block)
+    return shifted * spread(scale.astype(np.float64), integers.shape, axis, block)
 
 
 def fake_quantized(
@@ -154,10 +159,3 @@ def output_axis(node: gs.Node) -> int | None:
         case "Gemm":
             return 0 if node.attrs.get("transB", 0) else 1
     return rank - 1 if rank > 1 else None
-
-
-def _along(values: np.ndarray, rank: int, axis: int | None) -> np.ndarray:
-    """Parameters in a shape that broadcasts against a tensor of `rank`."""
-    if values.size == 1 or axis is None:
-        return values.reshape(())
-    return values.reshape([-1 if place == axis % rank else 1 for place in range(rank)])

@@ -76,3 +76,17 @@ def test_axis_of_output_channels(layer: str, axis: int | None) -> None:
     graph = testing.graph(f"net (float[1, 4, 4, 4] x) => (float y) <float[4, 4, 4, 4] W> {{ y = {layer} }}")
     node: gs.Node = graph.nodes[0]
     assert quantize.output_axis(node) == axis
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_neighbours_share_the_scales_and_zero_points_of_a_block(axis: int) -> None:
+    rng = np.random.default_rng(0)
+    integers = rng.integers(-8, 8, (5, 7)).astype(np.int8)
+    sizes = [5, 7]
+    sizes[axis] = -(-sizes[axis] // 3)
+    scale, zero = rng.random(sizes).astype(np.float32), rng.integers(-3, 3, sizes).astype(np.int8)
+    values = quantize.dequantized(integers, scale, zero, axis, 3)
+    for place in np.ndindex(5, 7):
+        block = tuple(at // 3 if index == axis % 2 else at for index, at in enumerate(place))
+        expected = (float(integers[place]) - float(zero[block])) * float(scale[block])
+        assert values[place] == pytest.approx(expected)
