@@ -104,6 +104,7 @@ def plan(job: Job, progress: Progress = silent) -> dict[str, Any]:
     job.target.require_threads(job.threads)
     graph = graphs.load(job.model, job.shapes)
     context = open_context(job, graph, progress)
+    context.trains = False
     before = _figures(graph, context) | {"accuracy": context.accuracy(graph)}
     compressed, rows = pipeline.run(graph, job.recipe.passes, context)
     return {
@@ -146,6 +147,8 @@ def open_context(job: Job, graph: gs.Graph, progress: Progress) -> Context:
         seed=job.seed,
         calibration=data.get("calibration"),
         test=data.get("test"),
+        train=data.get("train"),
+        teacher=job.recipe.data.teacher,
         data_key=_data_key(job.recipe),
         store=Memory(OutputFolder(job.out)),
         threads=job.threads,

@@ -56,6 +56,12 @@ class Context:
     """Calibration data (nnc.data.Dataset), where the recipe has them."""
     test: Any = None
     """Test data, likewise."""
+    train: Any = None
+    """Training data, likewise."""
+    teacher: Path | None = None
+    """The ONNX model to learn from, where the recipe names one."""
+    trains: bool = True
+    """Whether training passes train; where they only show what they would do, they leave that out."""
     data_key: str = ""
     """A digest of the calibration data and of how it is prepared: part of the key of what is measured on it."""
     threads: int | None = None

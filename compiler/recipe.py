@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
@@ -34,6 +35,10 @@ class Data(BaseModel):
     )
     test: Path | None = Field(
         default=None, description="labelled samples that accuracy is measured on; relative to the recipe"
+    )
+    train: Path | None = Field(default=None, description="samples that networks are trained on; relative to the recipe")
+    teacher: Path | None = Field(
+        default=None, description="an ONNX model for 'distill' to learn from; without it the model that is compiled"
     )
     preprocess: Preprocess = Preprocess()
 
@@ -68,7 +73,7 @@ class Recipe:
 
     def open_data(self, graph: gs.Graph) -> dict[str, Dataset]:
         """The data for the inputs of `graph`, by the key of [data]."""
-        paths = self.data_paths().items()
+        paths = [(key, path) for key, path in self.data_paths().items() if key != "teacher"]
         return {key: Dataset.open(path, self.data.preprocess, graph.inputs) for key, path in paths}
 
     def to_toml(self, paths: bool = False) -> str:
@@ -242,12 +247,25 @@ def _pass(table: dict[str, Any], index: int, known: Passes, place: str, origins:
         raise NncError(
             f"{where}: no pass is called '{name}'", toml.nearest(name, known) or "nnc passes lists the names"
         )
+    _require_package(known[name], where)
     try:
         return known[name].model_validate_json(json.dumps(parameters_, default=str), strict=True)
     except ValidationError as error:
         first = toml.first_of(error)["loc"]
         where = origins.get((index, str(first[0])) if first else (index, ""), f"{where} ({name})")
         raise _explained(error, known[name], parameters_, where) from None
+
+
+def _require_package(pass_: type[Pass], where: str) -> None:
+    """Refuse a pass whose package is not installed."""
+    if pass_.package is not None and find_spec(pass_.package) is None:
+        extra = _EXTRAS.get(pass_.package)
+        hint = f"pip install '{f'nnc[{extra}]' if extra else pass_.package}'"
+        raise NncError(f"{where} ({pass_.name}): needs {pass_.package}, which is not installed", hint)
+
+
+#: The extras of nnc that bring a package along.
+_EXTRAS = {"torch": "train"}
 
 
 def _overridden(

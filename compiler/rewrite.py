@@ -35,6 +35,8 @@ class Pass(BaseModel):
     """Whether the pass is a check, which leaves every graph as it is."""
     quantizes: ClassVar[bool] = False
     """Whether the pass turns floats into integers; later passes find the graph before in `Context.unquantized`."""
+    package: ClassVar[str | None] = None
+    """A package that the pass needs and nnc doesn't bring along."""
     needs: ClassVar[tuple[str, ...]] = ()
     """Keys of the recipe's [data] that the pass can't do without; `data_needed` where its parameters decide."""
 
