@@ -5,6 +5,7 @@ the recipe's [data.preprocess] says, in the order of the file, of labels.csv, or
 """
 
 import csv
+import io
 import itertools
 import re
 import zipfile
@@ -43,14 +44,22 @@ class Preprocess(BaseModel):
 
     def apply(self, image: Image.Image, place: str) -> np.ndarray:
         """The image as float32 in `layout` without N; `place` names the image in errors."""
+        return self.normalized(self.pixels(image, place))
+
+    def pixels(self, image: Image.Image, place: str) -> np.ndarray:
+        """The image, cropped and resized, as uint8 [height, width, channels]."""
         if self.crop is not None:
             image = _crop(image, self.crop, place)
         if self.size is not None and image.size != self.size[::-1]:
             image = image.resize(self.size[::-1], Image.Resampling.BILINEAR)
-        pixels: np.ndarray = np.asarray(image, np.float32)
-        pixels = pixels.reshape(*pixels.shape[:2], -1) / np.float32(255)
-        pixels = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return pixels if self.layout == "NHWC" else pixels.transpose(2, 0, 1)
+        pixels = np.asarray(image, np.uint8)
+        return pixels.reshape(*pixels.shape[:2], -1)
+
+    def normalized(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 [..., height, width, channels] as float32 [..., *layout without N]."""
+        scaled = pixels.astype(np.float32) / np.float32(255)
+        scaled = (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        return scaled if self.layout == "NHWC" else np.moveaxis(scaled, -1, -3)
 
 
 def _crop(image: Image.Image, side: int, place: str) -> Image.Image:
@@ -115,6 +124,24 @@ class Dataset:
         while batch := list(itertools.islice(samples, size)):
             yield {name: np.stack([sample[name] for sample in batch]) for name in batch[0]}
 
+    @property
+    def images(self) -> "Images | None":
+        """The images as they are before normalization; None for arrays that are ready for the model."""
+        return self._source if isinstance(self._source, Images) else None
+
+    @property
+    def indices(self) -> np.ndarray:
+        """Which samples of the source these are, int64 [len(self)]."""
+        return self._indices
+
+    def split(self, seed: int, share: float) -> tuple["Dataset", "Dataset"]:
+        """Two parts without a common sample, the second with this share of the samples, each at least 1."""
+        count = min(max(1, round(share * len(self))), len(self) - 1)
+        order = np.random.default_rng(seed).permutation(len(self))
+        parts = (self._indices[np.sort(each)] for each in (order[count:], order[:count]))
+        first, second = (Dataset(self.path, self._source, self._labels, each) for each in parts)
+        return first, second
+
     def subset(self, seed: int, count: int) -> "Dataset":
         """`count` samples (all where there are fewer) drawn without replacement, in the order of the data."""
         if count < 1:
@@ -123,7 +150,7 @@ class Dataset:
         return Dataset(self.path, self._source, self._labels, self._indices[np.sort(drawn)])
 
 
-class _Images:
+class Images:
     """Images, opened by a subclass, for the one input of a graph."""
 
     def __init__(self, path: Path, preprocess: Preprocess, inputs: Sequence[gs.Variable]) -> None:
@@ -159,15 +186,39 @@ class _Images:
                 )
         return preprocess.model_copy(update={"size": size})
 
-    def _sample(self, image: Image.Image, place: str) -> dict[str, np.ndarray]:
-        values = self._preprocess.apply(image.convert("RGB" if self._channels == 3 else "L"), place)
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def opened(self, indices: Iterable[int]) -> Iterator[tuple[Image.Image, str]]:
+        """The images, each with what errors call it."""
+        raise NotImplementedError
+
+    def samples(self, indices: Iterable[int]) -> Iterator[dict[str, np.ndarray]]:
+        for pixels in self.pixels(indices):
+            yield self.prepared(pixels)
+
+    def pixels(self, indices: Iterable[int]) -> Iterator[np.ndarray]:
+        """uint8 [height, width, channels] of each, as large as the model's input."""
+        mode = "RGB" if self._channels == 3 else "L"
+        for image, place in self.opened(indices):
+            yield self._preprocess.pixels(image.convert(mode), place)
+
+    @property
+    def pixel_shape(self) -> tuple[int, int, int]:
+        """[height, width, channels]."""
+        assert self._preprocess.size is not None, "it is filled in"
+        return (*self._preprocess.size, self._channels)
+
+    def prepared(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """The model's input from pixels, of one image or, with one more axis in front, of several."""
+        values = self._preprocess.normalized(pixels)
         if self._dtype.kind in "iu":
             limits = np.iinfo(self._dtype)
             values = np.clip(np.rint(values), limits.min, limits.max)
         return {self._input: values.astype(self._dtype, copy=False)}
 
 
-class _ImageFiles(_Images):
+class _ImageFiles(Images):
     def __init__(
         self, path: Path, files: Sequence[Path], preprocess: Preprocess, inputs: Sequence[gs.Variable]
     ) -> None:
@@ -177,21 +228,21 @@ class _ImageFiles(_Images):
     def __len__(self) -> int:
         return len(self._files)
 
-    def samples(self, indices: Iterable[int]) -> Iterator[dict[str, np.ndarray]]:
+    def opened(self, indices: Iterable[int]) -> Iterator[tuple[Image.Image, str]]:
         for index in indices:
-            yield self._sample(_decode(self._files[index]), str(self._files[index]))
+            yield _decode(self._files[index], str(self._files[index])), str(self._files[index])
 
 
-def _decode(file: Path) -> Image.Image:
+def _decode(file: Path | IO[bytes], place: str) -> Image.Image:
     try:
         with Image.open(file) as image:
             image.load()
             return image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow's, for broken files
-        raise NncError(f"{file}: not a readable image: {error}", "replace the file, or remove it") from error
+        raise NncError(f"{place}: not a readable image: {error}", "replace the file, or remove it") from error
 
 
-class _ImageArray(_Images):
+class _ImageArray(Images):
     def __init__(self, path: Path, pixels: "_Member", preprocess: Preprocess, inputs: Sequence[gs.Variable]) -> None:
         super().__init__(path, preprocess, inputs)
         if pixels.dtype != np.uint8 or len(pixels.shape) != 4 or pixels.shape[3] not in (1, 3):
@@ -204,11 +255,40 @@ class _ImageArray(_Images):
     def __len__(self) -> int:
         return self._pixels.shape[0]
 
-    def samples(self, indices: Iterable[int]) -> Iterator[dict[str, np.ndarray]]:
+    def opened(self, indices: Iterable[int]) -> Iterator[tuple[Image.Image, str]]:
         indices = list(indices)
         for index, pixels in zip(indices, self._pixels.rows(indices), strict=True):
-            image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
-            yield self._sample(image, f"{self._path}: image {index}")
+            yield Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]), f"{self._path}: image {index}"
+
+
+class _ImageBlob(Images):
+    """Images that are still compressed, one behind the other in an array of bytes."""
+
+    def __init__(self, path: Path, preprocess: Preprocess, inputs: Sequence[gs.Variable]) -> None:
+        super().__init__(path, preprocess, inputs)
+        blob, offsets = _Member(path, "jpeg"), _Member(path, "offsets").values()
+        if blob.dtype != np.uint8 or len(blob.shape) != 1:
+            raise NncError(f"{path}: 'jpeg' is {blob.dtype} {list(blob.shape)}, not uint8 [bytes]")
+        rising = (
+            offsets.ndim == 1 and offsets.dtype.kind in "iu" and bool(np.all(np.diff(offsets.astype(np.int64)) > 0))
+        )
+        if not rising or offsets.min(initial=0) < 0 or offsets.max(initial=0) > blob.shape[0]:
+            raise NncError(
+                f"{path}: 'offsets' is not where the images in 'jpeg' begin, and where the last one ends",
+                "image i is jpeg[offsets[i]:offsets[i + 1]]",
+            )
+        self._path, self._bytes, self._offsets = path, blob.values(), offsets.astype(np.int64)
+
+    def __len__(self) -> int:
+        return max(0, len(self._offsets) - 1)
+
+    def opened(self, indices: Iterable[int]) -> Iterator[tuple[Image.Image, str]]:
+        for index in indices:
+            place = f"{self._path}: image {index}"
+            yield (
+                _decode(io.BytesIO(self._bytes[self._offsets[index] : self._offsets[index + 1]].tobytes()), place),
+                place,
+            )
 
 
 class _Tensors:
@@ -274,8 +354,9 @@ class _Member:
                 yield np.frombuffer(data, self.dtype).reshape(self.shape[1:])
 
     def values(self) -> np.ndarray:
-        rows = list(self.rows(range(self.shape[0])))
-        return np.stack(rows) if rows else np.empty(self.shape, self.dtype)
+        with zipfile.ZipFile(self._path) as archive, archive.open(self._file_name) as file:
+            size = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+            return np.frombuffer(self._read(file, self._start, size), self.dtype).reshape(self.shape)
 
     def _read(self, file: IO[bytes], start: int, count: int) -> bytes:
         try:
@@ -304,6 +385,8 @@ def _open_npz(path: Path, preprocess: Preprocess, inputs: Sequence[gs.Variable])
 
 def _npz_source(path: Path, names: set[str], preprocess: Preprocess, inputs: Sequence[gs.Variable]) -> Source:
     wanted = [tensor.name for tensor in inputs]
+    if {"jpeg", "offsets"} <= names and not names.issuperset(wanted):
+        return _ImageBlob(path, preprocess, inputs)
     if "images" in names and (wanted != ["images"] or _Member(path, "images").dtype == np.uint8):
         return _ImageArray(path, _Member(path, "images"), preprocess, inputs)
     if names.issuperset(wanted):

@@ -44,13 +44,13 @@ class Step:
 
     def constant(self, index: int, what: str) -> np.ndarray:
         """The values of input `index`, which may depend on nothing but constants and shapes: `what` names it."""
-        values = _known_values(self.x[index].tensor, self.x[index].writer.graph)
+        values = known_values(self.x[index].tensor, self.x[index].writer.graph)
         if values is None:
             raise NoGradient(f"with {what} that the model computes")
         return values
 
 
-def _known_values(tensor: gs.Tensor, graph: gs.Graph) -> np.ndarray | None:
+def known_values(tensor: gs.Tensor, graph: gs.Graph) -> np.ndarray | None:
     """The values of a tensor that depends on constants and shapes alone, None of another.
 
     Exporters compute the sizes of views and the bounds of slices from shapes.
