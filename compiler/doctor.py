@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 
@@ -52,12 +52,6 @@ _PROGRAMS = (
         "linking for AArch64 without ziglang",
         "apt install gcc-aarch64-linux-gnu",
     ),
-    (
-        "llvm-mca",
-        (*(f"llvm-mca-{version}" for version in range(25, 13, -1)), "llvm-mca"),
-        "cycle counts of inner loops (optional)",
-        "apt install llvm",
-    ),
 )
 
 
@@ -65,7 +59,7 @@ def checks() -> list[Check]:
     """Everything nnc uses, packages first, each with what is lost without it. Takes well under a second."""
     with ThreadPoolExecutor() as pool:
         programs = list(pool.map(lambda row: _program(*row), _PROGRAMS))
-    return [*(_package(*row) for row in _PACKAGES), *programs, _sysroot(), _pocl(), _cuda()]
+    return [*(_package(*row) for row in _PACKAGES), *programs, _llvm(), _plugins(), _sysroot(), _pocl(), _cuda()]
 
 
 def _package(name: str, needed_for: str, pin: str | None) -> Check:
@@ -84,14 +78,35 @@ def _program(name: str, commands: tuple[str, ...], needed_for: str, hint: str) -
     return Check(name, path is not None, path and _version(path), needed_for, None if path else hint)
 
 
+def _llvm() -> Check:
+    """llvm-mca with the scheduling models that are needed: of LLVM 19 or newer."""
+    commands = (*(f"llvm-mca-{version}" for version in range(30, 18, -1)), "llvm-mca")
+    check = _program("llvm-mca", commands, "latencies by emulation (optional)", "apt install llvm-19")
+    if check.version is None or int(check.version.partition(".")[0]) >= 19:
+        return check
+    return replace(check, found=False, hint="apt install llvm-19")
+
+
+def _plugins() -> Check:
+    """Whether QEMU was built with plugins."""
+    qemu = shutil.which("qemu-aarch64")
+    found = qemu is not None and "-plugin" in _output(qemu, "--help")
+    hint = "apt install qemu-user of QEMU 4.2 to 8.2"
+    return Check("QEMU plugins", found, None, "latencies by emulation (optional)", None if found else hint)
+
+
 def _version(path: str) -> str | None:
     """The first number with a dot that the program prints about itself."""
-    try:
-        done = subprocess.run([path, "--version"], capture_output=True, text=True, errors="replace", timeout=5)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    number = re.search(r"\d+\.\d[\w.]*", done.stdout)
+    number = re.search(r"\d+\.\d[\w.]*", _output(path, "--version"))
     return number[0] if number else None
+
+
+def _output(path: str, option: str) -> str:
+    try:
+        done = subprocess.run([path, option], capture_output=True, text=True, errors="replace", timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout
 
 
 def _sysroot() -> Check:

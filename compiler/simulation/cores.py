@@ -41,6 +41,12 @@ class Core(toml.Table):
     """Cores that take part, where this doesn't depend on the row: those of a GPU."""
     clock_ghz: PositiveFloat | None = None
     """Where rows give none."""
+    mca: str | None = None
+    """LLVM's name of the core, or of one that stands for it, whose scheduling model `nnc.simulation.emulated` asks."""
+    window: Annotated[int, Field(ge=0)] = 0
+    """Instructions among which the core finds several misses to wait for at the same time; 0 where it runs in order."""
+    l1d_ways: PositiveInt = 4
+    l2_ways: PositiveInt = 8
 
     def cluster(self, count: int, clock_ghz: float) -> Cluster:
         return Cluster(

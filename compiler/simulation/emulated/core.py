@@ -1,0 +1,115 @@
+"""The cores of a target as the emulation needs them: a scheduling model, caches, and how fast these are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nnc.errors import NncError
+from nnc.simulation import cores
+from nnc.simulation.cores import Core as Type
+from nnc.simulation.emulated.mca import Processor
+from nnc.target import Cluster, Target
+
+LINE = 64  # bytes; of every AArch64 core that targets/ describes
+
+_L3_WAYS = 16
+
+# What is assumed of a core that targets/cores.toml does not know: it runs ahead as far as LLVM's Cortex-A57 does.
+_WINDOW, _L1D_WAYS, _L2_WAYS = 128, 4, 8
+
+
+@dataclass(frozen=True)
+class Core:
+    """One core that takes part in an inference."""
+
+    processor: Processor
+    hertz: float
+    window: int
+    """Instructions among which it finds several misses to wait for at the same time; 0 where it runs in order."""
+    l1d: tuple[int, int]
+    """Sets and ways."""
+    l2: tuple[int, int]
+    l2_first: int
+    """The first of the cores that share its level 2."""
+    l2_line_cycles: float
+    """Cycles to move a line from level 2."""
+    l3_line_cycles: float
+    memory_line_cycles: float
+
+
+@dataclass(frozen=True)
+class Chip:
+    """The cores that share the work, and what they share."""
+
+    cores: tuple[Core, ...]
+    l3: tuple[int, int]
+    """Sets and ways; zeros where there is none."""
+    l3_line_seconds: float
+    """To move a line from level 3, all cores together."""
+    memory_line_seconds: float
+
+    @property
+    def cache_bytes(self) -> int:
+        private = sum(sets * ways for core in self.cores for sets, ways in (core.l1d, core.l2))
+        return (private + self.l3[0] * self.l3[1]) * LINE
+
+    @property
+    def description(self) -> str:
+        """What caches.h reads."""
+        own = (f"{_times(core.l1d)}:{_times(core.l2)}:{core.l2_first}" for core in self.cores)
+        return "/".join([*own, _times(self.l3)])
+
+
+def chip(target: Target, threads: int) -> Chip:
+    """The first `threads` cores of the target's unit.
+
+    Raises NncError where the unit is not an AArch64 processor.
+    """
+    unit = target.unit
+    if unit.kind != "cpu" or unit.architecture != "aarch64":
+        what = unit.architecture if unit.kind == "cpu" else f"a {unit.kind}"
+        hint = "leave out --latency emulated, or choose a target with an AArch64 processor (nnc targets)"
+        raise NncError(f"{target.spec}: only code of AArch64 processors is emulated, not {what}", hint)
+    memory = LINE / (target.dram.gbps * target.dram.efficiency * 1e9)
+    l3 = LINE / (unit.l3_gbps * 1e9) if unit.l3_bytes and unit.l3_gbps else 0.0
+    made: list[Core] = []
+    for cluster in unit.clusters:
+        made += _cores(cluster, target, len(made), l3 or memory, memory)
+    return Chip(tuple(made[:threads]), _shape(unit.l3_bytes, _L3_WAYS) if l3 else (0, 0), l3, memory)
+
+
+def _cores(cluster: Cluster, target: Target, first: int, l3: float, memory: float) -> list[Core]:
+    """The cores of a cluster, which are number `first` and up; seconds per line of what all share."""
+    known, hertz = cores.find("cpu", cluster.core), cluster.clock_ghz * 1e9
+    alone = LINE / (cluster.dram_gbps * 1e9) if cluster.dram_gbps else memory
+    return [
+        Core(
+            processor=_processor(known, target),
+            hertz=hertz,
+            window=known.window if known else _WINDOW,
+            l1d=_shape(cluster.l1d_bytes, known.l1d_ways if known else _L1D_WAYS),
+            l2=_shape(cluster.l2_bytes, known.l2_ways if known else _L2_WAYS),
+            l2_first=first + index // cluster.l2_shared_by * cluster.l2_shared_by,
+            l2_line_cycles=LINE / cluster.l2_bytes_per_cycle,
+            l3_line_cycles=l3 * hertz,
+            memory_line_cycles=max(alone, memory) * hertz,
+        )
+        for index in range(cluster.count)
+    ]
+
+
+def _processor(known: Type | None, target: Target) -> Processor:
+    """What llvm-mca is asked about: the core type's model, or that of the core that the code is generated for."""
+    tvm = target.unit.tvm
+    cpu = known.mca if known and known.mca else str(tvm.get("mcpu", "generic"))
+    # Whatever the code uses is to be read; whether the core has it was decided when the code was generated.
+    return Processor(cpu, "aarch64-linux-gnu", ("+fullfp16", "+dotprod"))
+
+
+def _shape(size: int, ways: int) -> tuple[int, int]:
+    """Sets and ways of a cache of `size` bytes."""
+    return max(1, size // (LINE * ways)), ways
+
+
+def _times(shape: tuple[int, int]) -> str:
+    return f"{shape[0]}x{shape[1]}"

@@ -1,0 +1,91 @@
+"""Running a library in QEMU under the plugin: what is compiled for that, and the run itself."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import platform
+import shutil
+import tempfile
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from nnc.errors import NncError
+from nnc.lowering import cross, emulate
+from nnc.simulation.emulated.core import Chip
+from nnc.simulation.emulated.trace import Trace
+
+_PLUGIN = ("plugin.c", "caches.c")
+_DRIVER = ("driver.c",)
+_HINT = (
+    "apt install qemu-user libstdc++6-arm64-cross; QEMU from 4.2 to 8.2 has these plugins, where they are compiled in"
+)
+
+
+def run(library: Path, chip: Chip, arguments: Sequence[str] = (), *, warm: int = 0, caches: bool = True) -> Trace:
+    """What the driver executes of the library; `arguments` name a kernel and its arrays, none the network.
+
+    Raises NncError where a tool is missing, or where the run fails.
+    """
+    if not library.is_file():
+        raise NncError(f"{library}: no such file")
+    command, files = emulator(), _made()
+    with tempfile.TemporaryDirectory(prefix="nnc-") as name:
+        out = Path(name) / "trace.txt"
+        plugin = f"{files / 'plugin.so'},out={out}" + (f",caches={chip.description}" if caches else "")
+        words: list[str | Path] = [files / "driver", str(len(chip.cores)), str(warm), library.resolve(), *arguments]
+        cross.run([*command, "-plugin", plugin, *words], subject=str(library))
+        return Trace.read(out)
+
+
+def emulator() -> list[str | Path]:
+    """The command that an AArch64 program is appended to; NncError where QEMU has no plugins."""
+    if platform.machine() == "aarch64":
+        qemu = shutil.which("qemu-aarch64")
+        if qemu is None:
+            raise NncError("qemu-aarch64 is not installed, which counts instructions on AArch64 too", _HINT)
+        return [qemu, "-cpu", "max"]
+    command = emulate.emulator()
+    try:
+        listed = cross.run([command[0], "--help"])
+    except NncError as error:
+        listed = error.message
+    if "-plugin" not in listed:
+        raise NncError(f"{command[0]}: this QEMU has no plugins", _HINT)
+    return command
+
+
+def _made() -> Path:
+    """The folder with plugin.so and driver; compiled once and kept in the cache folder."""
+    sources = {file: _source(file) for file in (*_PLUGIN, *_DRIVER, "caches.h", "marks.h", "plugin_api.h", "nnc.h")}
+    key = hashlib.sha256(repr((sorted(sources.items()), platform.machine())).encode()).hexdigest()[:16]
+    folder = cross.cache_folder() / f"emulated-{key}"
+    if not (folder / "driver").exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="emulated-", dir=folder.parent) as name:
+            made = Path(name) / "made"
+            made.mkdir()
+            for file, text in sources.items():
+                (made / file).write_text(text, "utf-8")
+            _compile(made)
+            if not folder.exists():  # another process may have been faster
+                made.rename(folder)
+    return folder
+
+
+def _source(name: str) -> str:
+    package = "nnc.lowering" if name == "nnc.h" else "nnc.simulation.emulated"
+    return resources.files(package).joinpath(name).read_text("utf-8")
+
+
+def _compile(folder: Path) -> None:
+    package = importlib.util.find_spec("tvm_ffi")
+    if package is None or package.origin is None:
+        raise NncError("the headers of apache-tvm-ffi are not installed", "pip install apache-tvm-ffi==0.1.14.post1")
+    includes = [f"-I{Path(package.origin).parent / place}" for place in ("include", "3rdparty/dlpack/include")]
+    flags, here = ["-std=gnu11", "-O2"], platform.machine()
+    plugin = [folder / name for name in _PLUGIN]
+    cross.run([*cross.compiler(here), *flags, "-fPIC", "-shared", *plugin, "-o", folder / "plugin.so"])
+    driver = [folder / name for name in _DRIVER]
+    cross.run([*cross.compiler("aarch64"), *flags, *includes, "-rdynamic", *driver, "-ldl", "-o", folder / "driver"])

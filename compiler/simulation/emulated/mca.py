@@ -1,0 +1,205 @@
+"""Cycles that a processor takes for blocks of instructions, from the scheduling models of LLVM: llvm-mca.
+
+Each block is simulated as the body of a loop, without misses of caches and of branches, and its cycles are those of one
+iteration in the long run: what a block costs among others of its kind on a processor that runs ahead. See Laukemann et
+al., "Automated Instruction Stream Throughput Prediction for Intel and AMD Microarchitectures", PMBS 2018, and the
+manual of llvm-mca.
+
+Results are kept in nnc's cache folder, by code and processor, so that what was seen once costs nothing. Programs that
+time many variants of a kernel gain most: what surrounds the inner loops is the same in all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from nnc.errors import NncError
+from nnc.lowering import cross
+
+#: The oldest LLVM whose models of cores and whose options are those that are needed.
+OLDEST = 19
+
+HINT = f"apt install llvm-{OLDEST} or a newer one, which has llvm-mca and llvm-mc"
+
+# Instructions to simulate of one block, and the least and the most iterations as powers of two: the start-up of a loop
+# must not count.
+_WORK, _LEAST, _MOST = 3000, 3, 7
+
+# Blocks that one process of llvm-mca takes.
+_BATCH = 256
+
+
+# An instruction that no compiler writes, "hint #127", and what AArch64 has that targets may use.
+_BETWEEN = 0xD5032FFF.to_bytes(4, "little")
+_EVERY = "+v8.6a,+fullfp16,+dotprod,+fp16fml,+i8mm,+bf16"
+
+
+@dataclass(frozen=True)
+class Processor:
+    """What llvm-mca is asked about."""
+
+    cpu: str
+    """LLVM's name of the core, or of one that stands for it: "cortex-a57", "znver3"."""
+    triple: str = "aarch64-linux-gnu"
+    features: tuple[str, ...] = ()
+    """Of instructions, beyond those of the core: "+fullfp16"."""
+
+
+def cycles_of_code(blocks: Sequence[bytes], processor: Processor) -> np.ndarray:
+    """Cycles of every block of AArch64 machine code, float64 [blocks].
+
+    Raises NncError where LLVM's tools are missing, or have no model of the processor.
+    """
+    return _remembered(
+        [block.hex() for block in blocks],
+        processor,
+        lambda missing: _simulate(disassembled([bytes.fromhex(block) for block in missing]), processor),
+    )
+
+
+def cycles_of_assembly(blocks: Sequence[str], processor: Processor) -> np.ndarray:
+    """The same for blocks of assembly, one instruction a line, of any processor."""
+    return _remembered(blocks, processor, lambda missing: _simulate(missing, processor))
+
+
+def disassembled(blocks: Sequence[bytes]) -> list[str]:
+    """The instructions of blocks of AArch64 code, one a line; those that LLVM does not know are left out."""
+    code = _BETWEEN.join(blocks)
+    words = "\n".join(f"0x{byte:02x}" for byte in code)
+    output = _run([tool("llvm-mc"), "--disassemble", "-triple=aarch64-linux-gnu", f"-mattr={_EVERY}"], words)
+    lines = [line.strip() for line in output.splitlines()]
+    text = "\n".join(line for line in lines if line and not line.startswith("."))
+    return [block.strip() for block in text.split("hint\t#127")]
+
+
+@cache
+def tool(name: str) -> str:
+    """The path of "llvm-mca" or "llvm-mc" of the newest LLVM that is installed; NncError where that is too old."""
+    for version in range(30, OLDEST - 1, -1):
+        path = shutil.which(f"{name}-{version}")
+        if path is not None:
+            return path
+    path = shutil.which(name)
+    if path is not None and _major(path) >= OLDEST:
+        return path
+    found = f", only that of LLVM {_major(path)}" if path is not None else ""
+    raise NncError(f"{name} of LLVM {OLDEST} or newer is not installed{found}", HINT)
+
+
+@cache
+def _major(path: str) -> int:
+    number = re.search(r"version (\d+)", _version(path))
+    return int(number[1]) if number else 0
+
+
+@cache
+def _version(path: str) -> str:
+    return subprocess.run([path, "--version"], capture_output=True, text=True, errors="replace").stdout
+
+
+# --- llvm-mca
+
+
+def _simulate(blocks: Sequence[str], processor: Processor) -> list[float]:
+    """Cycles per iteration of every block; blocks of about the same length share a process."""
+    cycles = np.zeros(len(blocks))
+    iterations = np.array([_iterations(block) for block in blocks], int)
+    batches = [batch for count in sorted(set(iterations)) for batch in _batches(np.flatnonzero(iterations == count))]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        done = pool.map(lambda batch: _batch([blocks[i] for i in batch], processor, int(iterations[batch[0]])), batches)
+        for batch, found in zip(batches, done, strict=True):
+            cycles[batch] = found
+    return cycles.tolist()
+
+
+def _iterations(block: str) -> int:
+    """The more, the shorter the block: a power of two, so that many blocks have the same."""
+    length = block.count("\n") + 1
+    return 1 << min(_MOST, max(_LEAST, (_WORK // length).bit_length()))
+
+
+def _batches(indices: np.ndarray) -> Iterable[np.ndarray]:
+    return np.array_split(indices, -(-len(indices) // _BATCH))
+
+
+def _batch(blocks: Sequence[str], processor: Processor, iterations: int) -> list[float]:
+    """Cycles per iteration; of blocks without instructions that LLVM knows, one per line."""
+    text = "".join(f"# LLVM-MCA-BEGIN {i}\n{block}\n# LLVM-MCA-END {i}\n" for i, block in enumerate(blocks))
+    options = [f"-mtriple={processor.triple}", f"-mcpu={processor.cpu}", f"-iterations={iterations}"]
+    features = [f"-mattr={','.join(processor.features)}"] if processor.features else []
+    views = ["--resource-pressure=0", "--instruction-info=0", "--skip-unsupported-instructions=any"]
+    output = _run([tool("llvm-mca"), *options, *features, *views], text)
+    regions = re.findall(r"Code Region - (\d+)\s+Iterations: .*?\n.*?Total Cycles: +(\d+)", output, re.DOTALL)
+    found = {int(number): int(total) / iterations for number, total in regions}
+    return [found.get(i, block.count("\n") + 1.0) for i, block in enumerate(blocks)]
+
+
+def _run(command: list[str], text: str) -> str:
+    done = subprocess.run(command, input=text, capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        complaint = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip())
+        raise NncError(f"{Path(command[0]).name}: {complaint.partition('error: ')[2] or complaint}")
+    return done.stdout
+
+
+# --- what is known already
+
+
+def _remembered(blocks: Sequence[str], processor: Processor, compute: Callable[[list[str]], list[float]]) -> np.ndarray:
+    """Cycles of the blocks, those that nobody asked for before from `compute`."""
+    file = _file(processor)
+    known, keys = _known(file), [_key(block) for block in blocks]
+    missing = {key: block for key, block in zip(keys, blocks, strict=True) if key not in known}
+    if missing:
+        found = dict(zip(missing, compute(list(missing.values())), strict=True))
+        _keep(file, found)
+        known |= found
+    return np.array([known[key] for key in keys])
+
+
+def _file(processor: Processor) -> Path:
+    policy = f"{_WORK} {_LEAST} {_MOST}"
+    key = hashlib.sha256(repr((processor, _version(tool("llvm-mca")), policy)).encode()).hexdigest()[:16]
+    return cross.cache_folder() / "mca" / f"{processor.cpu}-{key}.txt"
+
+
+def _key(block: str) -> str:
+    return hashlib.sha256(block.encode()).hexdigest()[:32]
+
+
+def _known(file: Path) -> dict[str, float]:
+    """The lines "KEY CYCLES CHECKSUM" of a file; others are damaged, and as if they were not there."""
+    if not file.is_file():
+        return {}
+    known = {}
+    for line in file.read_text("ascii", errors="replace").splitlines():
+        entry, _, checksum = line.rpartition(" ")
+        if entry and checksum == _checksum(entry):
+            key, _, cycles = entry.partition(" ")
+            known[key] = float(cycles)
+    return known
+
+
+def _keep(file: Path, found: dict[str, float]) -> None:
+    """Append in one piece: processes that do so at the same time don't mix their lines."""
+    entries = [f"{key} {cycles!r}" for key, cycles in found.items()]
+    text = "\n" + "".join(f"{entry} {_checksum(entry)}\n" for entry in entries)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "ab", buffering=0) as written:
+        written.write(text.encode())
+
+
+def _checksum(entry: str) -> str:
+    return f"{zlib.crc32(entry.encode()):08x}"
