@@ -57,7 +57,7 @@ class Preprocess(BaseModel):
 
     def normalized(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 [..., height, width, channels] as float32 [..., *layout without N]."""
-        scaled = pixels.astype(np.float32) / np.float32(255)
+        scaled: np.ndarray = pixels.astype(np.float32) / np.float32(255)
         scaled = (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return scaled if self.layout == "NHWC" else np.moveaxis(scaled, -1, -3)
 

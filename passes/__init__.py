@@ -5,6 +5,7 @@ from nnc.passes.check_accuracy import CheckAccuracy
 from nnc.passes.compress import Compress
 from nnc.passes.correct_bias import CorrectBias
 from nnc.passes.equalize_ranges import EqualizeRanges
+from nnc.passes.fine_tune import FineTune
 from nnc.passes.fold_affine import FoldAffine
 from nnc.passes.fold_batchnorm import FoldBatchNorm
 from nnc.passes.fold_constants import FoldConstants
@@ -48,5 +49,6 @@ GRAPH_PASSES: tuple[type[Pass], ...] = (
 #: Every pass that a recipe can name.
 PASSES: tuple[type[Pass], ...] = (
     *GRAPH_PASSES, Compress, PruneChannels, SplitGemmSvd, SplitConvSvd, SplitConvSpatial, SplitConvCp, SplitConvTucker,
-    ReduceResolution, EqualizeRanges, InsertQdq, RoundAdaptively, CorrectBias, CastFp16, PackWeights, CheckAccuracy,
+    ReduceResolution, FineTune, EqualizeRanges, InsertQdq, RoundAdaptively, CorrectBias, CastFp16, PackWeights,
+    CheckAccuracy,
 )  # fmt: skip

@@ -1,0 +1,339 @@
+"""The training loop: steps, schedule, early stop, checkpoints and progress."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx_graphsurgeon as gs
+import torch
+
+from nnc.data import Dataset
+from nnc.errors import NncError
+from nnc.training import hidden
+from nnc.training.feed import Batch, Feed
+from nnc.training.losses import Loss, Teacher
+from nnc.training.module import GraphModule
+from nnc.training.options import Options
+from nnc.training.state import State
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How, on what and where a network is trained."""
+
+    name: str
+    """What progress calls it."""
+    options: Options
+    data: Dataset
+    seed: int
+    teacher: gs.Graph | None = None
+    """The network that `options.distill` learns from."""
+    folder: Path | None = None
+    """Where checkpoints are kept; without it a run that is killed begins anew."""
+    progress: Progress = lambda step, done, total: None
+
+
+@dataclass(frozen=True)
+class Span:
+    """The epochs from `first` up to `last`, without it, of a schedule over `total`."""
+
+    first: int
+    last: int
+    total: int
+
+
+@dataclass
+class Result:
+    """What a run came to."""
+
+    losses: list[float] = field(default_factory=list)
+    """Mean loss of every epoch."""
+    accuracies: list[float] = field(default_factory=list)
+    """Share of right classes in training, of every epoch; none without labels."""
+    resumed: int = 0
+    """Epochs that an earlier run had done."""
+
+
+def train(
+    module: GraphModule, plan: Plan, span: Span | None = None, constrain: Callable[[float], None] | None = None
+) -> Result:
+    """Train the parameters of `module` in place, and the statistics of BatchNormalization.
+
+    `constrain` is called after every step with the share of the schedule that is done, 0 to 1, and at the begin of
+    every epoch: it may change parameters, but may depend on nothing except them and that share. The same plan gives
+    the same weights, interrupted or not, on the same number of threads. Raises NncError where the plan doesn't fit
+    the network, and where the loss stops being a number.
+    """
+    span = span or Span(0, plan.options.epochs, plan.options.epochs)
+    if span.first >= span.last:
+        return Result()
+    if not list(module.parameters()):
+        raise NncError("the network has no weights in float32 to train", "train before it is quantized")
+    with _deterministic(plan.seed):
+        return _Run(module, plan, span, constrain or (lambda done: None)).run()
+
+
+@contextmanager
+def _deterministic(seed: int) -> Iterator[None]:
+    """torch's own random numbers from a seed, as they were afterwards; cuDNN takes no algorithm that varies."""
+    kept = torch.get_rng_state()
+    torch.manual_seed(seed)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.set_rng_state(kept)
+
+
+class _Run:
+    """One run of the loop."""
+
+    def __init__(self, module: GraphModule, plan: Plan, span: Span, constrain: Callable[[float], None]) -> None:
+        self.plan, self.span, self.constrain, self.options = plan, span, constrain, plan.options
+        self.state = State.of(module, plan, span)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.module = module.to(self.device)
+        _put_channels_last(module)
+        data = plan.data if self.options.samples is None else plan.data.subset(plan.seed, self.options.samples)
+        if len(data) < 2:
+            raise NncError(f"{data.path}: 1 sample is not enough to train on")
+        self.held: Feed | None = None
+        if self.options.patience is not None:
+            data, held = data.split(plan.seed, self.options.holdout)
+            self.held = self._feed(held)
+        self.feed = self._feed(data)
+        self.loss = Loss(module, self.options, self._teacher()).to(self.device)
+        self.optimizer = _optimizer([*_grouped(module, self.options), *_grouped(self.loss, self.options)], self.options)
+        self.dtype = _sixteen_bits(self.options, self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self.result = Result()
+        self.best: dict[str, Any] | None = None
+        self.since_best = 0
+
+    def _feed(self, data: Dataset) -> Feed:
+        options, progress = self.options, self.plan.progress
+        feed = Feed(data, options.batch, options.augment, self.plan.seed, lambda d, t: progress("decode images", d, t))
+        if data.labels is None and options.distill is None:
+            hint = "add labels, or distill = {} to learn from what the model says"
+            raise NncError(f"{data.path}: has no labels to train with", hint)
+        if data.labels is not None:
+            feed.check_labels(math.prod(self.module.graph.outputs[0].shape[1:]))
+        return feed
+
+    def _teacher(self) -> Teacher | None:
+        distill, graph = self.options.distill, self.plan.teacher
+        if distill is None:
+            return None
+        assert graph is not None, "the caller has the teacher"
+        _check_outputs(self.module.graph, graph)
+        compared = distill.activation_boundary or distill.features
+        found = hidden.pairs(self.module.graph, graph, distill.layers) if compared else []
+        teacher = Teacher(GraphModule(graph), distill, found)
+        teacher.to_device(self.device)
+        return teacher
+
+    def run(self) -> Result:
+        first = self._resume()
+        started = time.monotonic()
+        for epoch in range(first, self.span.last):
+            if self._has_stopped():
+                break
+            self._epoch(epoch, self._text(epoch, first, started))
+            self._judge()
+            self.state.save(self._state(epoch + 1))
+        if self.best is not None:
+            self._put(self.best["values"])
+        self.plan.progress(self.plan.name, self._total, self._total)
+        self.module.to("cpu").eval()
+        return self.result
+
+    @property
+    def _total(self) -> int:
+        return (self.span.last - self.span.first) * self._steps
+
+    @property
+    def _steps(self) -> int:
+        return self.feed.steps
+
+    def _epoch(self, epoch: int, text: str) -> None:
+        self.module.train()
+        self.loss.train()
+        torch.manual_seed(hash((self.plan.seed, epoch)) % 2**63)
+        begin, losses, right, count = epoch * self._steps, 0.0, 0, 0
+        self.constrain(epoch / self.span.total)
+        for step, batch in enumerate(self.feed.epoch(epoch)):
+            self.plan.progress(text, (epoch - self.span.first) * self._steps + step, self._total)
+            loss, found, size = self._step(batch, (begin + step) / (self._steps * self.span.total))
+            losses, right, count = losses + loss * size, right + found, count + size
+            self.constrain((begin + step + 1) / (self._steps * self.span.total))
+        self.result.losses.append(losses / count)
+        if self.feed.data.labels is not None:
+            self.result.accuracies.append(right / count)
+
+    def _step(self, batch: Batch, done: float) -> tuple[float, int, int]:
+        """One step; returns its loss, how many classes were right, and of how many samples."""
+        inputs, labels = self._moved(batch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.options.learning_rate * rate(done, self.options.warmup)
+        self.optimizer.zero_grad()
+        loss, outputs = self._forward(inputs, labels)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise NncError(f"the loss is {value} in epoch {len(self.result.losses) + 1}", "lower 'learning_rate'")
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return value, _right(outputs, labels), len(next(iter(inputs.values())))
+
+    def _forward(
+        self, inputs: dict[str, torch.Tensor], labels: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
+            found = self.module(inputs, self.loss.wanted)
+            return self.loss(inputs, found, labels), found[self.module.outputs[0]]
+
+    def _moved(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+        inputs, labels = batch
+        moved = {
+            name: x.to(self.device, memory_format=torch.channels_last if x.dim() == 4 else torch.preserve_format)
+            for name, x in inputs.items()
+        }
+        return moved, None if labels is None else labels.to(self.device)
+
+    def _judge(self) -> None:
+        """Early stop: is the network better than it ever was on what is held out?"""
+        if self.held is None:
+            return
+        score = self._held_out()
+        if self.best is None or score > self.best["score"]:
+            self.best, self.since_best = {"score": score, "values": self._values()}, 0
+        else:
+            self.since_best += 1
+
+    def _held_out(self) -> float:
+        """The share of right classes on what is held out, or without labels the loss, negative."""
+        assert self.held is not None
+        self.module.eval()
+        self.loss.eval()
+        losses, right, count = 0.0, 0, 0
+        with torch.no_grad():
+            for batch in self.held.plain():
+                inputs, labels = self._moved(batch)
+                loss, outputs = self._forward(inputs, labels)
+                size = len(outputs)
+                losses, right, count = losses + float(loss) * size, right + _right(outputs, labels), count + size
+        return -losses / count if self.held.data.labels is None else right / count
+
+    def _has_stopped(self) -> bool:
+        return self.options.patience is not None and self.since_best >= self.options.patience
+
+    def _text(self, epoch: int, first: int, started: float) -> str:
+        """'fine-tune, epoch 3 of 10, loss 0.412, accuracy 93.1 %, 4 min left'"""
+        parts = [f"{self.plan.name}, epoch {epoch + 1} of {self.span.total}"]
+        if self.result.losses:
+            parts.append(f"loss {self.result.losses[-1]:.3g}")
+        if self.result.accuracies:
+            parts.append(f"accuracy {self.result.accuracies[-1]:.1%}".replace("%", " %"))
+        if epoch > first:
+            left = (time.monotonic() - started) / (epoch - first) * (self.span.last - epoch)
+            parts.append(f"{left / 60:.0f} min left" if left >= 60 else f"{left:.0f} s left")
+        return ", ".join(parts)
+
+    # -- state
+
+    def _values(self) -> dict[str, torch.Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in self._tensors().items()}
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+
+    def _put(self, values: dict[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            for name, tensor in self._tensors().items():
+                tensor.copy_(values[name])
+
+    def _state(self, epochs: int) -> dict[str, Any]:
+        return {
+            "epochs": epochs,
+            "values": self._values(),
+            "loss": self.loss.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": torch.get_rng_state(),
+            "best": self.best,
+            "since_best": self.since_best,
+            "losses": self.result.losses,
+            "accuracies": self.result.accuracies,
+        }
+
+    def _resume(self) -> int:
+        """The first epoch that is left to do."""
+        saved = self.state.load()
+        if saved is None:
+            return self.span.first
+        self._put(saved["values"])
+        self.loss.load_state_dict(saved["loss"])
+        self.optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))
+        self.scaler.load_state_dict(saved["scaler"])
+        torch.set_rng_state(saved["random"])
+        self.best, self.since_best = saved["best"], saved["since_best"]
+        self.result = Result(saved["losses"], saved["accuracies"], saved["epochs"] - self.span.first)
+        return int(saved["epochs"])
+
+
+def rate(done: float, warmup: float) -> float:
+    """The learning rate as a share of its peak: up over the warm-up, then down to 0 along a cosine.
+
+    Loshchilov and Hutter, SGDR: stochastic gradient descent with warm restarts, ICLR 2017, without restarts.
+    """
+    if done < warmup:
+        return (done + 1e-3) / (warmup + 1e-3)
+    return 0.5 + 0.5 * math.cos(math.pi * (done - warmup) / (1 - warmup))
+
+
+def _put_channels_last(module: torch.nn.Module) -> None:
+    """Let convolutions read their weights in the order in which they are fastest."""
+    for parameter in module.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
+def _grouped(module: torch.nn.Module, options: Options) -> list[dict[str, Any]]:
+    """Parameters with weight decay, which are those of more than one axis, and those without."""
+    parameters = [each for each in module.parameters() if each.requires_grad]
+    wide, narrow = ([each for each in parameters if (each.dim() > 1) is matrix] for matrix in (True, False))
+    groups = [{"params": wide, "weight_decay": options.weight_decay}, {"params": narrow, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _optimizer(groups: list[dict[str, Any]], options: Options) -> torch.optim.Optimizer:
+    if options.optimizer == "adamw":
+        return torch.optim.AdamW(groups, options.learning_rate)
+    return torch.optim.SGD(groups, options.learning_rate, momentum=0.9, nesterov=True)
+
+
+def _sixteen_bits(options: Options, device: torch.device) -> torch.dtype | None:
+    """The type that mixed precision computes in; None for float32 alone."""
+    if options.precision == "float32" or (options.precision == "auto" and device.type == "cpu"):
+        return None
+    return torch.bfloat16 if device.type == "cpu" or torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _right(outputs: torch.Tensor, labels: torch.Tensor | None) -> int:
+    return 0 if labels is None else int((outputs.detach().flatten(1).argmax(1) == labels).sum())
+
+
+def _check_outputs(student: gs.Graph, teacher: gs.Graph) -> None:
+    for what in ("inputs", "outputs"):
+        own, other = ([list(each.shape[1:]) for each in getattr(graph, what)] for graph in (student, teacher))
+        if own != other:
+            raise NncError(f"distill: the teacher's {what} are {other}, and the model's {own}", "take another teacher")

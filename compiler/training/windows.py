@@ -1,0 +1,150 @@
+"""Convolutions and pools: a window that slides over spatial axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional as F  # as everybody calls it
+
+from nnc.training.site import Compute, Operator, Site, Tensor
+
+_CONV: tuple[Any, ...] = (F.conv1d, F.conv2d, F.conv3d)
+_TRANSPOSED: tuple[Any, ...] = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+_MAX: tuple[Any, ...] = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
+_AVERAGE: tuple[Any, ...] = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Attributes of a convolution or pool, one number per spatial axis."""
+
+    kernel: Sequence[int]
+    strides: Sequence[int]
+    dilations: Sequence[int]
+    begins: Sequence[int]
+    """Padding in front, as the node says."""
+    sizes: Sequence[int]
+    """Of what it slides over, and the number of places where it stops."""
+    stops: Sequence[int]
+
+    @classmethod
+    def of(cls, site: Site, kernel: Sequence[int], large: Sequence[int], small: Sequence[int]) -> Window:
+        ones = [1] * len(kernel)
+        plain = cls(kernel, site.attr("strides", ones), site.attr("dilations", ones), [0] * len(kernel), large, small)
+        match site.attr("auto_pad", "NOTSET"):
+            case "SAME_UPPER":
+                begins: Sequence[int] = [max(end, 0) // 2 for end in plain.ends]
+            case "SAME_LOWER":
+                begins = [(max(end, 0) + 1) // 2 for end in plain.ends]
+            case "VALID":
+                begins = plain.begins
+            case _:
+                begins = site.attr("pads", [0] * 2 * len(kernel))[: len(kernel)]
+        return cls(kernel, plain.strides, plain.dilations, begins, large, small)
+
+    @property
+    def reach(self) -> list[int]:
+        """From the begin of the first window to the end of the last."""
+        steps = zip(self.strides, self.stops, self.dilations, self.kernel, strict=True)
+        return [stride * (stops - 1) + dilation * (size - 1) + 1 for stride, stops, dilation, size in steps]
+
+    @property
+    def ends(self) -> list[int]:
+        """Padding behind that the last window needs; negative where it ends earlier."""
+        return [reach - begin - size for reach, begin, size in zip(self.reach, self.begins, self.sizes, strict=True)]
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether torch's own padding does it: the same on both sides, at most half of the kernel for pools."""
+        half = all(2 * begin <= size for begin, size in zip(self.begins, self.kernel, strict=True))
+        return half and all(end <= begin for begin, end in zip(self.begins, self.ends, strict=True)) and self._exact
+
+    @property
+    def _exact(self) -> bool:
+        """Whether the same padding behind as in front leads to no further stop."""
+        room = zip(self.sizes, self.begins, self.reach, self.strides, strict=True)
+        return all(size + 2 * begin - reach < stride for size, begin, reach, stride in room)
+
+    def padded(self, x: Tensor, value: float) -> Tensor:
+        """x with just as much padding as the windows need."""
+        pads = [each for pair in zip(self.begins, self.ends, strict=True) for each in reversed(pair)][::-1]
+        return F.pad(x, pads, value=value) if any(pads) else x
+
+
+def _conv(site: Site) -> Compute:
+    kernel, group = site.shape(1)[2:], site.attr("group", 1)
+    window = Window.of(site, kernel, site.shape()[2:], site.result[2:])
+    function = _CONV[len(kernel) - 1]
+    strides, dilations = tuple(window.strides), tuple(window.dilations)
+    if window.is_symmetric:
+        pads = tuple(window.begins)
+        return lambda x, W, B=None: function(x, W, B, strides, pads, dilations, group)
+    return lambda x, W, B=None: function(window.padded(x, 0.0), W, B, strides, 0, dilations, group)
+
+
+def _conv_transpose(site: Site) -> Compute:
+    kernel, group, sizes = site.shape(1)[2:], site.attr("group", 1), site.result[2:]
+    more = site.attr("output_padding", [0] * len(kernel))
+    window = Window.of(site, kernel, [size - extra for size, extra in zip(sizes, more, strict=True)], site.shape()[2:])
+    function, cuts = _TRANSPOSED[len(kernel) - 1], list(zip(window.begins, sizes, strict=True))
+    extra = [max(0, begin + size - reach) for (begin, size), reach in zip(cuts, window.reach, strict=True)]
+    strides, dilations = tuple(window.strides), tuple(window.dilations)
+    places = (slice(None), slice(None), *(slice(begin, begin + size) for begin, size in cuts))
+
+    def compute(x: Tensor, W: Tensor, B: Tensor | None = None) -> Tensor:
+        return function(x, W, B, strides, 0, extra, group, dilations)[places]
+
+    return compute
+
+
+def _max_pool(site: Site) -> Compute:
+    window = _pool(site)
+    function = _MAX[len(window.kernel) - 1]
+    kernel, strides, dilations = tuple(window.kernel), tuple(window.strides), tuple(window.dilations)
+    if window.is_symmetric:
+        return lambda x: function(x, kernel, strides, tuple(window.begins), dilations)
+    return lambda x: function(window.padded(x, -torch.inf), kernel, strides, 0, dilations)
+
+
+def _average_pool(site: Site) -> Compute:
+    """The sum of a window divided by how many of its values count: those of the input, or of the padding, too."""
+    window = _pool(site)
+    if set(window.dilations) != {1}:
+        raise site.refused("with dilations")
+    function = _AVERAGE[len(window.kernel) - 1]
+    kernel, strides = tuple(window.kernel), tuple(window.strides)
+    if not any(window.begins) and max(window.ends) <= 0:
+        return lambda x: function(x, kernel, strides)
+    counted = torch.ones(1, 1, *window.sizes)
+    if site.attr("count_include_pad", 0):
+        pads = site.attr("pads", [0] * 2 * len(kernel))
+        counted = torch.ones(1, 1, *(sum(each) for each in zip(window.sizes, pads, pads[len(kernel) :], strict=False)))
+        window = Window(kernel, strides, window.dilations, [0] * len(kernel), counted.shape[2:], window.stops)
+        own = Window.of(site, kernel, site.shape()[2:], site.result[2:])
+        share = function(window.padded(counted, 0.0), kernel, strides)
+        return lambda x: function(own.padded(x, 0.0), kernel, strides) / share.to(x.device)
+    share = function(window.padded(counted, 0.0), kernel, strides)
+    return lambda x: function(window.padded(x, 0.0), kernel, strides) / share.to(x.device)
+
+
+def _pool(site: Site) -> Window:
+    if len(site.node.outputs) > 1:
+        raise site.refused("with the places of the maxima")
+    return Window.of(site, site.attr("kernel_shape"), site.shape()[2:], site.result[2:])
+
+
+def _over_space(function: Any) -> Operator:
+    return lambda site: lambda x: function(x, tuple(range(2, site.rank)), keepdim=True)
+
+
+OPERATORS: dict[str, Operator] = {
+    "AveragePool": _average_pool,
+    "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "GlobalAveragePool": _over_space(torch.mean),
+    "GlobalMaxPool": _over_space(torch.amax),
+    "MaxPool": _max_pool,
+}

@@ -1,0 +1,5 @@
+"""Tests of training need torch."""
+
+import pytest
+
+pytest.importorskip("torch")

@@ -1,0 +1,270 @@
+"""The training loop: what it makes of a network, the same whatever happens in between."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import pytest
+import torch
+
+from nnc import testing
+from nnc.data import Dataset, Preprocess
+from nnc.errors import NncError
+from nnc.training import feed, hidden, losses
+from nnc.training.loop import Plan, Result, Span, rate, train
+from nnc.training.module import GraphModule
+from nnc.training.options import Augment, Distill, Options
+
+NET = """
+net (float[1, 3, 8, 8] x) => (float[1, 4] y)
+<
+    float[8, 3, 3, 3] W1, float[8] s1, float[8] b1, float[8] m1, float[8] v1,
+    float[8, 8, 3, 3] W2, float[8] B2, float[8, 4] W3, float[4] B3
+>
+{
+    c1 = Conv<pads = [1, 1, 1, 1]>(x, W1)
+    n1 = BatchNormalization(c1, s1, b1, m1, v1)
+    r1 = Relu(n1)
+    c2 = Conv<pads = [1, 1, 1, 1], strides = [2, 2]>(r1, W2, B2)
+    r2 = Relu(c2)
+    p = GlobalAveragePool(r2)
+    f = Flatten(p)
+    y = Gemm(f, W3, B3)
+}
+"""
+
+
+def network(seed: int = 0) -> gs.Graph:
+    rng = np.random.default_rng(seed)
+    shapes = {"W1": (8, 3, 3, 3), "W2": (8, 8, 3, 3), "W3": (8, 4)}
+    scaled = {name: 0.3 * rng.standard_normal(shape) for name, shape in shapes.items()}
+    return testing.graph(NET, s1=np.ones(8), b1=np.zeros(8), m1=np.zeros(8), v1=np.ones(8), **scaled)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Four colours: a task that a small network learns in a few steps."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(96) % 4
+    colours = np.array([[220, 40, 40], [40, 220, 40], [40, 40, 220], [200, 200, 40]])[labels]
+    noise = rng.integers(-40, 40, (96, 8, 8, 3))
+    np.savez(tmp_path / "images.npz", images=(colours[:, None, None] + noise).astype(np.uint8), labels=labels)
+    return tmp_path / "images.npz"
+
+
+PREPROCESS = Preprocess(mean=(0.5,), std=(0.25,))
+
+
+def opened(path: Path, graph: gs.Graph) -> Dataset:
+    return Dataset.open(path, PREPROCESS, graph.inputs)
+
+
+def trained(
+    path: Path, graph: gs.Graph | None = None, folder: Path | None = None, span: Span | None = None,
+    teacher: gs.Graph | None = None, seed: int = 0, **options: object,
+) -> tuple[gs.Graph, Result]:  # fmt: skip
+    graph = graph or network()
+    module = GraphModule(graph)
+    given = Options(**({"epochs": 4, "batch": 16, "learning_rate": 0.05} | options))  # type: ignore[arg-type]
+    result = train(module, Plan("test", given, opened(path, graph), seed, teacher, folder), span)
+    module.write_back()
+    return graph, result
+
+
+def same(one: gs.Graph, other: gs.Graph) -> bool:
+    first, second = testing.weights(one), testing.weights(other)
+    return first.keys() == second.keys() and all(np.array_equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_it_learns(images: Path, optimizer: str) -> None:
+    _, result = trained(images, optimizer=optimizer, epochs=8, label_smoothing=0.1)
+    assert result.accuracies[-1] > 0.95 > result.accuracies[0]
+    assert result.losses[-1] < result.losses[0]
+
+
+def test_zero_epochs_are_the_identity(images: Path) -> None:
+    graph, result = trained(images, epochs=0)
+    assert same(graph, network())
+    assert result == Result()
+
+
+def test_a_seed_decides_everything(images: Path) -> None:
+    assert same(trained(images)[0], trained(images)[0])
+    assert not same(trained(images)[0], trained(images, seed=1)[0])
+
+
+def test_mixed_precision_learns_too(images: Path) -> None:
+    _, result = trained(images, precision="mixed", epochs=8)
+    assert result.accuracies[-1] > 0.95
+
+
+def test_a_schedule_in_parts_has_the_rates_of_the_whole() -> None:
+    assert rate(0.0, 0.1) < 0.05
+    assert rate(0.1, 0.1) == pytest.approx(1.0)
+    assert rate(1.0, 0.1) == pytest.approx(0.0)
+    falling = [rate(done, 0.1) for done in np.linspace(0.1, 1, 50)]
+    assert falling == sorted(falling, reverse=True)
+
+
+KILLED = """
+import sys, os, signal
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import test_loop
+def kill(step, done, total):
+    if step.startswith("test") and done == 15:  # in the middle of the third epoch of 6 steps
+        os.kill(os.getpid(), signal.SIGKILL)
+from nnc.training.loop import Plan, train
+from nnc.training.module import GraphModule
+from nnc.training.options import Options
+graph = test_loop.network()
+options = Options(epochs=4, batch=16, learning_rate=0.05)
+plan = Plan("test", options, test_loop.opened(Path(sys.argv[2]), graph), 0, None, Path(sys.argv[3]), kill)
+train(GraphModule(graph), plan)
+"""
+
+
+def test_killed_in_the_middle_of_an_epoch(images: Path, tmp_path: Path) -> None:
+    expected, _ = trained(images)
+    folder = tmp_path / "training"
+    command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(images), str(folder)]
+    killed = subprocess.run(command, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    (left,) = folder.iterdir()
+    found, result = trained(images, folder=folder)
+    assert result.resumed == 2
+    assert len(result.losses) == 4
+    assert same(found, expected)
+    assert [*folder.iterdir()] == [left]
+    again, result = trained(images, folder=folder)
+    assert result.resumed == 4, "a finished run is not run again"
+    assert same(again, expected)
+
+
+def test_a_damaged_checkpoint_begins_anew(images: Path, tmp_path: Path) -> None:
+    expected, _ = trained(images, folder=tmp_path / "training")
+    (file,) = (tmp_path / "training").iterdir()
+    for content in (b"", file.read_bytes()[:1000], b"nothing of torch"):
+        file.write_bytes(content)
+        found, result = trained(images, folder=tmp_path / "training")
+        assert result.resumed == 0
+        assert same(found, expected)
+
+
+def test_other_options_are_another_run(images: Path, tmp_path: Path) -> None:
+    trained(images, folder=tmp_path / "training")
+    for changed in ({"learning_rate": 0.01}, {"batch": 32}, {"seed": 3}, {"graph": network(1)}):
+        _, result = trained(images, folder=tmp_path / "training", **changed)  # type: ignore[arg-type]
+        assert result.resumed == 0
+    os.utime(images, (time.time() + 10, time.time() + 10))
+    assert trained(images, folder=tmp_path / "training")[1].resumed == 0
+
+
+def test_early_stop_keeps_the_best_weights(images: Path) -> None:
+    """The task is learned after few epochs: then nothing is better any more."""
+    _, result = trained(images, epochs=40, patience=2, holdout=0.25, learning_rate=0.05)
+    assert 3 <= len(result.losses) < 40
+
+
+def test_distilled_without_labels(images: Path, tmp_path: Path) -> None:
+    teacher, _ = trained(images, epochs=10)
+    with np.load(images) as data:
+        np.savez(tmp_path / "unlabelled.npz", images=data["images"])
+        labels = data["labels"]
+    student, result = trained(
+        tmp_path / "unlabelled.npz", network(1), teacher=teacher, distill=Distill(logits=1.0), epochs=15
+    )
+    assert not result.accuracies
+    inputs, _ = next(feed.Feed(opened(images, student), 96, Augment(), 0).plain())
+    with torch.no_grad():
+        right = GraphModule(student).eval()(inputs)["y"].argmax(1).numpy() == labels
+    assert right.mean() > 0.9
+
+
+@pytest.mark.parametrize(
+    "given", [{"activation_boundary": 1.0}, {"features": 1.0}, {"features": 0.5, "layers": ("n1",)}]
+)
+def test_hidden_layers_come_nearer_to_the_teachers(images: Path, given: dict[str, object]) -> None:
+    teacher, _ = trained(images, epochs=6)
+    distill = Distill(**({"logits": 0.0} | given))  # type: ignore[arg-type]
+    before, after = network(1), trained(images, network(1), teacher=teacher, distill=distill, epochs=8)[0]
+    measure = losses.boundary if distill.activation_boundary else losses.relative_error
+    inputs, _ = next(feed.Feed(opened(images, before), 96, Augment(), 0).plain())
+    name = distill.layers[0] if distill.layers else "c2"
+    with torch.no_grad():
+        taught, first, last = (GraphModule(each).eval()(inputs, [name])[name] for each in (teacher, before, after))
+    assert measure(last, taught) < 0.8 * measure(first, taught)
+
+
+def test_the_teacher_itself_has_no_distance() -> None:
+    x = torch.randn(4, 8, 5, 5)
+    assert losses.relative_error(x, x) == 0
+    assert losses.divergence(x[:, :, 0, 0], x[:, :, 0, 0], 4.0).abs() < 1e-5
+    far = 10 * x.sign() * (x.abs() + 1) / x.std()
+    assert losses.boundary(far, x) < losses.boundary(-far, x)
+
+
+def test_hidden_layers_are_the_last_of_each_size() -> None:
+    found = hidden.pairs(network(), network(1), ())
+    assert [(pair.student, pair.teacher) for pair in found] == [("n1", "n1"), ("c2", "c2")]
+    assert hidden.pairs(network(), network(), ("c1=n1",)) == [hidden.Pair("c1", "n1", 8, 8)]
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (("c9",), "the model has no layer 'c9'"),
+        (("c2=c8",), "the teacher has no layer 'c8'"),
+        (("c1=c2",), "'c1' and 'c2' are 8x8 and 4x4, not of one size"),
+    ],
+)
+def test_wrong_hidden_layers(layers: tuple[str, ...], message: str) -> None:
+    with pytest.raises(NncError, match=message):
+        hidden.pairs(network(), network(), layers)
+
+
+def test_wrong_data(images: Path, tmp_path: Path) -> None:
+    with np.load(images) as data:
+        pixels, labels = data["images"], data["labels"]
+    for name, arrays, message in (
+        ("unlabelled", {"images": pixels}, "has no labels to train with"),
+        ("classes", {"images": pixels, "labels": labels + 5}, "label 8 is out of range: the model has 4 classes"),
+        ("one", {"images": pixels[:1], "labels": labels[:1]}, "1 sample is not enough"),
+    ):
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+        with pytest.raises(NncError, match=message):
+            trained(tmp_path / f"{name}.npz")
+    with pytest.raises(NncError, match=r"the loss is .* in epoch"):
+        trained(images, learning_rate=1e30)
+
+
+def test_images_move_and_turn_by_the_seed_alone(images: Path) -> None:
+    data = opened(images, network())
+    first, again = (next(feed.Feed(data, 32, Augment(crop=2), 0).epoch(3)) for _ in range(2))
+    torch.testing.assert_close(first[0]["x"], again[0]["x"], rtol=0, atol=0)
+    other = next(feed.Feed(data, 32, Augment(crop=2), 0).epoch(4))
+    assert not torch.equal(first[1], other[1])
+    seen = torch.cat([labels for _, labels in feed.Feed(data, 32, Augment(), 0).epoch(0) if labels is not None])
+    assert sorted(seen.tolist()) == sorted(data.labels.tolist()), "every sample once"  # type: ignore[union-attr]
+
+
+def test_crops_are_parts_of_the_image_over_black() -> None:
+    pixels = np.random.default_rng(0).integers(1, 255, (200, 6, 6, 1)).astype(np.uint8)
+    moved = feed.varied(pixels, Augment(crop=2, flip=False), np.random.default_rng(0))
+    padded = np.pad(pixels, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    places = set()
+    for image, whole in zip(moved, padded, strict=True):
+        found = [(y, x) for y in range(5) for x in range(5) if np.array_equal(image, whole[y : y + 6, x : x + 6])]
+        assert found
+        places.update(found)
+    assert len(places) == 25, "each place is taken"
+    flipped = feed.varied(pixels, Augment(crop=0), np.random.default_rng(0))
+    mirrored = (flipped == pixels[:, :, ::-1]).all((1, 2, 3))
+    assert 60 < mirrored.sum() < 140
+    np.testing.assert_array_equal(flipped[~mirrored], pixels[~mirrored])

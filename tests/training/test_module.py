@@ -1,0 +1,206 @@
+"""A graph as a torch module computes what onnxruntime does, trains, and goes back into the same graph."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nnc import graph as graphs
+from nnc import networks, testing, verify
+from nnc.errors import NncError
+from nnc.session import Session
+from nnc.training.module import GraphModule
+
+#: An operator each that networks for images use, as the line that reads x [1, 4, 9, 9] and writes y.
+LINES = {
+    "asymmetric": ("y = Conv<pads = [0, 1, 2, 1], strides = [2, 2]>(x, W)", "float[6, 4, 3, 3] W", [6, 5, 5]),
+    "same-upper": ('y = Conv<auto_pad = "SAME_UPPER", strides = [2, 2]>(x, W)', "float[6, 4, 4, 4] W", [6, 5, 5]),
+    "same-lower": ('y = Conv<auto_pad = "SAME_LOWER">(x, W)', "float[6, 4, 4, 4] W", [6, 9, 9]),
+    "dilated": ("y = Conv<dilations = [2, 2], group = 2>(x, W)", "float[6, 2, 3, 3] W", [6, 5, 5]),
+    "transposed": ("y = ConvTranspose<strides = [2, 2], pads = [1, 0, 1, 1], output_padding = [1, 0]>(x, W)",
+                   "float[4, 3, 3, 3] W", [3, 18, 18]),
+    "max": ("y = MaxPool<kernel_shape = [3, 3], strides = [2, 2], pads = [0, 0, 1, 1]>(x)", "", [4, 4, 4]),
+    "max-ceil": ("y = MaxPool<kernel_shape = [2, 2], strides = [2, 2], ceil_mode = 1>(x)", "", [4, 5, 5]),
+    "average": ("y = AveragePool<kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1]>(x)", "", [4, 5, 5]),
+    "average-padded": (
+        "y = AveragePool<kernel_shape = [3, 3], pads = [1, 0, 1, 2], count_include_pad = 1>(x)", "", [4, 9, 9]
+    ),
+    "average-ceil": ("y = AveragePool<kernel_shape = [2, 2], strides = [2, 2], ceil_mode = 1>(x)", "", [4, 5, 5]),
+    "batchnorm": ("y = BatchNormalization(x, s, b, m, v)", "float[4] s, float[4] b, float[4] m, float[4] v", [4, 9, 9]),
+    "lrn": ("y = LRN<size = 3, alpha = 0.5>(x)", "", [4, 9, 9]),
+    "instance": ("y = InstanceNormalization(x, s, b)", "float[4] s, float[4] b", [4, 9, 9]),
+    "prelu": ("y = PRelu(x, s)", "float[4, 1, 1] s", [4, 9, 9]),
+    "hard-swish": ("y = HardSwish(x)", "", [4, 9, 9]),
+    "hard-sigmoid": ("y = HardSigmoid<alpha = 0.3>(x)", "", [4, 9, 9]),
+    "mean": ("y = ReduceMean<axes = [2, 3], keepdims = 1>(x)", "", [4, 1, 1]),
+    "space-to-depth": ("p = Pad(x, z)\n y = SpaceToDepth<blocksize = 2>(p)", "int64[8] z", [16, 5, 5]),
+}  # fmt: skip
+
+
+def difference(graph: gs.Graph, batch: int = 1) -> float:
+    """How far the module is from onnxruntime, relative to the largest output, on a batch of copies."""
+    inputs = verify.probe_inputs(graph, 0)
+    expected = Session(graph).run(inputs)
+    with torch.no_grad():
+        found = GraphModule(graph).eval()(
+            {name: torch.from_numpy(np.concatenate([x] * batch)) for name, x in inputs.items()}
+        )
+    return max(
+        float(np.abs(found[name].numpy()[: len(values)] - values).max() / (np.abs(values).max() + 1e-30))
+        for name, values in expected.items()
+    )
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_operators(name: str) -> None:
+    line, weights, result = LINES[name]
+    text = f"net (float[1, 4, 9, 9] x) => (float{[1, *result]} y) <{weights}> {{ {line} }}"
+    given_ = {"z": np.array([0, 0, 0, 0, 0, 0, 1, 1])} if "int64" in weights else {}
+    graph = testing.graph(text if weights else text.replace("<>", ""), **given_)
+    assert difference(graph) < 1e-5
+    assert difference(graph, batch=3) < 1e-5
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 2), st.lists(st.integers(0, 2), min_size=4, max_size=4))
+@settings(max_examples=20, deadline=None)
+def test_windows_of_any_kind(kernel: int, stride: int, dilation: int, pads: list[int]) -> None:
+    sizes = [(8 + pads[axis] + pads[axis + 2] - dilation * (kernel - 1) - 1) // stride + 1 for axis in range(2)]
+    attributes = f"strides = [{stride}, {stride}], dilations = [{dilation}, {dilation}], pads = {pads}"
+    text = f"""
+    net (float[1, 2, 8, 8] x) => (float[1, 4, {sizes[0]}, {sizes[1]}] y) <float[4, 1, {kernel}, {kernel}] W>
+    {{ y = Conv<group = 2, {attributes}>(x, W) }}
+    """
+    assert difference(testing.graph(text)) < 1e-5
+
+
+RESIZED = """
+net (float[1, 2, 5, 6] x) => (float[1, 2, 8, 9] y) <int64[4] sizes, float none>
+{ y = Resize<mode = "%s", coordinate_transformation_mode = "%s">(x, , , sizes) }
+"""
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+@pytest.mark.parametrize("coordinates", ["half_pixel", "align_corners", "asymmetric"])
+def test_resize(mode: str, coordinates: str) -> None:
+    graph = testing.graph((RESIZED % (mode, coordinates)).replace(", float none", ""), sizes=np.array([1, 2, 8, 9]))
+    assert difference(graph, batch=2) < 1e-5
+
+
+#: Sizes at which every operator of a network still has something to do.
+SMALL = {"resnet18": 64, "densenet121": 64, "shufflenet_v2": 64, "mobilenet_v3_small": 64, "inception_v3": 96,
+         "squeezenet1_1": 64, "efficientnet_b0": 64, "ghostnet": 64, "vgg11_bn": 32, "mobilenet_yolo": 96,
+         "deeplabv3_mobilenet_v3_large": 64}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_reference_networks(name: str) -> None:
+    if name not in networks.NAMES:
+        pytest.skip(f"no network {name}")
+    graph = graphs.from_model(networks.build(name, input_size=(SMALL[name],) * 2))
+    assert difference(graph, batch=2) < 1e-4
+
+
+@pytest.mark.data
+def test_pretrained_networks(data: Path) -> None:
+    """The quantized one rounds, so that a difference of one bit may move a value by a step."""
+    for model in sorted((data / "models").glob("*.onnx")):
+        assert difference(graphs.load(model)) < (0.1 if "qdq" in model.name else 1e-4), model.name
+
+
+NET = """
+net (float[1, 3, 8, 8] x) => (float[1, 5] y)
+<
+    float[4, 3, 3, 3] conv.W, float[4] norm.s, float[4] norm.b, float[4] norm.m, float[4] norm.v,
+    float low, float high, float[4, 5] W, float[5] B
+>
+{
+    c = Conv<pads = [1, 1, 1, 1]>(x, conv.W)
+    n = BatchNormalization<momentum = 0.8>(c, norm.s, norm.b, norm.m, norm.v)
+    r = Clip(n, low, high)
+    p = GlobalAveragePool(r)
+    f = Flatten(p)
+    y = Gemm(f, W, B)
+}
+"""
+VALUES = {"low": 0.0, "high": 6.0}
+
+
+def text() -> str:
+    """ONNX text has no dots in names; models that torch exports do."""
+    return NET.replace("conv.W", "conv_W").replace("norm.", "norm_")
+
+
+def test_parameters_are_the_initializers() -> None:
+    graph = testing.graph(text(), **VALUES)
+    for node in graph.nodes:
+        for tensor in node.inputs:
+            tensor.name = tensor.name.replace("_", ".")
+    parameters = dict(GraphModule(graph).named_parameters())
+    assert set(parameters) == {"conv.W", "norm.s", "norm.b", "W", "B"}
+    assert set(dict(GraphModule(graph).named_buffers())) == {"norm.m", "norm.v", "low", "high"}
+
+
+def test_statistics_follow_the_batches_as_onnx_says() -> None:
+    graph = testing.graph(text(), **VALUES)
+    before = dict(testing.weights(graph))
+    x = np.random.default_rng(0).standard_normal((16, 3, 8, 8)).astype(np.float32)
+    module = GraphModule(graph).train()
+    module({"x": torch.from_numpy(x)})
+    module.write_back()
+    conv = torch.nn.functional.conv2d(torch.from_numpy(x), torch.tensor(before["conv_W"]), padding=1).numpy()
+    after = testing.weights(graph)
+    np.testing.assert_allclose(
+        after["norm_m"], 0.8 * before["norm_m"] + 0.2 * conv.mean((0, 2, 3)), rtol=1e-4, atol=1e-5
+    )
+    unbiased = conv.var((0, 2, 3), ddof=0) * (n := 16 * 64) / (n - 1)
+    np.testing.assert_allclose(after["norm_v"], 0.8 * before["norm_v"] + 0.2 * unbiased, rtol=1e-4)
+
+
+def test_the_same_graph_comes_back() -> None:
+    graph = testing.graph(text(), **VALUES)
+    before, weights = graphs.to_model(graph), dict(testing.weights(graph))
+    module = GraphModule(graph)
+    assert module.write_back() == 0
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(1.0)
+    assert module.write_back() == 5
+    after = graphs.to_model(graph)
+    assert after.graph.node == before.graph.node
+    for name, values in testing.weights(graph).items():
+        moved = 0.0 if name in ("norm_m", "norm_v", "low", "high") else 1.0
+        np.testing.assert_array_equal(values, (weights[name] + np.float32(moved)).astype(np.float32))
+
+
+def test_gradients_are_those_of_the_graph() -> None:
+    """Against nnc.gradient, which differentiates the ONNX graph itself."""
+    from nnc.gradient import Gradients
+
+    graph = testing.graph(text(), **VALUES)
+    x = verify.probe_inputs(graph, 0)["x"]
+    _, expected = Gradients(graph, ["x", "n"]).run({"x": x}, np.array([3]))
+    given_ = torch.from_numpy(x).requires_grad_()
+    found = GraphModule(graph).eval()({"x": given_}, ["n"])
+    hidden = found["n"]
+    hidden.retain_grad()
+    torch.nn.functional.cross_entropy(found["y"], torch.tensor([3]), reduction="sum").backward()
+    np.testing.assert_allclose(given_.grad.numpy(), expected["x"], atol=1e-5)
+    np.testing.assert_allclose(hidden.grad.numpy(), expected["n"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("y = Hardmax(x)", "no operator Hardmax can be trained"),
+        ("s = Cast<to = 10>(x)\n d = Conv(s, W)\n y = Cast<to = 1>(d)", "computes in float16"),
+    ],
+)
+def test_refusals(line: str, message: str) -> None:
+    weights = "<float16[4, 4, 1, 1] W>" if "W" in line else ""
+    graph = testing.graph(f"net (float[1, 4, 5, 5] x) => (float[1, 4, 5, 5] y) {weights} {{ {line} }}")
+    with pytest.raises(NncError, match=message):
+        GraphModule(graph)
