@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -43,6 +43,10 @@ ShapeOption = Annotated[
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, metavar="N", help="Cores that share the work, not all of the unit's.")
 ]
+LatencyOption = Annotated[
+    Literal["analytic", "emulated"],
+    typer.Option("--latency", help="Of layers: from the target's figures, or from the code itself (AArch64)."),
+]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Seed of everything random.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, and no tables where files result.")]
@@ -64,6 +68,7 @@ def job(
     lower: bool = False,
     threads: int | None = None,
     seed: int,
+    latency: Literal["analytic", "emulated"] = "analytic",
 ) -> Job:
     """Everything that the arguments name, read and checked."""
     from nnc import recipe as recipes
@@ -73,7 +78,7 @@ def job(
     chip = targets.load(target)
     default = Path(f"{model.stem}-{chip.name}" + (f"-{chip.unit.name}" if chip.unit != chip.units[0] else ""))
     read = recipes.load(recipe, overrides, data)
-    return Job(read, model, chip, out or default, shapes(shape), threads, lower, seed)
+    return Job(read, model, chip, out or default, shapes(shape), threads, lower, seed, latency)
 
 
 def other_side(folder: str) -> Artifact:

@@ -20,6 +20,7 @@ from nnc.arguments import (
     EitherArgument,
     FolderArgument,
     JsonOption,
+    LatencyOption,
     ModelArgument,
     NameArgument,
     QuietOption,
@@ -93,6 +94,7 @@ def compile_(
     shape: ShapeOption = [],  # noqa: B006
     no_lower: Annotated[bool, typer.Option("--no-lower", help="Build no library, only the compressed model.")] = False,
     threads: ThreadsOption = None,
+    latency: LatencyOption = "analytic",
     seed: SeedOption = 0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -101,7 +103,17 @@ def compile_(
     from nnc import compilation, console, summaries
 
     job = arguments.job(
-        recipe, model, target, data, set_, shape, out=out, lower=not no_lower, threads=threads, seed=seed
+        recipe,
+        model,
+        target,
+        data,
+        set_,
+        shape,
+        out=out,
+        lower=not no_lower,
+        threads=threads,
+        seed=seed,
+        latency=latency,
     )
     with console.progress(quiet) as progress:
         report = compilation.compile_model(job, progress)
@@ -301,12 +313,24 @@ def inspect(
     shape: ShapeOption = [],  # noqa: B006
     threads: ThreadsOption = None,
     groups: Annotated[bool, typer.Option("--groups", help="Show which channels go together, and which stay.")] = False,
+    latency: LatencyOption = "analytic",
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
-    """Show the layers of a model: shapes, MACs, parameters, and on a target what they cost."""
+    """Show the layers of a model: shapes, MACs, parameters, and on a target what they cost.
+
+    --latency emulated shows what the library in DIR costs, kernel by kernel, beside the predictions.
+    """
     from nnc import inspection, summaries
     from nnc import target as targets
 
+    if latency == "emulated":
+        from nnc import console, emulation
+
+        with console.progress(quiet) as progress:
+            timed = emulation.of_folder(model, target, threads, progress)
+        _print_json(timed) if as_json else summaries.show_emulation(timed)
+        return
     path = model / "model.onnx" if model.is_dir() else model
     chip = None if target is None else targets.load(target)
     inspected = inspection.inspect(path, chip, arguments.shapes(shape), threads, groups)

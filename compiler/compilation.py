@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 import onnx_graphsurgeon as gs
 
-from nnc import __version__, accuracy, output, packing, pipeline, report, wire
+from nnc import __version__, accuracy, emulation, output, packing, pipeline, report, wire
 from nnc import graph as graphs
 from nnc.checkpoint import Checkpoints
 from nnc.context import Context, Progress, silent
@@ -41,6 +41,8 @@ class Job:
     threads: int | None = None
     lower: bool = True
     seed: int = 0
+    latency: Literal["analytic", "emulated"] = "analytic"
+    """Where the latencies of the report are from."""
 
 
 def compile_model(job: Job, progress: Progress = silent) -> dict[str, Any]:
@@ -72,7 +74,8 @@ def _compile(job: Job, graph: gs.Graph, context: Context, folder: OutputFolder) 
     after = _figures(compressed, context, files)
     after["accuracy"] = _accuracy_after(rows, before, context, compressed, folder, digest(inputs, *keys))
     library = _library(job, compressed, context, folder) if job.lower else None
-    result = _report(job, context, compressed, rows, before, after) | _library_entries(library)
+    layers = _emulated(job, graph, compressed, library, context, folder, before, after) if library else None
+    result = _report(job, context, compressed, rows, before, after) | _library_entries(library) | (layers or {})
     result["weights"] = _weights(compressed, before, after, library)
     lock["results"] = {file.name: file_digest(file) for file in files} | (library["files"] if library else {})
     result["files"] = [*lock["results"], *report.FILES]
@@ -161,6 +164,10 @@ def _check(job: Job) -> None:
     if job.lower:
         job.target.require_lowerable()
     job.target.require_threads(job.threads)
+    if job.latency == "emulated":
+        if not job.lower:
+            raise NncError("--latency emulated: there is no library to execute", "leave out --no-lower")
+        emulation.check(job.target)
     if job.model.resolve() == (job.out / "model.onnx").resolve():
         raise NncError(f"{job.model}: the compile would replace its own model", "choose another output folder with -o")
 
@@ -202,6 +209,33 @@ def _library(job: Job, graph: gs.Graph, context: Context, folder: OutputFolder) 
         "packed_bytes": built.packed_bytes,
         "kernels": [asdict(kernel) for kernel in built.kernels],
     }
+
+
+def _emulated(
+    job: Job,
+    graph: gs.Graph,
+    compressed: gs.Graph,
+    library: Mapping[str, Any],
+    context: Context,
+    folder: OutputFolder,
+    before: dict[str, Any],
+    after: dict[str, Any],
+) -> dict[str, Any] | None:
+    """The report's entries where latencies are those of the emulated library, which go into `before` and `after` too.
+
+    The model before the first pass is compiled for that as well. "analytic_ms" keeps what the target's figures say.
+    """
+    if job.latency != "emulated":
+        return None
+    made = folder.staging / "module.so"
+    path, key = made if made.exists() else folder.path / "module.so", _library_key(job, graph)
+    timed = folder.once(
+        "emulated", library["key"], lambda: emulation.timed(path, library["kernels"], compressed, context)
+    )
+    first = folder.once("emulated", key, lambda: emulation.timed_anew(graph, context))
+    for figures, found in ((before, first), (after, timed)):
+        figures["analytic_ms"], figures["latency_ms"] = figures["latency_ms"], found["latency_ms"]
+    return {"layers": timed["layers"], "latency_source": "emulated", "latency_error": None}
 
 
 def _library_entries(library: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -34,10 +34,16 @@ def show_compiled(result: Row, folder: Path) -> None:
     left = sum(len(row["skipped"]) for row in result["passes"])
     if left:
         out.print(f"\n{units.plural(left, 'place')} left alone; the report says why.", style="dim")
-    out.print("\nLatency and memory are predicted from the figures of the target, not measured.", style="dim")
+    out.print(f"\n{_SOURCES[result['latency_source']]}", style="dim")
     out.print()
     out.print(tables.definition((folder / name, _contents(name, folder)) for name in (*result["files"], "nnc.lock")))
 
+
+_SOURCES = {
+    "analytic": "Latency and memory are predicted from the figures of the target, not measured.",
+    "emulated": "Latencies before and after are of the libraries, executed in emulation; all others and memory are "
+    "predicted from the figures of the target. Nothing was measured on a board.",
+}
 
 # fmt: off
 _CONTENTS = {
@@ -112,6 +118,46 @@ def show_inspection(inspected: Row) -> None:
     if inspected["remarks"]:
         out.print()
         _show_remarks(inspected["remarks"], out)
+
+
+def show_emulation(timed: Row) -> None:
+    """What a library costs, layer by layer, beside what the target's figures say."""
+    out = tables.console()
+    out.print(emulated_layers(timed["layers"], tables.width()))
+    ratio = timed["latency_ms"] / timed["analytic_ms"]
+    cores = units.plural(timed["threads"], "core")
+    out.print()
+    out.print(
+        tables.definition(
+            [
+                ("emulated latency", f"{units.milliseconds(timed['latency_ms'])} on {timed['target']}, {cores}"),
+                ("analytic latency", f"{units.milliseconds(timed['analytic_ms'])}; emulated / analytic {ratio:.2f}"),
+            ]
+        )
+    )
+
+
+def emulated_layers(rows: Sequence[Row], width: int) -> Table:
+    """A row per layer: emulated and analytic latency, their ratio, and what the emulated one consists of."""
+    wide = ["cycles", "ipc", "L1 misses", "L2 misses"] if width >= tables.WIDE else []
+    numbers = ["emulated", "analytic", "ratio", *wide]
+    made = tables.table("layer", "op", *numbers, "bound by", "why", numbers=numbers)
+    room = 24 if width < tables.WIDE else tables.UNLIMITED
+    for row in rows:
+        # fmt: off
+        cells = {
+            "emulated": units.milliseconds(row["latency_ms"]),
+            "analytic": units.milliseconds(row["analytic_ms"]),
+            "ratio": f"{row['latency_ms'] / row['analytic_ms']:.2f}" if row["analytic_ms"] else "-",
+            "cycles": units.amount(row["cycles"]),
+            "ipc": "-" if row["ipc"] is None else f"{row['ipc']:.2f}",
+            "L1 misses": units.amount(row["l1_misses"]),
+            "L2 misses": units.amount(row["l2_misses"]),
+        }
+        # fmt: on
+        named = tables.ending(row["name"], room)
+        tables.add(made, named, row["op"], *(cells[number] for number in numbers), row["bound"], row["why"])
+    return made
 
 
 def show_groups(inspected: Row) -> None:

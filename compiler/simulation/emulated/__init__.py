@@ -28,15 +28,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnc.lowering import cross
-from nnc.simulation.emulated import emulation, latency
+from nnc.simulation.emulated import emulation, latency, mca
 from nnc.simulation.emulated.core import chip
 from nnc.simulation.emulated.latency import Step
 from nnc.target import Target
 
-__all__ = ["Step", "kernel", "network"]
+__all__ = ["Step", "kernel", "network", "require"]
 
 # A network that is so many times larger than the caches finds nothing there of the inference before.
 _FORGOTTEN = 4
+
+
+def require(target: Target) -> None:
+    """Raise NncError where the target is no AArch64 processor, or where QEMU or llvm-mca is missing."""
+    chip(target, 1)
+    emulation.emulator()
+    for name in ("llvm-mca", "llvm-mc"):
+        mca.tool(name)
 
 
 def network(library: Path, target: Target, threads: int | None = None, *, caches: bool = True) -> list[Step]:

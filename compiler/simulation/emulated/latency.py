@@ -2,10 +2,12 @@
 
 The model is that of Execution, Cache and Memory (Stengel et al., "Quantifying performance bottlenecks of stencil
 computations using the Execution-Cache-Memory model", ICS 2015): what a core computes overlaps with moving lines into
-its first cache, its loads and stores do not, because both use that cache. Prefetchers see streams coming, so that their
-lines cost bandwidth alone. A line that comes out of the blue costs its latency as well, shared by all such misses that
-fit into the window of instructions of a core that runs ahead (Karkhanis and Smith, "A First-Order Superscalar Processor
-Model", ISCA 2004); there a hit of level 2 is no miss worth waiting for. A core that runs in order waits for each.
+its first cache, its loads and stores do not, because both use that cache. A line takes as long as the level that it
+comes from allows, whose figure in the target is what a core gets from there in the long run. Prefetchers see streams
+coming, so that their lines cost bandwidth alone. A line that comes out of the blue costs its latency as well, shared by
+all such misses that fit into the window of instructions of a core that runs ahead (Karkhanis and Smith, "A First-Order
+Superscalar Processor Model", ISCA 2004); there a hit of level 2 is no miss worth waiting for. A core that runs in order
+waits for each.
 
 Mispredicted branches and translations of addresses are not counted.
 """
@@ -152,7 +154,8 @@ def _step(shares: dict[int, Share], chip: Chip, cycles: dict[mca.Processor, np.n
 def _spent(share: Share, core: Core, cycles: dict[mca.Processor, np.ndarray], sizes: np.ndarray) -> _Spent:
     indices, counts = np.array(list(share.counts), int), np.array(list(share.counts.values()), float)
     seen, instructions = share.traffic, float(counts @ sizes[indices])
-    moved = seen.l1_misses * core.l2_line_cycles + seen.l2_misses * core.l3_line_cycles
+    near, far = seen.l2_streamed + seen.l2_alone, seen.l3_streamed + seen.l3_alone
+    moved = near * core.l2_line_cycles + far * core.l3_line_cycles
     lines = seen.memory_streamed + seen.memory_alone + seen.written_back
     return _Spent(
         compute=float(counts @ cycles[core.processor][indices]),
