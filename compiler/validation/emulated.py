@@ -31,17 +31,18 @@ from nnc.console import failing, progress
 from nnc.context import Context, Progress
 from nnc.data import Dataset
 from nnc.errors import NncError
+from nnc.rewrite import Pass
 from nnc.target import Target
 
 #: Of every kind of layer and size something; the largest takes a minute.
 NETWORKS = (
-    "mobilenet_v2", "resnet18", "squeezenet1_1", "shufflenet_v2", "mobilenet_v1", "googlenet", "mobilenet_v3_small",
+    "mobilenet_v2", "resnet18", "squeezenet1_1", "shufflenet_v2", "mobilenet_v1", "googlenet", "mobilenet_v1_0.25",
     "densenet121", "resnet50", "efficientnet_lite0", "alexnet", "mnasnet",
 )  # fmt: skip
 
 #: Targets with the numbers of cores: those that run in order and ahead, with one vector pipe and two, mixed and alike.
 SETTINGS = {
-    "qcs605": (1, 2, 8), "raspberry-pi-4": (1, 4), "jetson-xavier": (1, 8), "raspberry-pi-3": (4,),
+    "qcs605": (1, 2, 8), "raspberry-pi-4": (4,), "jetson-xavier": (8,),
 }  # fmt: skip
 
 #: What a recipe adds to "simplify" for a type of arithmetic.
@@ -160,7 +161,7 @@ def _compressed(graph: gs.Graph, chip: Target, dtype: str) -> gs.Graph:
     return compressed
 
 
-def _added(pass_name: str, folder: Path) -> Iterator[object]:
+def _added(pass_name: str, folder: Path) -> Iterator[Pass]:
     if pass_name:
         file = folder / "recipe.toml"
         file.write_text(f'description = ""\n[[pass]]\nname = "{pass_name}"\n', "utf-8")

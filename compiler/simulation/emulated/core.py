@@ -14,6 +14,13 @@ LINE = 64  # bytes; of every AArch64 core that targets/ describes
 
 _L3_WAYS = 16
 
+# Instructions that multiply and add 128-bit vectors, and their products.
+_PRODUCTS = {
+    "float32": (r"fml[as]\s+v\d+\.4s", 4),
+    "float16": (r"fml[as]\s+v\d+\.8h", 8),
+    "int8": (r"[su]dot\s+v\d+\.4s", 16),
+}
+
 # What is assumed of a core that targets/cores.toml does not know: it runs ahead as far as LLVM's Cortex-A57 does.
 _WINDOW, _L1D_WAYS, _L2_WAYS = 128, 4, 8
 
@@ -84,7 +91,7 @@ def _cores(cluster: Cluster, target: Target, first: int, l3: float, memory: floa
     alone = LINE / (cluster.dram_gbps * 1e9) if cluster.dram_gbps else memory
     return [
         Core(
-            processor=_processor(known, target),
+            processor=_processor(known, cluster, target),
             hertz=hertz,
             window=known.window if known else _WINDOW,
             l1d=_shape(cluster.l1d_bytes, known.l1d_ways if known else _L1D_WAYS),
@@ -98,12 +105,16 @@ def _cores(cluster: Cluster, target: Target, first: int, l3: float, memory: floa
     ]
 
 
-def _processor(known: Type | None, target: Target) -> Processor:
-    """What llvm-mca is asked about: the core type's model, or that of the core that the code is generated for."""
-    tvm = target.unit.tvm
-    cpu = known.mca if known and known.mca else str(tvm.get("mcpu", "generic"))
+def _processor(known: Type | None, cluster: Cluster, target: Target) -> Processor:
+    """What llvm-mca is asked about: the core type's model, or that of the core that the code is generated for.
+
+    However many vectors of products the model starts per cycle, the core does not exceed the target's peak.
+    """
+    cpu = known.mca if known and known.mca else str(target.unit.tvm.get("mcpu", "generic"))
+    dtypes = target.unit.dtypes if target.unit.int8_dot else [each for each in target.unit.dtypes if each != "int8"]
+    limits = ((_PRODUCTS[dtype][0], cluster.macs_per_cycle[dtype] / _PRODUCTS[dtype][1]) for dtype in dtypes)
     # Whatever the code uses is to be read; whether the core has it was decided when the code was generated.
-    return Processor(cpu, "aarch64-linux-gnu", ("+fullfp16", "+dotprod"))
+    return Processor(cpu, "aarch64-linux-gnu", ("+fullfp16", "+dotprod"), tuple(limits))
 
 
 def _shape(size: int, ways: int) -> tuple[int, int]:

@@ -5,7 +5,7 @@
 // The driver says through marks (marks.h) which step and which worker it stands for. FILE has a line per block that was
 // executed, "B ADDRESS WORD WORD ...", the words of its instructions in hexadecimal; the first has number 0. A line
 // "S STEP WORKER A A A A A A A A NUMBER:COUNT ..." says how often blocks were executed between two marks, after the eight
-// numbers of Traffic in caches.h.
+// numbers of Traffic in caches.h. "E" ends the file.
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -108,7 +108,10 @@ static void OnTranslate(qemu_plugin_id_t id, struct qemu_plugin_tb* translated) 
   qemu_plugin_register_vcpu_tb_exec_inline(translated, QEMU_PLUGIN_INLINE_ADD_U64, &block->count, 1);
 }
 
-static void OnExit(qemu_plugin_id_t id, void* data) { fclose(out); }
+static void OnExit(qemu_plugin_id_t id, void* data) {
+  fputs("E\n", out);
+  fclose(out);
+}
 
 EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t* info, int count, char** options) {
   for (int i = 0; i < count; ++i) {

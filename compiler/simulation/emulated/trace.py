@@ -65,14 +65,17 @@ class Trace:
         blocks: list[bytes] = []
         shares: defaultdict[tuple[int, int], Share] = defaultdict(Share)
         try:
-            for line in path.read_text("ascii").splitlines():
+            lines = path.read_text("ascii").splitlines()
+            if not lines or lines.pop() != "E":
+                raise ValueError("no end")
+            for line in lines:
                 kind, *words = line.split(" ")
                 if kind == "B":
                     addresses.append(int(words[0], 16))
                     blocks.append(b"".join(int(word, 16).to_bytes(4, "little") for word in words[1:]))
                 else:
                     share = shares[int(words[0]), int(words[1])]
-                    share.traffic.add(Traffic(*map(int, words[2:10])))
+                    share.traffic.add(Traffic(*(int(words[index]) for index in range(2, 10))))
                     for number, count in (entry.split(":") for entry in words[10:]):
                         share.counts[int(number)] += int(count)
         except (OSError, ValueError, TypeError, IndexError) as error:

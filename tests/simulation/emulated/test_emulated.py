@@ -1,0 +1,222 @@
+"""Kernels and networks in emulation: what their code must cost, and what is said where they can't be emulated."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from nnc import graph as graphs
+from nnc import target
+from nnc.context import Context
+from nnc.errors import NncError
+from nnc.lowering import build
+from nnc.simulation import emulated
+from nnc.simulation.emulated import emulation, latency
+from nnc.simulation.emulated.core import chip
+from nnc.simulation.emulated.layers import layers
+from nnc.simulation.emulated.trace import Trace
+
+QCS605, XAVIER = target.load("qcs605"), target.load("jetson-xavier")
+
+pytestmark = pytest.mark.qemu
+
+SUM = "float s = 0; float* x = arguments[0].array[0]; for (long i = 0; i < %d; ++i) s += x[i]; x[0] = s;"
+
+
+def test_instructions_are_counted_exactly(kernel: Callable[..., Path]) -> None:
+    library = kernel(SUM % 1000)
+    one = emulated.kernel(library, "kernel", ["float32:4000"], QCS605, caches=False)
+    library = kernel(SUM % 3000)
+    three = emulated.kernel(library, "kernel", ["float32:4000"], QCS605, caches=False)
+    # Whatever the compiler unrolls, each of the 2000 elements more costs the same.
+    assert (three.instructions - one.instructions) % 2000 == 0 or three.instructions > 2.5 * one.instructions
+    assert three.cycles > 2.5 * one.cycles
+    assert one.accesses == one.l1_misses == one.dram_bytes == 0  # nobody looked
+
+
+def test_a_sum_of_floats_takes_the_latency_of_additions(kernel: Callable[..., Path]) -> None:
+    step = emulated.kernel(kernel(SUM % 10000), "kernel", ["+float32:10000"], QCS605)
+    assert 4 <= step.cycles / 10000 <= 8  # fadd of the Cortex-A57 takes 5 cycles, and the next one waits for it
+    assert step.bound == "compute"
+
+
+def test_arrays_come_from_memory_unless_they_were_just_computed(kernel: Callable[..., Path]) -> None:
+    library, size = kernel(SUM % 8192), 4 * 8192  # half of level 1
+    cold = emulated.kernel(library, "kernel", ["float32:8192"], QCS605)
+    warm = emulated.kernel(library, "kernel", ["+float32:8192"], QCS605)
+    assert cold.dram_bytes == pytest.approx(size, rel=0.02)
+    assert (warm.l1_misses, warm.dram_bytes) < (10, 640)
+    assert cold.milliseconds >= warm.milliseconds
+
+
+def test_what_does_not_fit_comes_from_memory_again(kernel: Callable[..., Path]) -> None:
+    count = 1 << 20  # 4 MB, more than all caches
+    step = emulated.kernel(kernel(SUM % count), "kernel", [f"+float32:{count}"], QCS605)
+    assert step.dram_bytes == pytest.approx(4 * count, rel=0.3)
+
+
+def test_far_apart_lines_make_a_core_wait(kernel: Callable[..., Path]) -> None:
+    """The same number of lines, one after the other and in a chain of addresses that nothing can see coming."""
+    many = 4096
+    near = f"float s = 0; float* x = arguments[0].array[0]; for (long i = 0; i < {many}; ++i) s += x[16 * i]; x[0] = s;"
+    far = f"float s = 0; float* x = arguments[0].array[0]; unsigned at = 1; for (long i = 0; i < {many}; ++i) {{ at = at * 1664525u + 1013904223u; s += x[16 * (at >> 20)]; }} x[0] = s;"  # fmt: skip  # noqa: E501
+    arguments = [f"float32:{16 * many}"]
+    streamed, alone = (emulated.kernel(kernel(body), "kernel", arguments, QCS605) for body in (near, far))
+    assert alone.l1_misses <= streamed.l1_misses * 1.05
+    assert alone.milliseconds > 1.5 * streamed.milliseconds
+    assert alone.bound == "memory"
+
+
+_PARALLEL = """
+static int Part(int index, void* group, void* data) {
+  int count = *(int*)((char*)group + 8);
+  float s = 0, *x = data;
+  for (long i = %d * index / count; i < %d * (index + 1) / count; ++i) s += x[i];
+  x[16 * index] = s;
+  return 0;
+}
+"""
+
+
+def test_cores_share_the_work_and_the_slowest_decides(kernel: Callable[..., Path]) -> None:
+    count = 60000
+    library = kernel("return __TVMBackendParallelLaunch(Part, arguments[0].array[0], 0);", _PARALLEL % (count, count))
+    arguments = [f"+float32:{count}"]
+    one, two, eight = (emulated.kernel(library, "kernel", arguments, QCS605, threads) for threads in (1, 2, 8))
+    assert two.instructions == pytest.approx(one.instructions, rel=0.01)
+    assert two.milliseconds == pytest.approx(one.milliseconds / 2, rel=0.15)
+    # A Cortex-A55 at 1.7 GHz does an eighth, in which two Cortex-A75 at 2.5 GHz would wait for it.
+    assert one.milliseconds / 8 < eight.milliseconds < two.milliseconds
+
+
+def test_the_same_kernel_costs_the_same_in_every_run(kernel: Callable[..., Path]) -> None:
+    library = kernel(SUM % 5000)
+    runs = [emulated.kernel(library, "kernel", ["+float32:5000"], QCS605, threads=2) for _ in range(2)]
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "message"),
+    [
+        ("conv", ["float32:4000"], "kernel.so: the library has no function 'conv'"),
+        ("kernel", ["float31:4000"], "kernel.so: numbers of type 'float31' are not known"),
+        ("kernel", ["4000"], "kernel.so: '4000' is not TYPE:SHAPE"),
+        ("kernel", [], "kernel.so: killed by signal 11"),
+    ],
+)
+def test_wrong_kernels_are_one_line(
+    kernel: Callable[..., Path], function: str, arguments: list[str], message: str
+) -> None:
+    with pytest.raises(NncError) as caught:
+        emulated.kernel(kernel(SUM % 1000), function, arguments, QCS605)
+    assert caught.value.message.endswith(message)
+    assert "\n" not in caught.value.message
+
+
+def test_a_file_that_is_no_library_is_one_line(tmp_path: Path, tools: None) -> None:
+    (tmp_path / "module.so").write_bytes(b"nothing")
+    with pytest.raises(NncError, match=r"module.so: .*(too short|invalid ELF)"):
+        emulated.network(tmp_path / "module.so", QCS605)
+    with pytest.raises(NncError, match=r"missing.so: no such file"):
+        emulated.network(tmp_path / "missing.so", QCS605)
+
+
+@pytest.mark.parametrize(
+    ("spec", "what"),
+    [("x86", "x86_64"), ("qcs605:gpu", "a gpu"), ("qcs605:dsp", "a dsp"), ("jetson-nano:gpu", "a gpu")],
+)
+def test_only_aarch64_processors_are_emulated(spec: str, what: str) -> None:
+    with pytest.raises(NncError, match=f"only code of AArch64 processors is emulated, not {what}") as caught:
+        emulated.require(target.load(spec))
+    assert "leave out --latency emulated" in caught.value.hint
+
+
+def test_a_qemu_without_plugins_is_told(monkeypatch: pytest.MonkeyPatch, tools: None) -> None:
+    monkeypatch.setattr(emulation.cross, "run", lambda *_: "usage: qemu-aarch64 [options] program")
+    with pytest.raises(NncError, match="this QEMU has no plugins"):
+        emulation.emulator()
+
+
+def test_a_trace_that_ends_early_is_told(tmp_path: Path) -> None:
+    for text in ("", "B 1000 d503201f\nS 0 1 5 0 0 0 0 0 0 0 0:1", "B 1000 d503201f\nS 0 1 5 0\nE"):
+        (tmp_path / "trace.txt").write_text(text)
+        with pytest.raises(NncError, match="the emulation was cut short"):
+            Trace.read(tmp_path / "trace.txt")
+
+
+def test_blocks_that_qemu_cut_are_put_together(tmp_path: Path) -> None:
+    nop, branch = "d503201f", "54ffffc1"
+    fmla = "4e3fcfc0"
+    text = [
+        f"B 1000 {fmla} {fmla}",
+        f"B 1008 {fmla} {branch}",
+        f"B 1010 {nop}",
+        "S 0 1 0 0 0 0 0 0 0 0 0:7 1:7 2:7",
+        "E",
+    ]
+    (tmp_path / "trace.txt").write_text("\n".join(text))
+    trace = Trace.read(tmp_path / "trace.txt")
+    assert len(trace.blocks[0]) == 16  # the branch ends it
+    assert dict(trace.shares[0, 1].counts) == {0: 7, 2: 7}
+
+
+# --- networks
+
+
+NETWORK = """
+<ir_version: 8, opset_import: ["" : 17]>
+small (float[1, 3, 32, 32] x) => (float[1, 10] y)
+<float[16, 3, 3, 3] W = {%s}, float[16, 1, 3, 3] D = {%s}, float[10, 16] G = {%s}>
+{
+    a = Conv<pads = [1, 1, 1, 1]>(x, W)
+    b = Relu(a)
+    c = Conv<pads = [1, 1, 1, 1], group = 16>(b, D)
+    d = GlobalAveragePool(c)
+    e = Flatten(d)
+    y = Gemm<transB = 1>(e, G)
+}
+"""
+
+
+def small() -> graphs.gs.Graph:
+    rng = np.random.default_rng(0)
+    weights = [", ".join(map(str, rng.standard_normal(count).round(3))) for count in (432, 144, 160)]
+    return graphs.from_model(onnx.parser.parse_model(NETWORK % tuple(weights)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chip_name", ["qcs605", "jetson-xavier"])
+def test_every_layer_of_a_network_is_timed(chip_name: str, tmp_path: Path, tools: None) -> None:
+    chosen, graph = target.load(chip_name), small()
+    built = build(graph, chosen, tmp_path, threads=2)
+    steps = emulated.network(built.files[0], chosen, 2)
+    assert len(steps) == len(built.kernels)
+    context = Context(chosen, threads=2)
+    made = layers(graph, context.predict(graph), built.kernels, steps)
+    assert sum(layer["latency_ms"] for layer in made) == pytest.approx(sum(step.milliseconds for step in steps))
+    assert sorted(name for layer in made for name in layer["kernels"]) == sorted(each.name for each in built.kernels)
+    conv = made[0]
+    assert conv["op"] == "Conv+Relu"
+    # At peak, a core multiplies this often per cycle; both of them share the work.
+    peak = chosen.unit.clusters[0].macs_per_cycle["float32"]
+    assert conv["macs"] / 2 / peak < conv["cycles"] < 20 * conv["macs"] / 2 / peak
+    assert [step.milliseconds for step in steps] == [
+        step.milliseconds for step in emulated.network(built.files[0], chosen, 2)
+    ]
+
+
+@pytest.mark.slow
+def test_a_step_that_never_ran_costs_nothing(tmp_path: Path, tools: None) -> None:
+    built = build(small(), QCS605, tmp_path, threads=1)
+    cores = chip(QCS605, 1)
+    trace = emulation.run(built.files[0], cores)
+    for key in [key for key in trace.shares if key[0] == 1]:
+        del trace.shares[key]
+    steps = latency.steps(trace, cores)
+    assert (steps[1].milliseconds, steps[1].cycles, steps[1].instructions) == (0, 0, 0)
+    assert steps[0].milliseconds > 0
+    assert json.loads(json.dumps(asdict(steps[1])))["bound"] == "compute"
