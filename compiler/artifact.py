@@ -33,7 +33,7 @@ class Tensor:
 
 
 class Running(Protocol):
-    """nnc.lowering.library.Library or nnc.lowering.emulate.EmulatedLibrary."""
+    """nnc.lowering.library.Library, or one of those that run elsewhere."""
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]: ...
 
@@ -92,22 +92,24 @@ class Artifact:
         if not self.has_library:
             hint = "compile without --no-lower; onnxruntime runs its model.onnx"
             raise NncError(f"{self.folder}: was compiled with --no-lower, there is no library in it", hint)
-        return self.folder / ("network.json" if self.is_gpu else "module.so")
+        return self.folder / {"cpu": "module.so", "gpu": "network.json", "dsp": "module.o"}[self.target.unit.kind]
 
     @property
     def library_files(self) -> list[Path]:
         """What the library consists of."""
-        parts = (
-            ("network.json", "weights.bin", "kernels.cl", "kernels.cu", "kernels.ptx")
-            if self.is_gpu
-            else ("module.so",)
-        )
+        parts = ["network.json", "weights.bin", "kernels.cl", "kernels.cu", "kernels.ptx"]
+        parts = parts if self.is_gpu else [self.library_path.name]
         return [self.folder / name for name in parts if name in self.lock["results"]]
 
     @property
     def is_gpu(self) -> bool:
         """Whether the library is kernels of a GPU, and a list of what to launch."""
         return self.target.unit.kind == "gpu"
+
+    @property
+    def is_dsp(self) -> bool:
+        """Whether the library is an object for a DSP."""
+        return self.target.unit.kind == "dsp"
 
     @property
     def emulated(self) -> bool:
@@ -123,15 +125,20 @@ class Artifact:
         where = f"the library for {architecture}" + (", emulated" if self.emulated else "")
         layers = [layer.get("dtype") for layer in self.report["layers"] if layer["macs"]]
         integers = layers.count("int8")
-        return f"{where}: exact int8 in {integers} of {units.plural(len(layers), 'layer')}" if integers else where
+        sums = "exact int8 sums" if self.is_dsp else "exact int8"  # what a DSP makes of them is in fixed point
+        return f"{where}: {sums} in {integers} of {units.plural(len(layers), 'layer')}" if integers else where
 
     def library(self, threads: int | None = None) -> Running:
-        """The library, ready to run: on this machine, or an AArch64 one in an emulator."""
+        """The library, ready to run: on this machine, or another one's in an emulator."""
         self.check_library()
         if self.is_gpu:
             from nnc.lowering.units import gpu_library
 
             return gpu_library(self.folder)
+        if self.is_dsp:
+            from nnc.lowering.dsp.emulate import EmulatedDsp
+
+            return EmulatedDsp(self.library_path, self.target)
         if self.emulated:
             from nnc.lowering.emulate import EmulatedLibrary
 

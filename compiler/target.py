@@ -148,7 +148,9 @@ class Unit(Table):
         """Whether `nnc.lowering` can build a library for it."""
         if self.kind == "gpu":
             return self.tvm["kind"] in GPU_LANGUAGES
-        return self.kind == "cpu" and self.architecture in ARCHITECTURES
+        if self.kind == "dsp":
+            return self.tvm["kind"] == "llvm" and self.architecture == "hexagon"
+        return self.architecture in ARCHITECTURES
 
 
 class Memory(Table):
@@ -349,10 +351,10 @@ def _check_tvm(table: dict[str, Any], kind: str) -> None:
     """Refuse what `tvm.target.Target` would, and what LLVM takes silently or dies of; other keys are TVM's to check."""
     if not isinstance(table.get("kind"), str):
         raise ValueError("'tvm' needs a 'kind', such as \"llvm\"")
-    if kind != "cpu":
+    if kind != "cpu" and not str(table.get("mtriple")).startswith("hexagon"):
         return
     if table["kind"] != "llvm":
-        raise ValueError(f"'tvm' of a cpu must be of kind 'llvm', not '{table['kind']}'")
+        raise ValueError(f"'tvm' of a {kind} must be of kind 'llvm', not '{table['kind']}'")
     if not isinstance(table.get("mtriple"), str):
         raise ValueError("'tvm' needs an 'mtriple', such as \"aarch64-linux-gnu\"")
     if not isinstance(table.get("mcpu", ""), str):
@@ -360,6 +362,8 @@ def _check_tvm(table: dict[str, Any], kind: str) -> None:
     features = table.get("mattr", [])
     if not isinstance(features, list) or not all(isinstance(each, str) for each in features):
         raise ValueError("'mattr' of 'tvm' must be an array of strings, such as [\"+fullfp16\"]")
+    if kind == "dsp" and "+hvx-length128b" not in features:
+        raise ValueError("'mattr' of 'tvm' needs \"+hvx-length128b\": kernels for Hexagon have vectors of 128 bytes")
 
 
 def _listed(words: Iterable[str]) -> str:

@@ -140,12 +140,15 @@ def test_a_host_target_can_overrule_what_is_detected(tmp_path: Path) -> None:
     assert target.load(str(mine)).unit.clusters == target.load("x86").unit.clusters
 
 
-def test_a_unit_without_code_generation_is_refused_with_a_way_out() -> None:
+def test_a_unit_without_code_generation_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    other = tmp_path / "other.toml"
+    other.write_text((SHIPPED / "qcs605.toml").read_text().replace("hexagon-unknown-elf", "tensilica-unknown-elf"))
     with pytest.raises(NncError) as caught:
-        target.load("qcs605:dsp").require_lowerable()
-    assert caught.value.message == "qcs605: no code can be generated for its dsp yet"
-    assert caught.value.hint == "use --no-lower, or --target qcs605:cpu"
+        target.load(f"{other}:dsp").require_lowerable()
+    assert caught.value.message == "other: no code can be generated for its dsp yet"
+    assert caught.value.hint == "use --no-lower, or --target other:cpu"
     target.load("qcs605").require_lowerable()
+    target.load("qcs605:dsp").require_lowerable()
 
 
 SPECS = [

@@ -788,6 +788,37 @@ def test_board(
     check(Refusal("compile recipe.toml model.onnx --target ./board.toml", capfd), message, hint)
 
 
+DSPS = [
+    (
+        "hexagon-unknown-elf",
+        "xtensa-unknown-elf",
+        "board: no code can be generated for its dsp yet",
+        "use --no-lower, or --target board:cpu",
+    ),
+    (
+        '"+hvxv65", "+hvx-length128b"',
+        '"+hvxv65"',
+        "./board.toml: unit 3 (dsp): 'mattr' of 'tvm' needs \"+hvx-length128b\"",
+        None,
+    ),
+    (
+        "+hvxv65",
+        "+hvxv64",
+        "board: unit 'dsp': tvm: LLVM knows no feature 'hvxv64' of hexagon-unknown-elf",
+        "did you mean",
+    ),
+    ("hexagonv65", "hexagonv6", "board: unit 'dsp': tvm: LLVM knows no processor 'hexagonv6'", "did you mean"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "message", "hint"), rows(DSPS))
+def test_dsp(here: Path, capfd: pytest.CaptureFixture[str], old: str, new: str, message: str, hint: str | None) -> None:
+    shipped = (Path(target.__file__).parents[1] / "targets/qcs605.toml").read_text()
+    assert old in shipped
+    write({"board.toml": shipped.replace(old, new)})
+    check(Refusal("compile recipe.toml model.onnx --target ./board.toml:dsp", capfd), message, hint)
+
+
 # -- options and other commands
 
 FORM = "such as --shape input=1,3,224,224"
@@ -802,11 +833,6 @@ COMMANDS = [
     ("compile recipe.toml folder.toml --target x86", "folder.toml: a folder, not an ONNX model", None),
     ("compile recipe.toml empty --target x86", "empty: the file is empty", None),
     ("compile recipe.toml pointer --target x86", "pointer: a Git LFS pointer, not the model itself", "git lfs pull"),
-    (
-        "compile recipe.toml model.onnx --target qcs605:dsp",
-        "qcs605: no code can be generated for its dsp yet",
-        "use --no-lower, or --target qcs605:cpu",
-    ),
     (f"{COMPILE} --shape input=1,3,8,8", "--shape: model.onnx has no input 'input'", "its inputs are 'x'"),
     (f"{COMPILE} --shape x=1,3,8", "--shape: input 'x' of model.onnx is ?,3,8,8, not 1,3,8", None),
     (f"{COMPILE} --shape x=1,3,9,9", "--shape: input 'x' of model.onnx is ?,3,8,8, not 1,3,9,9", None),

@@ -23,11 +23,13 @@ from tvm.target import codegen
 from nnc import packing
 from nnc.errors import NncError
 from nnc.lowering import cross
+from nnc.lowering.dsp import module as dsp
+from nnc.lowering.dsp.unit import dsp_unit
 from nnc.lowering.kernels.int8_dot import Instruction
 from nnc.lowering.kernels.unit import Unit
 from nnc.lowering.lower import lower
 from nnc.lowering.machine import machine as known_machine
-from nnc.lowering.program import ALIGNMENT, Call, Copy, Operand, Plan, Program, Tensor, plan_memory
+from nnc.lowering.program import WIDE_ALIGNMENT, Call, Copy, Operand, Plan, Program, Tensor, plan_memory
 from nnc.lowering.weights import Weights
 from nnc.target import Target
 
@@ -71,7 +73,7 @@ def build(
     threads: int | None = None,
     progress: Progress = lambda step, done, total: None,
 ) -> Built:
-    """Compile the graph for the target's unit into `out`/module.so.
+    """Compile the graph for the target's unit into `out`/module.so, or for a DSP into `out`/module.o.
 
     `threads` (default: the target's) is how many cores share each kernel. Raises NncError where the unit or a node is
     not supported, or where a tool is missing; then nothing is written.
@@ -88,14 +90,19 @@ def build(
         (folder / "network.h").write_text(_header(program, names, plan, weights, threads), "utf-8")
         objects += [*_sources(folder), weights.source()]
         progress("link the library", 0, 1)
-        _link(program, objects, target, machine, folder)
-        os.replace(folder / "module.so", out / "module.so")
+        if target.unit.kind == "dsp":
+            library = dsp.link(objects, target, [*_includes(), f"-I{folder}"], folder)
+        else:
+            library = _link(program, objects, target, machine, folder)
+        os.replace(library, out / library.name)
     kernels = [_kernel(step, names) for step in program.steps]
-    return Built([out / "module.so"], kernels, plan.bytes, weights.bytes, weights.file_bytes)
+    return Built([out / library.name], kernels, plan.bytes, weights.bytes, weights.file_bytes)
 
 
 def _unit(target: Target, machine: tvm.target.Target, threads: int) -> Unit:
     """The figures of the first `threads` cores of a target's unit."""
+    if target.unit.kind == "dsp":
+        return dsp_unit(target, threads)
     unit, memory = target.unit, target.dram.gbps * target.dram.efficiency
     per_cycle = memory / threads / unit.clusters[0].clock_ghz
     return Unit(
@@ -197,7 +204,7 @@ def _header(program: Program, names: dict[Hashable, str], plan: Plan, weights: W
             *declared,
             *tables,
             f"enum {{ NETWORK_COUNT = {len(steps)}, NETWORK_MAX_TENSORS = {most} }};",
-            f"static const uint64_t NETWORK_WORKSPACE = {max(plan.bytes, ALIGNMENT)};",
+            f"static const uint64_t NETWORK_WORKSPACE = {plan.bytes + WIDE_ALIGNMENT};",
             *weights.table(),
             *_interface(program, threads),
             "static const Step NETWORK_STEPS[] = {",
@@ -247,20 +254,25 @@ def _sources(folder: Path) -> list[Path]:
     return [folder / "network.c", folder / "inflate.c"]
 
 
-def _link(program: Program, objects: Sequence[Path], target: Target, machine: tvm.target.Target, folder: Path) -> None:
-    """Link everything into module.so."""
+def _includes() -> list[str]:
+    """Where the headers of TVM's foreign-function layer are, as options of a C compiler."""
     package = importlib.util.find_spec("tvm_ffi")
     if package is None or package.origin is None:
         raise NncError("the headers of apache-tvm-ffi are not installed", "pip install apache-tvm-ffi==0.1.14.post1")
-    headers = [f"-I{Path(package.origin).parent / place}" for place in _HEADERS]
+    return [f"-I{Path(package.origin).parent / place}" for place in _HEADERS]
+
+
+def _link(program: Program, objects: Sequence[Path], target: Target, machine: tvm.target.Target, folder: Path) -> Path:
+    """Link everything into module.so."""
     # Symbols of one network must never stand for those of another in the same process.
-    options = [*headers, f"-I{folder}", f"-Wa,-I{folder}", "-std=c11", "-g0", "-Wl,-Bsymbolic"]
+    options = [*_includes(), f"-I{folder}", f"-Wa,-I{folder}", "-std=c11", "-g0", "-Wl,-Bsymbolic"]
 
     def fcompile(file: str, made: list[str], **_: Any) -> None:
         cross.link([*made, *objects], file, target, options)
 
     executable = tvm.compile(_relax_main(program), machine)
     executable.export_library(str(folder / "module.so"), fcompile=fcompile, workspace_dir=str(folder))
+    return folder / "module.so"
 
 
 def _relax_main(program: Program) -> tvm.IRModule:

@@ -20,13 +20,15 @@ from tvm import te
 
 from nnc import integers
 from nnc.lowering import fuse, generic, layers, views
+from nnc.lowering.dsp import layers as dsp_layers
+from nnc.lowering.dsp.unit import LANES, Dsp
 from nnc.lowering.expression import Builder, Expression, rounding
 from nnc.lowering.fuse import Group
 from nnc.lowering.gpu import layers as gpu_layers
 from nnc.lowering.gpu.unit import Gpu
 from nnc.lowering.kernels import elementwise, relayout
 from nnc.lowering.kernels.unit import Unit, dot_of, lanes_of
-from nnc.lowering.program import ALIGNMENT, GPU_ALIGNMENT, Call, Copy, Operand, Program, Tensor
+from nnc.lowering.program import ALIGNMENT, WIDE_ALIGNMENT, Call, Copy, Operand, Program, Tensor
 from nnc.lowering.shapes import dtype_of, shape_of
 from nnc.lowering.signals import as_images
 from nnc.lowering.tail import Tail, block_constant
@@ -107,11 +109,10 @@ class Lowering:
         self._found, self._held = found, held
         self._opset = opset
         self.machine = machine
-        self.block = lanes_of(unit)
+        self.block = LANES if isinstance(unit, Dsp) else lanes_of(unit)
         self.templates = templates_of(unit)
-        self.layers = gpu_layers.TEMPLATES if isinstance(unit, Gpu) else layers.TEMPLATES
-        self.integers = {} if isinstance(unit, Gpu) else layers.INTEGERS
-        self.program = Program(alignment=GPU_ALIGNMENT if isinstance(unit, Gpu) else ALIGNMENT)
+        self.layers, self.integers = _templates(unit)
+        self.program = Program(alignment=ALIGNMENT if type(unit) is Unit else WIDE_ALIGNMENT)
         self._forms: dict[int, dict[int, Tensor]] = {}  # id of a graph tensor -> block -> tensor
         self._defined: list[gs.Tensor] = []  # ids are good while their objects live
         self._functions: dict[Hashable, Any] = {}
@@ -263,9 +264,11 @@ class Lowering:
         builder = Builder(None)
         for node in nodes:
             builder.add(node)
+        if isinstance(self.unit, Dsp) and dsp_layers.elementwise_(self, nodes, builder):
+            return
         output, expression = nodes[-1].outputs[0], builder.expression()
         shape, block = shape_of(output), PLAIN
-        if self._in_blocks(shape, builder.operands) and (expression.is_finite or shape[1] % self.block == 0):
+        if self.in_blocks(shape, builder.operands) and (expression.is_finite or shape[1] % self.block == 0):
             block, shape = self.block, relayout.blocked_shape(shape, self.block)
         operands = [self.operand(each, len(shape_of(output)), block, shape_of(output)) for each in builder.operands]
         sizes, merged = elementwise.merged(shape, [each.shape for each in operands])
@@ -282,7 +285,7 @@ class Lowering:
         )
         self.define(output, result, block)
 
-    def _in_blocks(self, shape: Shape, operands: Sequence[gs.Tensor | np.ndarray]) -> bool:
+    def in_blocks(self, shape: Shape, operands: Sequence[gs.Tensor | np.ndarray]) -> bool:
         """Whether an image is computed in blocks: when one of its operands that is as large is there in blocks."""
         images = [each for each in operands if isinstance(each, gs.Tensor) and shape_of(each) == shape]
         return len(shape) == 4 and any(map(self.has_blocks, images))
@@ -303,6 +306,16 @@ class Lowering:
             return self.blocked(value)
         return self._to_blocked(self.plain(value).view(own), own, value.name, block)
 
+    def steps(
+        self, group: Group, bias: gs.Tensor | np.ndarray | None, scale: np.ndarray | float | None = None
+    ) -> Builder:
+        """The steps of a group after its root, whose integers are worth `scale`."""
+        builder = _requantizing(group, bias, scale) or Builder(group.root.outputs[0], bias, scale)
+        if not builder.is_integer:
+            for node in group.nodes[1:]:
+                builder.add(node)
+        return builder
+
     def tail(
         self,
         group: Group,
@@ -318,10 +331,7 @@ class Lowering:
         """
         if dtype not in ("float32", "int32"):
             return Tail(Expression(1, (), dtype), (), block)
-        builder = _requantizing(group, bias, scale) or Builder(group.root.outputs[0], bias, scale)
-        if not builder.is_integer:
-            for node in group.nodes[1:]:
-                builder.add(node)
+        builder = self.steps(group, bias, scale)
         expression = builder.expression()
         operands = [self.operand(each, len(out_shape), block, out_shape) for each in builder.operands]
         masked = block > 1 and out_shape[1] % block and not expression.is_finite
@@ -349,6 +359,15 @@ class Lowering:
         for index, tensor in enumerate(node.outputs):
             if ("output", index) in made:
                 self.define(tensor, made["output", index].view(shape_of(tensor)))
+
+
+def _templates(unit: Unit) -> tuple[Mapping[str, layers.Template], Mapping[str, layers.Template]]:
+    """What takes nodes on a unit, by operator, and what takes those that multiply integers."""
+    if isinstance(unit, Gpu):
+        return gpu_layers.TEMPLATES, {}
+    if isinstance(unit, Dsp):
+        return dsp_layers.TEMPLATES, dsp_layers.INTEGERS
+    return layers.TEMPLATES, layers.INTEGERS
 
 
 def _requantizing(

@@ -9,6 +9,9 @@ from nnc import toml
 from nnc.errors import NncError
 from nnc.target import Target
 
+# Those of Hexagon's vectors, which no processor has by itself.
+_HVX = {f"hvxv{version}" for version in (60, 62, 65, 66, 67, 68, 69, 71, 73, 75, 79)} | {"hvx", "hvx-length128b"}
+
 
 def machine(target: Target) -> tvm.target.Target:
     """The target's processor for TVM; NncError where its file names one, or a feature, that LLVM does not know."""
@@ -23,12 +26,16 @@ def machine(target: Target) -> tvm.target.Target:
     if cpu not in known | {"generic"}:
         raise NncError(f"{place}: LLVM knows no processor '{cpu}' for {triple}", toml.nearest(cpu, known))
     _check_features(features, triple, known, place)
+    if target.unit.kind == "dsp":
+        # Without it, TVM puts every load of a register together from two.
+        described = {"vector-width": target.unit.vector_bits, **described}
     return tvm.target.Target(dict(described))
 
 
 def _check_features(features: Iterable[str], triple: str, processors: Iterable[str], place: str) -> None:
     """Every feature begins with + or -, and some processor of the architecture has it."""
     known = {str(each) for cpu in processors for each in codegen.llvm_get_cpu_features(_plain(triple, cpu))}
+    known |= _HVX if triple.startswith("hexagon") else set()
     for feature in features:
         if feature[:1] not in ("+", "-"):
             raise NncError(f"{place}: 'mattr' has '{feature}', without + or -", f'such as "+{feature}"')

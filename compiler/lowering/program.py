@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 ALIGNMENT = 64  # bytes; of every tensor that a kernel reads or writes
-GPU_ALIGNMENT = 128  # the same of a GPU: what OpenCL's drivers want of a part of a buffer
+WIDE_ALIGNMENT = 128  # the same of a GPU, whose drivers want it of a part of a buffer, and of a DSP: its register
 
 
 @dataclass(eq=False)

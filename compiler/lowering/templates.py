@@ -1,10 +1,12 @@
-"""The templates of a kind of unit, where CPUs and GPUs have their own."""
+"""The templates of a kind of unit, where CPUs, GPUs and DSPs have their own."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+from nnc.lowering.dsp import relayout as dsp_relayout
+from nnc.lowering.dsp.unit import Dsp
 from nnc.lowering.gpu import conv2d as gpu_conv2d
 from nnc.lowering.gpu import depthwise as gpu_depthwise
 from nnc.lowering.gpu import pool as gpu_pool
@@ -26,7 +28,10 @@ class Templates:
 
 _CPU = Templates(conv2d, depthwise, pool, relayout)
 _GPU = Templates(gpu_conv2d, gpu_depthwise, gpu_pool, gpu_relayout)
+_DSP = Templates(conv2d, depthwise, pool, dsp_relayout)
 
 
 def templates_of(unit: Unit) -> Templates:
+    if isinstance(unit, Dsp):
+        return _DSP
     return _GPU if isinstance(unit, Gpu) else _CPU

@@ -10,7 +10,7 @@ import numpy as np
 from nnc import packing
 from nnc.digests import array_bytes
 from nnc.errors import NncError
-from nnc.lowering.program import ALIGNMENT
+from nnc.lowering.program import WIDE_ALIGNMENT
 
 #: What code can reach from where it is, with room for the code.
 _MOST_BYTES = 2**31 - 2**26
@@ -58,7 +58,7 @@ class Weights:
     def table(self) -> list[str]:
         """The packed constants as lines of network.h."""
         return [
-            f"enum {{ NETWORK_PIECE_COUNT = {len(self._pieces)}, NETWORK_ALIGNMENT = {ALIGNMENT} }};",
+            f"enum {{ NETWORK_PIECE_COUNT = {len(self._pieces)}, NETWORK_ALIGNMENT = {WIDE_ALIGNMENT} }};",
             f"static const uint64_t NETWORK_UNPACKED = {_aligned(self._unpacked_bytes)};",
             "static const Piece NETWORK_PIECES[] = {",
             *self._pieces,
@@ -103,5 +103,5 @@ class Weights:
 
 
 def _aligned(size: int) -> int:
-    """The next multiple of what kernels want."""
-    return -(-size // ALIGNMENT) * ALIGNMENT
+    """The next multiple of what kernels of any unit want."""
+    return -(-size // WIDE_ALIGNMENT) * WIDE_ALIGNMENT

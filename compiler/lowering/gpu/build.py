@@ -2,7 +2,7 @@
 
 kernels.cl     OpenCL C; of a CUDA unit too, the same kernels for a machine without such a GPU
 kernels.cu     CUDA C, and kernels.ptx, what NVRTC makes of it for the unit
-weights.bin    the constants, each at a multiple of `GPU_ALIGNMENT` bytes
+weights.bin    the constants, each at a multiple of `WIDE_ALIGNMENT` bytes
 network.json   the steps in order: `network.py` describes it
 """
 
@@ -26,7 +26,7 @@ from nnc.lowering.gpu.threads import on_threads
 from nnc.lowering.gpu.unit import gpu_unit
 from nnc.lowering.kernels.gemm import scratch_of_threads
 from nnc.lowering.lower import lower
-from nnc.lowering.program import GPU_ALIGNMENT, Call, Copy, Program, plan_memory
+from nnc.lowering.program import WIDE_ALIGNMENT, Call, Copy, Program, plan_memory
 from nnc.target import Target
 
 Progress = Callable[[str, int, int], None]
@@ -105,7 +105,7 @@ def _weights(program: Program, path: Path) -> dict[int, tuple[int, np.ndarray]]:
             for values in operands:
                 if not isinstance(values, np.ndarray) or id(values) in places:
                     continue
-                start = -(-end // GPU_ALIGNMENT) * GPU_ALIGNMENT
+                start = -(-end // WIDE_ALIGNMENT) * WIDE_ALIGNMENT
                 file.write(b"\0" * (start - end))
                 file.write(np.ascontiguousarray(values).tobytes())
                 places[id(values)] = start, values

@@ -203,7 +203,7 @@ def compute(
     `X` holds bytes `[batch, in block, height, width, lane]`, `W` and `S` are those of `pack` and `starts`; the epilogue
     gets int32 sums.
     """
-    kernel = _Kernel(problem, plan, epilogue)
+    kernel = Kernel(problem, plan, epilogue)
     return te.extern(
         [problem.conv.out_shape],
         [X, W, S, *extras],
@@ -218,12 +218,12 @@ Read = Callable[[Expr, Expr, Expr, Expr, int], Expr]
 
 
 @dataclass(frozen=True)
-class _Kernel:
+class Kernel:
     """Emits the loops of one convolution."""
 
     problem: Int8Conv2d
     plan: Int8Plan
-    epilogue: Epilogue
+    epilogue: Any
 
     def body(self, operands: Sequence[Any], out: Any) -> Any:
         X, W, S = map(T.buffer_proxy, operands[:3])
@@ -265,11 +265,16 @@ class _Kernel:
 
     def _tile(self, read: Read, W: Any, S: Any, out: Any, tiles: Tiles, place: list[Expr], x: Expr) -> None:
         """One register tile: the starts, the reduction, the epilogue."""
-        n, y, group = place
+        _, y, group = place
         vectors, block = self.plan.tile.vectors, self.problem.conv.block
         sums = [[scratch(block, dtype="int32") for _ in range(vectors)] for _ in range(tiles.columns)]
         self._start(S, tiles, y, group, sums)
         self._reduce(read, W, tiles, place, x, sums)
+        self._finish(out, tiles, place, x, sums)
+
+    def _finish(self, out: Any, tiles: Tiles, place: list[Expr], x: Expr, sums: list[list[Any]]) -> None:
+        """Store the sums of one tile through the epilogue."""
+        (n, y, group), (vectors, block) = place, (self.plan.tile.vectors, self.problem.conv.block)
         for c, v in product(range(tiles.columns), range(vectors)):
             index = (n, group * vectors + v, *self.problem.conv.pixel(y, x + c), 0)
             store(out, sums[c][v][lane(block)], index, block, self.epilogue, dtype="int32")

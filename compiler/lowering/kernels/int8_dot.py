@@ -1,7 +1,7 @@
 """Sums of products of bytes: what each instruction set has for them, exactly, and how it wants the weights.
 
 Every step adds, to each of the int32 lanes of a vector, the products of four neighbouring input channels, or of two,
-with as many weights of an output channel. Activations are unsigned on x86 and signed on AArch64, weights are signed.
+with as many weights of an output channel. Weights are signed; activations are too on AArch64, and unsigned elsewhere.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Load = Callable[[int, int], Expr]  # offset and count -> a vector of so many act
 DEPTH = 4
 """What the number of channels has to be a multiple of: the most that one step goes through."""
 
-Instruction = Literal["vpdpbusd", "vpmaddwd", "sdot", "smlal", "smull"]
+Instruction = Literal["vpdpbusd", "vpmaddwd", "sdot", "smlal", "smull", "vrmpy"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Dot:
     sdot       four products, AArch64 with dot product
     smlal      two products added in 16 bits, which needs weights above -128; then sadalp
     smull      one product in 16 bits; then sadalp
+    vrmpy      four products, Hexagon
     """
 
     instruction: Instruction
@@ -40,7 +41,7 @@ class Dot:
     @property
     def dtype(self) -> Literal["int8", "uint8"]:
         """Of the activations."""
-        return "uint8" if self.instruction in ("vpdpbusd", "vpmaddwd") else "int8"
+        return "uint8" if self.instruction in ("vpdpbusd", "vpmaddwd", "vrmpy") else "int8"
 
     @property
     def depth(self) -> int:
@@ -89,6 +90,9 @@ class Dot:
         if self.widens:
             pairs = tirx.reinterpret(f"int16x{2 * self.lanes}", x[0])
             return fenced(total + _pmaddwd(pairs, w[0], self.lanes), self.lanes)
+        if self.instruction == "vrmpy":
+            words = tirx.reinterpret(f"int32x{self.lanes}", w[0])
+            return _call(f"int32x{self.lanes}", "llvm.hexagon.V6.vrmpybusv.acc.128B", total, x[0], words)
         if not self.in_pairs:
             name = f"llvm.x86.avx512.vpdpbusd.{32 * self.lanes}"
             name = name if self.instruction == "vpdpbusd" else "llvm.aarch64.neon.sdot"

@@ -72,7 +72,7 @@ def compute(
     epilogue gets int32 sums.
     """
     rows, depth = (int(size) for size in A.shape)
-    kernel = _Product(rows, columns, depth, plan, epilogue, "int32", dot)
+    kernel = Int8Product(rows, columns, depth, plan, epilogue, "int32", dot)
     return te.extern(
         [(rows, columns)],
         [A, W, S, *extras],
@@ -83,7 +83,7 @@ def compute(
 
 
 @dataclass(frozen=True)
-class _Product(Product):
+class Int8Product(Product):
     """Emits the loops of one product of bytes."""
 
     dot: Dot | None = None

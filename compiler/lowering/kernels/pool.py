@@ -20,12 +20,14 @@ from nnc.lowering.kernels.gemm import FMA_CHAINS, Epilogue, Expr, as_float, lane
 from nnc.lowering.kernels.unit import Unit, lanes_of
 from nnc.lowering.kernels.window import Tiles, Window
 
+Kind = Literal["max", "average"]
+
 
 @dataclass(frozen=True)
 class Pool:
     """A pool over `channels` channels in blocks of `block`."""
 
-    kind: Literal["max", "average"]
+    kind: Kind
     batch: int
     channels: int
     window: Window

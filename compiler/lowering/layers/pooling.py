@@ -21,35 +21,53 @@ if TYPE_CHECKING:
 
 def spatial_pool(lowering: Lowering, group: Group) -> bool:
     """MaxPool and AveragePool of images."""
-    node = group.root
+    problem = windowed(group.root, lowering.block)
+    if problem is None:
+        return False
+    _pool(lowering, group, group.root.inputs[0], problem)
+    return True
+
+
+def windowed(node: gs.Node, block: int) -> pool.Pool | None:
+    """The problem that MaxPool or AveragePool is; None for other ranks, and where indices are asked for."""
     x, window = input_of(node, 0), window_of(node, node.attrs.get("kernel_shape", ()))
     if window is None or x is None or not _is_image(x) or len(used_outputs(node)) != 1:
-        return False
-    kind, padded_end = "max", None
-    if node.op == "AveragePool":
-        kind = "average"
-        if node.attrs.get("count_include_pad", 0):
-            ends = pads_of(node, window)[2:]
-            padded_end = (window.size[0] + ends[0], window.size[1] + ends[1])
-    _pool(lowering, group, x, pool.Pool(kind, shape_of(x)[0], shape_of(x)[1], window, lowering.block, padded_end))  # type: ignore[arg-type]
-    return True
+        return None
+    padded_end = None
+    if node.op == "AveragePool" and node.attrs.get("count_include_pad", 0):
+        ends = pads_of(node, window)[2:]
+        padded_end = (window.size[0] + ends[0], window.size[1] + ends[1])
+    kind: pool.Kind = "average" if node.op == "AveragePool" else "max"
+    return pool.Pool(kind, shape_of(x)[0], shape_of(x)[1], window, block, padded_end)
+
+
+def whole(node: gs.Node, block: int) -> pool.Pool | None:
+    """The problem that a pool or reduction of whole images is; None for other axes and ranks."""
+    x = input_of(node, 0)
+    if x is None or not _is_image(x) or isinstance(x, gs.Constant):
+        return None
+    if node.op.startswith("Reduce") and reduced_axes(node) != [2, 3]:
+        return None
+    size = two(shape_of(x)[2:])
+    window = Window(size, size, (1, 1), (1, 1), (0, 0), (1, 1))
+    kind: pool.Kind = "max" if node.op.endswith("Max") or node.op == "GlobalMaxPool" else "average"
+    return pool.Pool(kind, shape_of(x)[0], shape_of(x)[1], window, block)
+
+
+def keeps_axes(node: gs.Node) -> bool:
+    """Whether the result of a pool or reduction is an image too."""
+    return not node.op.startswith("Reduce") or bool(node.attrs.get("keepdims", 1))
 
 
 def global_pool(lowering: Lowering, group: Group) -> bool:
     """GlobalAveragePool, GlobalMaxPool, and ReduceMean or ReduceMax over rows and columns."""
-    node, x = group.root, input_of(group.root, 0)
-    if x is None or not _is_image(x) or isinstance(x, gs.Constant):
+    node, problem = group.root, whole(group.root, lowering.block)
+    if problem is None:
         return False
-    keeps_axes = not node.op.startswith("Reduce") or node.attrs.get("keepdims", 1)
-    if node.op.startswith("Reduce") and reduced_axes(node) != [2, 3]:
-        return False
-    if not keeps_axes and len(group.nodes) > 1:
+    if not keeps_axes(node) and len(group.nodes) > 1:
         return False  # the epilogue's operands have the rank of the output
-    size = two(shape_of(x)[2:])
-    window = Window(size, size, (1, 1), (1, 1), (0, 0), (1, 1))
-    kind = "max" if node.op.endswith("Max") or node.op == "GlobalMaxPool" else "average"
-    problem = pool.Pool(kind, shape_of(x)[0], shape_of(x)[1], window, lowering.block)  # type: ignore[arg-type]
-    if keeps_axes:
+    x = node.inputs[0]
+    if keeps_axes(node):
         _pool(lowering, group, x, problem)
         return True
     output = node.outputs[0]

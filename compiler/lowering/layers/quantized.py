@@ -32,7 +32,7 @@ _WIDEST = 255 * 128  # product of bytes
 
 def conv(lowering: Lowering, group: Group) -> bool:
     """Conv of images, depthwise or direct."""
-    node, found = group.root, _found(lowering, group)
+    node, found = group.root, found_in(lowering, group)
     if found is None:
         return False
     x, quantization, W, scales = found
@@ -53,7 +53,7 @@ def conv(lowering: Lowering, group: Group) -> bool:
     return True
 
 
-def _found(lowering: Lowering, group: Group) -> tuple[gs.Tensor, Quantization, np.ndarray, np.ndarray] | None:
+def found_in(lowering: Lowering, group: Group) -> tuple[gs.Tensor, Quantization, np.ndarray, np.ndarray] | None:
     """Input, what it stands for, weights and their scales, of a root that multiplies integers."""
     layer, made = lowering.layer(group.root), integers.dequantized(group.root.inputs[0])
     if layer is None or made is None or made[1].dtype != dot_of(lowering.unit).dtype:
@@ -133,7 +133,7 @@ def _direct_into(
 
 def conv_transpose(lowering: Lowering, group: Group) -> bool:
     """ConvTranspose of images: a convolution for each phase of the output's pixels."""
-    node, found = group.root, _found(lowering, group)
+    node, found = group.root, found_in(lowering, group)
     if found is None:
         return False
     x, quantization, W, scales = found
@@ -157,7 +157,7 @@ def _dot(lowering: Lowering, W: np.ndarray) -> Dot:
 
 def product(lowering: Lowering, group: Group) -> bool:
     """Gemm and MatMul of rows with a constant matrix."""
-    node, found = group.root, _found(lowering, group)
+    node, found = group.root, found_in(lowering, group)
     if found is None:
         return False
     x, quantization, W, scales = found
@@ -195,7 +195,7 @@ def _product(
         group,
         Kernel("int8_gemm", (rows, columns, depth, dot), plan),
         [
-            _whole_steps(lowering, group.root, lowering.plain(x).view((rows, depth))),
+            whole_steps(lowering, group.root, lowering.plain(x).view((rows, depth))),
             int8_gemm.pack(W, plan, dot),
             int8_gemm.starts(W, zero, plan),
         ],
@@ -209,7 +209,7 @@ def _product(
     )
 
 
-def _whole_steps(lowering: Lowering, node: gs.Node, x: Tensor) -> Tensor:
+def whole_steps(lowering: Lowering, node: gs.Node, x: Tensor) -> Tensor:
     """Rows whose length is a multiple of a step's; what is behind their ends meets weights of zero."""
     rows, depth = x.shape
     if depth % DEPTH == 0:

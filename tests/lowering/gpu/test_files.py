@@ -17,7 +17,7 @@ from nnc.cli import app
 from nnc.errors import NncError
 from nnc.lowering.gpu import nvrtc, opencl
 from nnc.lowering.gpu.build import GpuKernel, build
-from nnc.lowering.program import GPU_ALIGNMENT
+from nnc.lowering.program import WIDE_ALIGNMENT
 from nnc.session import Session
 from nnc.testing import graph, model
 
@@ -54,7 +54,7 @@ def test_network_json_says_what_lies_where(tmp_path: Path) -> None:
         assert np.prod(step["group"]) <= 256
         for memory, index, offset, size in step["arguments"]:
             assert index == 0
-            assert offset % GPU_ALIGNMENT == 0, "OpenCL's drivers want it of a part of a buffer"
+            assert offset % WIDE_ALIGNMENT == 0, "OpenCL's drivers want it of a part of a buffer"
             assert offset + size <= sizes[memory]
 
 
