@@ -30,7 +30,7 @@ _PACKAGES = (
     # TVM does not pin its foreign-function layer, and with 0.1.15 Schedule.tensorize crashes the process.
     ("apache-tvm", "compiling a library", "0.27.0.post1"),
     ("apache-tvm-ffi", "compiling a library", "0.1.14.post1"),
-    ("ziglang", "linking for AArch64", None),
+    ("ziglang", "linking for AArch64 and Hexagon", None),
     ("torch", "passes that train (optional)", None),
     ("pyopencl", "running the kernels of GPUs here (optional)", None),
     ("nvidia-cuda-nvrtc-cu12", "compiling CUDA kernels (optional)", None),
@@ -44,6 +44,12 @@ _PROGRAMS = (
         "qemu-aarch64",
         ("qemu-aarch64", "qemu-aarch64-static"),
         "running AArch64 libraries here",
+        "apt install qemu-user",
+    ),
+    (
+        "qemu-hexagon",
+        ("qemu-hexagon", "qemu-hexagon-static"),
+        "running networks for Hexagon DSPs here",
         "apt install qemu-user",
     ),
     (

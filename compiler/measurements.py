@@ -38,8 +38,8 @@ def show_outputs(outputs: Mapping[str, np.ndarray], runtime: str, saved: Path | 
 
 def show_package(made: Package) -> None:
     out = tables.console()
-    out.print(f"{made.path}: {units.size(made.bytes)}, all that the board needs\n")
-    out.print("on the board:", style="bold")
+    out.print(f"{made.path}: {units.size(made.bytes)}; its README.md says what the board needs\n")
+    out.print(f"{made.place}:", style="bold")
     out.print(f"  tar xzf {made.path.name} && cd {made.folder} && {made.command}", soft_wrap=True)
     out.print(f"\nthe outputs to compare with are from {made.expected_from}", style="dim")
 

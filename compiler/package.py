@@ -8,6 +8,7 @@ import io
 import mmap
 import os
 import tarfile
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -40,6 +41,8 @@ class Package:
     """What to try first in that folder."""
     expected_from: str
     """What computed the outputs that the board's are compared with."""
+    place: str = "on the board"
+    """Where to try it."""
 
     def to_dict(self) -> dict[str, Any]:
         """The same for JSON."""
@@ -69,10 +72,13 @@ def package(folder: Path, out: Path | None, progress: Progress) -> Package:
         _write_tar(packed, name, files, artifact.library_files)
     progress("pack", 3, 3)
     listed = sorted([*files, *(file.name for file in artifact.library_files)])
-    return Package(path, path.stat().st_size, tuple(listed), name, _first_command(artifact), source)
+    place = "here, in QEMU" if artifact.is_dsp else "on the board"
+    return Package(path, path.stat().st_size, tuple(listed), name, _first_command(artifact), source, place)
 
 
 def _first_command(artifact: Artifact) -> str:
+    if artifact.is_dsp:
+        return "qemu-hexagon ./run --check"
     if not artifact.is_gpu:
         return "./run --check"
     names = [*_names("input", len(artifact.inputs)), *_names("output", len(artifact.outputs))]
@@ -127,6 +133,12 @@ def _program(artifact: Artifact) -> dict[str, bytes]:
         from nnc.lowering.gpu import runner as gpu
 
         sources, program = gpu.sources(artifact.target), gpu.program(artifact.target)
+    elif artifact.is_dsp:
+        from nnc.lowering.dsp import module
+
+        with tempfile.TemporaryDirectory(prefix="nnc-") as name:
+            made = module.program(artifact.library_path.resolve(), artifact.target, Path(name))
+            sources, program = module.sources(), made.read_bytes()
     else:
         from nnc.lowering import runner
 
@@ -193,6 +205,7 @@ def _readme(artifact: Artifact, source: str) -> str:
         types=[f"np.{each['dtype']}" for each in report["model"]["outputs"]],
         needs=_needs(artifact),
         build=_BUILD[artifact.target.unit.tvm["kind"]],
+        processor=artifact.target.unit.tvm.get("mcpu"),
     )
 
 

@@ -51,6 +51,8 @@ def remarks(predicted: Prediction, target: Target) -> list[str]:
         *_padding(layers, target),
         *_slower(layers, target),
         *_dequantized(layers),
+        *_scalar(layers, target),
+        *_vendor(target),
     ]
 
 
@@ -169,6 +171,27 @@ def _dequantized(layers: list[Layer]) -> Iterable[str]:
     for layer in layers:
         if layer.reason:
             yield f"{layer.name} ({layer.op}) computes in {layer.dtype} next to integers: {layer.reason}"
+
+
+def _scalar(layers: list[Layer], target: Target) -> Iterable[str]:
+    """Layers in floats on a DSP that has no vectors of them."""
+    scalar = [layer for layer in layers if layer.macs and layer.dtype.endswith("scalar")]
+    if scalar:
+        share = sum(layer.macs for layer in scalar) / sum(layer.macs for layer in layers)
+        yield (
+            f"{units.plural(len(scalar), 'layer')} with {units.percent(share)} of the MACs would compute in floats, "
+            "one value at a time and many times slower than predicted: the vectors of "
+            f"{target.spec} hold integers only; the recipe quantize makes int8 of them"
+        )
+
+
+def _vendor(target: Target) -> Iterable[str]:
+    """What a DSP needs that nnc does not have."""
+    if target.unit.kind == "dsp" and target.unit.lowerable:
+        yield (
+            "module.o runs in QEMU here; for a board, the vendor's Hexagon SDK has to link it into a library that "
+            "FastRPC loads, signed by the vendor unless the board accepts unsigned ones"
+        )
 
 
 def target_spec(report: Report) -> str:

@@ -48,6 +48,7 @@ _SOURCES = {
 # fmt: off
 _CONTENTS = {
     "model.onnx": "the compressed model", "model.onnx.data": "its weights", "module.so": "the library for the target",
+    "module.o": "the network for the DSP, to be linked",
     "kernels.cl": "the kernels in OpenCL C", "kernels.cu": "the kernels in CUDA C",
     "kernels.ptx": "the same, compiled for the target", "network.json": "what to launch, on which memory",
     "weights.bin": "the weights as the kernels read them",

@@ -244,3 +244,14 @@ def test_nothing_to_remark() -> None:
 )
 def test_changes_in_words(before: float, after: float, expected: str) -> None:
     assert report.change(report.FIGURES[0], before, after) == expected
+
+
+def test_remarks_on_a_dsp() -> None:
+    """Floats have no vectors there, and a board needs the vendor's tools."""
+    scalar = Layer("b", "Conv", (1, 32, 8, 8), 3, 1, 1.0, "compute", "float32, scalar")
+    layers = [layer(1.0, "compute", channels=32), scalar]
+    said = report.remarks(Prediction(0.0, 0, None, layers), target.load("qcs605:dsp"))
+    (floats,) = [line for line in said if "floats" in line]
+    assert floats.startswith("1 layer with 75.0 % of the MACs would compute in floats, one value at a time")
+    assert any("FastRPC loads" in line for line in said)
+    assert not any("FastRPC" in line for line in remarks(*layers))

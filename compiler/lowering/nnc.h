@@ -20,7 +20,8 @@ typedef struct {
   int32_t threads;           // that it was compiled for
   // Decodes packed weights: what the first inference does otherwise. 0, or -1 after an error.
   int (*load_weights)(void);
-  // One inference. `arrays` are the inputs and then the outputs, each at a multiple of 64 bytes. 0, or -1.
+  // One inference. `arrays` are the inputs and then the outputs, each at a multiple of 64 bytes; for a DSP of 128, with
+  // 128 bytes behind it that may be read. 0, or -1.
   int (*run)(void* const* arrays);
 } NncNetwork;
 

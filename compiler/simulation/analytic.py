@@ -29,7 +29,8 @@ class Layer:
     bound: str
     """What takes the longest: "compute", "cache", "memory" or "dispatch"."""
     dtype: str
-    """Of the arithmetic, and of weights that are kept in another: "float32, int8 weights"."""
+    """Of the arithmetic, of weights that are kept in another, and where a DSP computes one value at a time: "float32",
+    "float32, int8 weights", "float32, scalar"."""
     reason: str | None = None
     """Why it computes in floats next to integers."""
     float_ms: float | None = None
@@ -66,7 +67,7 @@ def predict(graph: gs.Graph, target: Target, threads: int | None = None) -> Pred
         latency_ms=float(seconds * 1e3),
         peak_activation_bytes=peak_bytes(graph, executed),
         energy_mj=_energy_mj(target, threads, float(seconds), todo, dtypes, cost),
-        layers=[_layer(kernel, cost, index, in_floats) for index, kernel in enumerate(executed)],
+        layers=[_layer(kernel, target, cost, index, in_floats) for index, kernel in enumerate(executed)],
         error=target.unit.efficiency[main].error,
     )
 
@@ -80,6 +81,11 @@ def _cost(todo: Work, target: Target, threads: int, dtype: Dtype) -> Cost:
 def _arithmetic(kernel: Kernel, target: Target) -> Dtype:
     """The type that the unit computes the kernel in: the kernel's, or the first of the unit's."""
     return next((dtype for dtype in target.unit.dtypes if dtype == kernel.dtype), target.unit.dtypes[0])
+
+
+def _is_scalar(kernel: Kernel, target: Target) -> bool:
+    """Whether the vectors of a DSP don't compute in the kernel's type."""
+    return target.unit.kind == "dsp" and kernel.dtype.startswith("float") and kernel.dtype not in target.unit.dtypes
 
 
 def _pick(costs: dict[Dtype, Cost], dtypes: np.ndarray, name: str) -> np.ndarray:
@@ -102,7 +108,7 @@ def _energy_mj(
     return float(idle * seconds * 1e3 + (computed + cost.dram_bytes.sum() * per_byte) * 1e-9)
 
 
-def _layer(kernel: Kernel, cost: Cost, index: int, in_floats: np.ndarray | None) -> Layer:
+def _layer(kernel: Kernel, target: Target, cost: Cost, index: int, in_floats: np.ndarray | None) -> Layer:
     output = kernel.outputs[0]
     integers = kernel.dtype == "int8" and kernel.macs and in_floats is not None
     return Layer(
@@ -113,7 +119,7 @@ def _layer(kernel: Kernel, cost: Cost, index: int, in_floats: np.ndarray | None)
         params=sum(measure.params(node) for node in kernel.nodes),
         latency_ms=float(cost.seconds[index] * 1e3),
         bound=max(CAUSES, key=lambda cause: getattr(cost, cause)[index]),
-        dtype=kernel.spelled_dtype,
+        dtype=kernel.spelled_dtype + (", scalar" if _is_scalar(kernel, target) else ""),
         reason=kernel.reason,
         float_ms=float(in_floats[index] * 1e3) if integers and in_floats is not None else None,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,8 +24,9 @@ class EmulatedDsp:
         if not path.is_file():
             raise NncError(f"{path}: no such file")
         self._emulator, self._path = emulator(), path
-        self._folder = tempfile.TemporaryDirectory(prefix="nnc-")
-        self._program = module.program(path.resolve(), target, Path(self._folder.name))
+        folder = Path(tempfile.mkdtemp(prefix="nnc-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self._program = module.program(path.resolve(), target, folder)
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The outputs for `inputs`, both in the model's order, with the shapes and dtypes it declares."""

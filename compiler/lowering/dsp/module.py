@@ -27,7 +27,7 @@ def link(objects: Sequence[Path], target: Target, options: Sequence[str], folder
 
 def _compiled(source: Path, target: Target, options: Sequence[str]) -> Path:
     made = source.with_suffix(".o")
-    command = [*compiler(target), "-std=c11", "-O2", "-g0", *options, f"-Wa,-I{source.parent}"]
+    command = [*compiler(target), "-std=c11", "-O2", "-g0", "-fPIC", *options, f"-Wa,-I{source.parent}"]
     cross.run([*command, "-c", source, "-o", made])
     return made
 

@@ -32,7 +32,7 @@ size_t Count(const NncTensor* tensor) {
 size_t Bytes(const NncTensor* tensor) { return Count(tensor) * (size_t)atoi(tensor->type + 2); }
 
 void* Allocate(const NncTensor* tensor) {
-  void* memory = aligned_alloc(64, (Bytes(tensor) + 64) / 64 * 64);
+  void* memory = aligned_alloc(128, Bytes(tensor) / 128 * 128 + 256);
   if (!memory) Fail("there is not enough memory for %s", Described(tensor));
   return memory;
 }

@@ -16,11 +16,11 @@ size_t Bytes(const NncTensor* tensor);
 // 'input' float32 [1, 3, 224, 224]
 const char* Described(const NncTensor* tensor);
 
-// The values in a file, at a multiple of 64 bytes. Stops where it holds another type or shape than `tensor`.
+// The values in a file, at a multiple of 128 bytes. Stops where it holds another type or shape than `tensor`.
 void* NpyRead(const char* path, const NncTensor* tensor);
 void NpyWrite(const char* path, const NncTensor* tensor, const void* values);
 
-// Room for the values of a tensor, at a multiple of 64 bytes.
+// Room for the values of a tensor, at a multiple of 128 bytes and with 128 more behind it, as a DSP wants it.
 void* Allocate(const NncTensor* tensor);
 
 #endif
