@@ -50,7 +50,7 @@ class Layer:
     x: gs.Tensor
     quantization: Quantization
     W: np.ndarray
-    """int8, in the layout of the node's weights; zero stands for zero."""
+    """int8, in the layout of the node's weights; zero stands for zero. int16 where wide ones do not fit."""
     scales: np.ndarray
     """float32 [channels] of the weights, by output channel."""
 
@@ -93,10 +93,11 @@ def dequantized(tensor: gs.Tensor) -> tuple[gs.Tensor, Quantization] | None:
 # -- layers
 
 
-def layer(node: gs.Node) -> Layer | str | None:
+def layer(node: gs.Node, wide: bool = False) -> Layer | str | None:
     """The integers that a layer multiplies, or the reason why it computes in floats.
 
-    None for other operators, and for a layer that has nothing to do with integers.
+    None for other operators, and for a layer that has nothing to do with integers. `wide`: whether weights may be the
+    sums of two bytes, as those of eight bits less their zero point are.
     """
     if node.op not in LAYERS or node.domain not in (None, "", "ai.onnx") or len(node.inputs) < 2:
         return None
@@ -108,7 +109,7 @@ def layer(node: gs.Node) -> Layer | str | None:
         return None if weights_of(node) else "its input is not quantized"
     if stored is None:
         return "its weights are not quantized" if _is_constant(weights) else "both of its inputs are computed"
-    return _layer(node, *x, stored)
+    return _layer(node, *x, stored, wide)
 
 
 def _is_constant(tensor: gs.Tensor) -> bool:
@@ -131,6 +132,11 @@ class _Stored:
     @property
     def fits_int8(self) -> bool:
         return bool(self.W.min(initial=0) >= -128 and self.W.max(initial=0) <= 127)
+
+    @property
+    def fits_two(self) -> bool:
+        """Whether every integer is the sum of two that fit into int8."""
+        return bool(self.W.min(initial=0) >= -256 and self.W.max(initial=0) <= 254)
 
 
 def _stored(weights: gs.Tensor) -> _Stored | None:
@@ -192,7 +198,7 @@ def _has_computed_share(node: gs.Node) -> bool:
     return not (bias is None or bias.is_empty() or isinstance(bias, gs.Constant)) and node.attrs.get("beta", 1.0) != 1.0
 
 
-def _layer(node: gs.Node, x: gs.Tensor, quantization: Quantization, stored: _Stored) -> Layer | str:
+def _layer(node: gs.Node, x: gs.Tensor, quantization: Quantization, stored: _Stored, wide: bool) -> Layer | str:
     W, scales, outputs = stored.W, stored.scales, _output_axis(node)
     if reason := _unlike_others(node, W):
         return reason
@@ -200,14 +206,15 @@ def _layer(node: gs.Node, x: gs.Tensor, quantization: Quantization, stored: _Sto
         return "its weights have scales for blocks of inputs"
     if scales.size > 1 and (stored.axis != outputs or scales.size != W.shape[outputs]):
         return "its weights have scales along another axis than the output channels"
-    if not stored.fits_int8:
+    if not stored.fits_int8 and not (wide and stored.fits_two):
         return "its weights less their zero point do not fit into int8"
-    if W.size // W.shape[outputs] > 2**31 // (255 * 128):
+    if W.size // W.shape[outputs] > 2**31 // (255 * (128 if stored.fits_int8 else 256)):
         return "its sums do not fit into int32"
     along = np.broadcast_to(scales.astype(np.float32), W.shape[outputs])
     if node.op == "ConvTranspose":  # whose groups share them
         along = np.tile(along, node.attrs.get("group", 1))
-    return Layer(x, quantization, W.astype(np.int8, copy=False), np.ascontiguousarray(along))
+    integers = W.astype(np.int8 if stored.fits_int8 else np.int16, copy=False)
+    return Layer(x, quantization, integers, np.ascontiguousarray(along))
 
 
 def _unlike_others(node: gs.Node, W: np.ndarray) -> str:

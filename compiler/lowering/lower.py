@@ -51,7 +51,7 @@ def lower(
     """
     graph, stored = graph.copy(), dot_of(unit).dtype
     integers.settle(graph, stored)
-    found = {id(node): integers.layer(node) for node in graph.nodes}
+    found = {id(node): integers.layer(node, wide=isinstance(unit, Dsp)) for node in graph.nodes}
     # GPUs multiply the floats that integers stand for.
     nodes = [] if isinstance(unit, Gpu) else graph.nodes
     held = {id(node): weights for node in nodes if (weights := integers.weights_of(node))}

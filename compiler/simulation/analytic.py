@@ -53,7 +53,7 @@ class Prediction:
 
 def predict(graph: gs.Graph, target: Target, threads: int | None = None) -> Prediction:
     """Costs of one inference of `graph`, whose tensors have static shapes, on `threads` cores of the target's unit."""
-    executed, threads = kernels(graph), threads or target.unit.threads
+    executed, threads = kernels(graph, target.unit.kind == "dsp"), threads or target.unit.threads
     todo = work(executed)
     dtypes = np.array([_arithmetic(kernel, target) for kernel in executed])
     costs = {dtype: _cost(todo, target, threads, dtype) for dtype in target.unit.dtypes}

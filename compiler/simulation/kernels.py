@@ -29,6 +29,8 @@ class Kernel:
     """Variables it reads from memory, each once."""
     weights: list[gs.Constant]
     outputs: list[gs.Tensor] = field(default_factory=list)
+    wide: bool = False
+    """Whether weights may be the sums of two bytes."""
 
     @property
     def anchor(self) -> gs.Node:
@@ -41,7 +43,7 @@ class Kernel:
     @property
     def dtype(self) -> str:
         """Type of the arithmetic: "int8" where integers are multiplied or moved, otherwise the anchor's output's."""
-        if isinstance(integers.layer(self.anchor), integers.Layer):
+        if isinstance(integers.layer(self.anchor, self.wide), integers.Layer):
             return "int8"
         moves = integers.is_move(self.anchor) and dtype_name(source(self.anchor.inputs[0])) in _BYTES
         return "int8" if moves else dtype_name(self.anchor.outputs[0])
@@ -54,16 +56,16 @@ class Kernel:
     @property
     def reason(self) -> str | None:
         """Why a layer next to integers does not multiply them."""
-        found = integers.layer(self.anchor)
+        found = integers.layer(self.anchor, self.wide)
         return found if isinstance(found, str) else None
 
 
-def kernels(graph: gs.Graph) -> list[Kernel]:
+def kernels(graph: gs.Graph, wide: bool = False) -> list[Kernel]:
     """The graph's nodes as fused kernels, in the graph's (topological) order.
 
     An elementwise node joins the last kernel that feeds it if nothing else reads that kernel's output. A
     DequantizeLinear belongs to its readers: they load the integers. Nodes of constants alone are computed at
-    compile time.
+    compile time. `wide`: whether the unit multiplies weights that are the sums of two bytes.
     """
     readers = _readers(graph)
     made: list[Kernel] = []
@@ -80,7 +82,7 @@ def kernels(graph: gs.Graph) -> list[Kernel]:
             _join(made[last], node, variables, weights)
         else:
             last = len(made)
-            made.append(Kernel([node], variables, weights, list(node.outputs)))
+            made.append(Kernel([node], variables, weights, list(node.outputs), wide))
         producer |= {id(tensor): last for tensor in node.outputs}
     return made
 

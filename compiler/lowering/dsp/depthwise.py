@@ -22,7 +22,7 @@ from nnc.lowering.dsp import hvx
 from nnc.lowering.dsp.finish import PIXELS, Finish, Writer
 from nnc.lowering.dsp.hvx import Expr
 from nnc.lowering.dsp.rows import Rows
-from nnc.lowering.dsp.unit import LANES
+from nnc.lowering.dsp.unit import LANES, VECTOR_BYTES
 from nnc.lowering.kernels.depthwise import Depthwise
 from nnc.lowering.kernels.gemm import lane, scratch
 
@@ -34,7 +34,13 @@ _UNROLLED = 4
 
 
 def pack(W: np.ndarray, conv: Depthwise) -> np.ndarray:
-    """Pack int8 weights `[channels, 1, kh, kw]` to `[block][kh][four kw][lane * 4]`."""
+    """Pack weights `[channels, 1, kh, kw]` to int8 `[block][kh][four kw][lane * 4]`.
+
+    Those of int16 become two bytes that are added up, `[block][kh][four kw][2 * lane * 4]`.
+    """
+    if W.dtype == np.int16:
+        low = np.clip(W, -128, 127)
+        return np.concatenate([pack(part.astype(np.int8), conv) for part in (low, W - low)], axis=-1)
     groups = ceil(conv.window.kernel[1] / _TAPS)
     padded = np.zeros((conv.blocks * LANES, conv.window.kernel[0], groups * _TAPS), np.int8)
     padded[: conv.channels, :, : conv.window.kernel[1]] = W[:, 0]
@@ -118,6 +124,7 @@ class _Kernel:
         first, second, third, fourth = (*read, *[read[0]] * (_TAPS - len(read)))
         pairs = zip(hvx.shuffled(first, second, 1), hvx.shuffled(third, fourth, 1), strict=True)
         words = [word for pair in pairs for word in hvx.shuffled(*pair, 2)]
-        weights = T.bind(hvx.load(T.buffer_proxy(W), *place, 0))
-        for total, word in zip(sums, words, strict=False):
-            total[lane(LANES)] = hvx.multiplied(total[lane(LANES)], word, weights)
+        for first in range(0, int(W.shape[-1]), VECTOR_BYTES):
+            weights = T.bind(hvx.load(T.buffer_proxy(W), *place, first))
+            for total, word in zip(sums, words, strict=False):
+                total[lane(LANES)] = hvx.multiplied(total[lane(LANES)], word, weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from nnc.lowering.kernels import int8_conv2d, int8_gemm
 from nnc.lowering.kernels.conv2d import Conv2d
 from nnc.lowering.kernels.depthwise import Depthwise
 from nnc.lowering.kernels.int8_conv2d import Int8Conv2d
-from nnc.lowering.kernels.int8_dot import DEPTH
+from nnc.lowering.kernels.int8_dot import DEPTH, Dot
 from nnc.lowering.kernels.pool import Pool
 from nnc.lowering.kernels.unit import Unit, dot_of
 from nnc.lowering.layers import TEMPLATES as SCALAR
@@ -69,7 +70,7 @@ def conv(lowering: Lowering, group: Group) -> bool:
     few = channels < LANES and not lowering.has_blocks(x)
     in_block = max(DEPTH, 1 << (channels - 1).bit_length()) if few else LANES
     direct = Conv2d(batch, channels, W.shape[0], window, groups, in_block, LANES)
-    problem, out_size = Int8Conv2d(direct, quantization.zero, dot_of(vectors(lowering))), window.out_size
+    problem, out_size = Int8Conv2d(direct, quantization.zero, _dot(lowering, W)), window.out_size
     if finish.fits(*out_size):
         problem = problem.flattened(vectors(lowering))
         finish = finish.reshaped(*problem.conv.window.out_size)
@@ -93,10 +94,15 @@ def conv_transpose(lowering: Lowering, group: Group) -> bool:
     batch, channels, *size = shape_of(node.outputs[0])
     result = Tensor((batch, -(-channels // LANES), *size, LANES), finish.dtype)
     for direct, taps in phases(node, W, LANES):
-        problem = Int8Conv2d(direct, quantization.zero, dot_of(vectors(lowering)))
+        problem = Int8Conv2d(direct, quantization.zero, _dot(lowering, W))
         _direct(lowering, group, problem, lowering.blocked(x), taps, finish, result)
     lowering.define(group.outputs[0], result, LANES)
     return True
+
+
+def _dot(lowering: Lowering, W: np.ndarray) -> Dot:
+    """The dot product with weights of a byte, or of two that are added up."""
+    return replace(dot_of(vectors(lowering)), parts=W.dtype.itemsize)
 
 
 def _direct(
@@ -122,7 +128,7 @@ def _depthwise(
     _call(
         lowering,
         group,
-        ("dsp_depthwise", problem, finish.key),
+        ("dsp_depthwise", problem, W.dtype.itemsize, finish.key),
         [lowering.blocked(x), depthwise.pack(W, problem), depthwise.starts(W, problem), *finish.operands],
         result,
         lambda X, P, S, *extras: depthwise.compute(X, P, S, problem, finish, extras),
@@ -192,12 +198,12 @@ def product(lowering: Lowering, group: Group) -> bool:
     finish = steps.of_rows(lowering, group, bias, along, largest, rows)
     if finish is None:
         return False
-    plan, dot = int8_gemm.best_plan(rows, columns, depth, vectors(lowering)), dot_of(vectors(lowering))
+    plan, dot = int8_gemm.best_plan(rows, columns, depth, vectors(lowering)), _dot(lowering, W)
     result = Tensor(out_shape, finish.dtype)
     _call(
         lowering,
         group,
-        ("dsp_gemm", rows, columns, depth, plan, quantization.zero, finish.key),
+        ("dsp_gemm", rows, columns, depth, plan, dot, finish.key),
         [
             whole_steps(lowering, node, lowering.plain(x).view((rows, depth))),
             int8_gemm.pack(W, plan, dot),

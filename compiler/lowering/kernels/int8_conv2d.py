@@ -143,11 +143,11 @@ def pack(W: np.ndarray, problem: Int8Conv2d, plan: Plan) -> np.ndarray:
 
 
 def _dense(W: np.ndarray, problem: Int8Conv2d, plan: Plan) -> np.ndarray:
-    """Weights int8 `[group][in channel that it reads][kh][kw][out channel]`; between groups they are zero."""
+    """Weights `[group][in channel that it reads][kh][kw][out channel]`; between groups they are zero."""
     conv, width = problem.conv, plan.tile.vectors * problem.conv.block
     most, firsts = conv.reads(plan.tile.vectors)
     ins, outs = conv.in_channels // conv.groups, conv.out_channels // conv.groups
-    dense = np.zeros((len(firsts), most * conv.in_block, *conv.window.kernel, width), np.int8)
+    dense = np.zeros((len(firsts), most * conv.in_block, *conv.window.kernel, width), W.dtype)
     for o in range(conv.out_channels):
         start = o // outs * ins - firsts[o // width] * conv.in_block
         dense[o // width, start : start + ins, :, :, o % width] = W[o]
@@ -300,7 +300,7 @@ class Kernel:
         with T.serial(0, conv.reads(count)[0]) as i, T.serial(*window.rows(y)) as kh:
             for tap in tiles.taps():
                 with tap.loop() as kw, T.serial(0, self._steps(i)) as j:
-                    packed = [W[group, i, kh, kw, j, v, lane(dot.depth * conv.block)] for v in range(count)]
+                    packed = [W[group, i, kh, kw, j, v, lane(dot.width)] for v in range(count)]
                     weights = [dot.weights(each) for each in packed]
                     self._fetch_ahead(W, (group, i, kh, kw, j))
                     for c in range(*tap.inside):

@@ -7,7 +7,7 @@ with as many weights of an output channel. Weights are signed; activations are t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -37,6 +37,8 @@ class Dot:
 
     instruction: Instruction
     lanes: int
+    parts: int = 1
+    """Bytes that a weight is the sum of: two, of vrmpy alone, where it has nine bits."""
 
     @property
     def dtype(self) -> Literal["int8", "uint8"]:
@@ -49,6 +51,11 @@ class Dot:
         return 2 if self.widens else DEPTH
 
     @property
+    def width(self) -> int:
+        """Bytes of the weights of one step."""
+        return self.parts * self.depth * self.lanes
+
+    @property
     def widens(self) -> bool:
         """Whether it multiplies integers of 16 bits."""
         return self.instruction == "vpmaddwd"
@@ -59,7 +66,10 @@ class Dot:
         return self.instruction in ("smlal", "smull")
 
     def arrange(self, W: np.ndarray) -> np.ndarray:
-        """Weights int8 `[..., channels, lanes]` as `[..., step, depth * lanes]` in the order of the instruction."""
+        """Weights `[..., channels, lanes]` as int8 `[..., step, width]` in the order of the instruction."""
+        if self.parts == 2:
+            low, one = np.clip(W, -128, 127), replace(self, parts=1)
+            return np.concatenate([one.arrange(part.astype(np.int8)) for part in (low, W - low)], axis=-1)
         *front, channels, lanes = W.shape
         count, depth = channels // self.depth, self.depth
         steps = W.reshape(*front, count, depth, lanes)
@@ -77,7 +87,10 @@ class Dot:
         return [T.bind(T.broadcast(word, self.lanes))]
 
     def weights(self, packed: Expr) -> list[Expr]:
-        """Int8 weights of one step, `depth * lanes` of them, as the instruction reads them."""
+        """Int8 weights of one step, `width` of them, as the instruction reads them."""
+        if self.parts == 2:
+            half = self.width // 2
+            return [T.bind(tirx.Shuffle([packed], list(range(at, at + half)))) for at in (0, half)]
         if self.widens:
             return [T.bind(packed.astype(f"int16x{2 * self.lanes}"))]
         if not self.in_pairs:
@@ -91,8 +104,10 @@ class Dot:
             pairs = tirx.reinterpret(f"int16x{2 * self.lanes}", x[0])
             return fenced(total + _pmaddwd(pairs, w[0], self.lanes), self.lanes)
         if self.instruction == "vrmpy":
-            words = tirx.reinterpret(f"int32x{self.lanes}", w[0])
-            return _call(f"int32x{self.lanes}", "llvm.hexagon.V6.vrmpybusv.acc.128B", total, x[0], words)
+            for part in w:
+                words = tirx.reinterpret(f"int32x{self.lanes}", part)
+                total = _call(f"int32x{self.lanes}", "llvm.hexagon.V6.vrmpybusv.acc.128B", total, x[0], words)
+            return total
         if not self.in_pairs:
             name = f"llvm.x86.avx512.vpdpbusd.{32 * self.lanes}"
             name = name if self.instruction == "vpdpbusd" else "llvm.aarch64.neon.sdot"

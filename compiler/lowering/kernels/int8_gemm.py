@@ -38,10 +38,10 @@ def best_plan(rows: int, columns: int, depth: int, unit: Unit) -> GemmPlan:
 
 
 def pack(W: np.ndarray, plan: GemmPlan, dot: Dot) -> np.ndarray:
-    """Pack int8 weights `[depth, columns]` to `[panel][step][vector][dot.depth * lanes]`, padded with zeros."""
+    """Pack int8 weights `[depth, columns]` to `[panel][step][vector][dot.width]`, padded with zeros."""
     depth, columns = W.shape
     panels = -(-columns // plan.panel)
-    padded = np.zeros((-(-depth // DEPTH) * DEPTH, panels * plan.panel), np.int8)
+    padded = np.zeros((-(-depth // DEPTH) * DEPTH, panels * plan.panel), W.dtype)
     padded[:depth, :columns] = W
     tiled = padded.reshape(-1, panels, plan.tile.vectors, plan.tile.lanes).transpose(1, 2, 0, 3)
     return np.ascontiguousarray(dot.arrange(tiled).swapaxes(1, 2))
@@ -106,7 +106,7 @@ class Int8Product(Product):
             total[index] = S[panel, v, index]
         depth = self.dot.depth
         with T.serial(0, self.depth // depth) as step:
-            weights = [self.dot.weights(W[panel, step, v, lane(depth * lanes)]) for v in range(vectors)]
+            weights = [self.dot.weights(W[panel, step, v, lane(self.dot.width)]) for v in range(vectors)]
             if self.rows == self.plan.tile.rows:
                 self._stream_bytes(W, panel, step)
             for r, totals in enumerate(sums):

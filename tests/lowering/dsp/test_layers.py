@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 Draft = Any  # of conftest.py
@@ -128,3 +129,21 @@ def test_planes_become_blocks_and_planes_again(draft: Draft, compare: Callable[.
         y = draft.rounded(draft.conv(x, channels, channels, (1, 1)))
         draft.output(draft.q(draft.add("Transpose", y, perm=[0, 2, 3, 1])), draft.q(draft.add("Concat", y, y, axis=1)))
     compare(draft.graph())
+
+
+def test_weights_of_nine_bits(draft: Draft, compare: Callable[..., Any]) -> None:
+    """Unsigned ones less their zero point: sums of two bytes, whichever they are."""
+
+    def weights(*shape: int, zero: int, axis: int = 0) -> str:
+        values = draft.constant(draft.rng.integers(0, 256, shape), np.uint8)
+        scales = draft.constant(np.full(shape[axis], 0.003))
+        return draft.add(
+            "DequantizeLinear", values, scales, draft.constant(np.full(shape[axis], zero), np.uint8), axis=axis
+        )
+
+    for zero in (1, 120, 255):
+        x = draft.input(1, 9, 5, 6)
+        draft.output(draft.q(draft.add("Conv", x, weights(34, 9, 3, 3, zero=zero), pads=[1, 1, 1, 1]), 0.5))
+        draft.output(draft.q(draft.add("Conv", x, weights(9, 1, 3, 3, zero=zero), group=9), 0.1))
+        draft.output(draft.q(draft.add("MatMul", draft.input(3, 18), weights(18, 40, zero=zero, axis=1)), 0.2))
+    assert templates(compare(draft.graph())) == {"dsp_conv2d", "dsp_depthwise", "dsp_gemm"}
