@@ -47,6 +47,10 @@ LatencyOption = Annotated[
     Literal["analytic", "emulated"],
     typer.Option("--latency", help="Of layers: from the target's figures, or from the code itself (AArch64)."),
 ]
+RecordsOption = Annotated[
+    Path | None,
+    typer.Option("--records", metavar="FILE", help="Of tuning records; else in NNC_TUNING, or the cache."),
+]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Seed of everything random.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress, and no tables where files result.")]

@@ -24,6 +24,7 @@ from nnc.output import Memory, OutputFolder
 from nnc.pipeline import Row
 from nnc.recipe import Recipe
 from nnc.target import Target
+from nnc.tuning.records import Records
 
 #: Packages whose version can change what a compile leaves behind.
 _PACKAGES = ("onnx", "onnx-graphsurgeon", "onnxruntime", "numpy", "apache-tvm", "apache-tvm-ffi", "ziglang")
@@ -77,6 +78,9 @@ def _compile(job: Job, graph: gs.Graph, context: Context, folder: OutputFolder) 
     layers = _emulated(job, graph, compressed, library, context, folder, before, after) if library else None
     result = _report(job, context, compressed, rows, before, after) | _library_entries(library) | (layers or {})
     result["weights"] = _weights(compressed, before, after, library)
+    if library is not None:
+        lock["tuning"] = _tuning(library)
+        result["layers"] = [layer | {"tuned": layer["name"] in library["tuned"]} for layer in result["layers"]]
     lock["results"] = {file.name: file_digest(file) for file in files} | (library["files"] if library else {})
     result["files"] = [*lock["results"], *report.FILES]
     report.write(result, lock, folder.staging)
@@ -193,13 +197,17 @@ def _accuracy_after(
 
 def _library(job: Job, graph: gs.Graph, context: Context, folder: OutputFolder) -> dict[str, Any]:
     """Build the library, or keep that of an earlier compile of the same graph: its files by SHA-256, its kernels."""
-    key = _library_key(job, graph)
+    known = Records.load(job.target, job.threads)
+    key = digest(_library_key(job, graph), known.digest)
     kept: dict[str, Any] | None = folder.recalled("library", key)
     if kept is not None and all(_holds(folder.path / name, sha256) for name, sha256 in kept["files"].items()):
         return kept
     from nnc import lowering  # imports tvm, which takes seconds
 
-    built = lowering.build(graph, job.target, folder.staging, threads=job.threads, progress=context.progress)
+    schedules = {"schedules": known} if job.target.unit.kind == "cpu" else {}
+    built = lowering.build(
+        graph, job.target, folder.staging, threads=job.threads, progress=context.progress, **schedules
+    )
     return {
         "key": key,
         "files": {file.name: file_digest(file) for file in built.files},
@@ -208,7 +216,14 @@ def _library(job: Job, graph: gs.Graph, context: Context, folder: OutputFolder) 
         "weight_bytes": built.weight_bytes,
         "packed_bytes": built.packed_bytes,
         "kernels": [asdict(kernel) for kernel in built.kernels],
+        "tuned": built.tuned,
     }
+
+
+def _tuning(library: Mapping[str, Any]) -> dict[str, Any]:
+    """What nnc.lock says of the tuning records that the library depends on."""
+    plans = json.dumps(library["tuned"], sort_keys=True)
+    return {"layers": len(library["tuned"]), "records": digest(plans) if library["tuned"] else None}
 
 
 def _emulated(

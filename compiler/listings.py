@@ -102,3 +102,33 @@ def show_checks(found: Sequence[Check]) -> None:
     if missing:
         out.print("\nHow to get the others:", style="bold")
         out.print(tables.definition(missing))
+
+
+def show_tuning(result: Mapping[str, Any]) -> None:
+    """The gain of every layer, and of all of them together."""
+    out, made = tables.console(), tables.table(*_TUNED, numbers=_TUNED[1:])
+    for row in sorted(result["layers"], key=lambda row: -(row["default_ms"] or 0) * len(row["layers"])):
+        times = (units.milliseconds(row[key]) for key in ("default_ms", "tuned_ms"))
+        counts = f"{row['trials']} of {row['candidates']}"
+        tables.add(made, row["workload"], len(row["layers"]), *times, units.times(row["speedup"]), counts)
+    out.print(made)
+    trials, taken = units.plural(result["trials"], "trial"), units.seconds(result["seconds"])
+    out.print(f"\n{units.times(result['speedup'])} the speed of the default plans, {result['source']}", style="bold")
+    out.print(f"{trials} in {taken}, kept in {result['records']}; nnc compile uses them from now on", style="dim")
+
+
+_TUNED = ("layer", "times", "default", "tuned", "speed-up", "trials")
+
+
+def show_records(rows: Sequence[Mapping[str, Any]]) -> None:
+    """The best record of every workload."""
+    out, made = tables.console(), tables.table("workload", "plan", "speed-up", "from", numbers=("speed-up",))
+    for row in rows:
+        workload = row["workload"]
+        problem = " ".join(
+            f"{key}={value}" for key, value in workload["problem"].items() if not isinstance(value, dict)
+        )
+        tables.add(
+            made, f"{workload['op']} {problem}", row["plan"]["template"], units.times(row["speedup"]), row["from"]
+        )
+    out.print(made if rows else "no records yet: nnc tune MODEL makes some")

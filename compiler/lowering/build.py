@@ -9,7 +9,7 @@ import importlib.util
 import os
 import tempfile
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from nnc.lowering.lower import lower
 from nnc.lowering.machine import machine as known_machine
 from nnc.lowering.program import WIDE_ALIGNMENT, Call, Copy, Operand, Plan, Program, Tensor, plan_memory
 from nnc.lowering.weights import Weights
+from nnc.lowering.workload import Schedules, encoded
 from nnc.target import Target
 
 Progress = Callable[[str, int, int], None]
@@ -63,6 +64,8 @@ class Built:
     """Weights in the order in which the kernels read them, padding included."""
     packed_bytes: int
     """The same as they are in the library, those that are marked (nnc.packing) packed."""
+    tuned: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """The plans that `schedules` knew, in JSON's types, by the first node of the layer."""
 
 
 def build(
@@ -72,15 +75,16 @@ def build(
     *,
     threads: int | None = None,
     progress: Progress = lambda step, done, total: None,
+    schedules: Schedules | None = None,
 ) -> Built:
     """Compile the graph for the target's unit into `out`/module.so, or for a DSP into `out`/module.o.
 
-    `threads` (default: the target's) is how many cores share each kernel. Raises NncError where the unit or a node is
-    not supported, or where a tool is missing; then nothing is written.
+    `threads` (default: the target's) is how many cores share each kernel; `schedules` knows plans that are fast. Raises
+    NncError where the unit or a node is not supported, or where a tool is missing; then nothing is written.
     """
     machine = known_machine(target)
     threads = threads or target.unit.threads
-    program = lower(graph, _unit(target, machine, threads), machine, progress)
+    program = lower(graph, unit_of(target, machine, threads), machine, progress, schedules)
     names = _names(program)
     plan = plan_memory(program)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=out) as name:
@@ -96,10 +100,14 @@ def build(
             library = _link(program, objects, target, machine, folder)
         os.replace(library, out / library.name)
     kernels = [_kernel(step, names) for step in program.steps]
-    return Built([out / library.name], kernels, plan.bytes, weights.bytes, weights.file_bytes)
+    return Built([out / library.name], kernels, plan.bytes, weights.bytes, weights.file_bytes, _tuned(program))
 
 
-def _unit(target: Target, machine: tvm.target.Target, threads: int) -> Unit:
+def _tuned(program: Program) -> dict[str, dict[str, Any]]:
+    return {choice.nodes[0]: encoded(choice.plan) for choice in program.choices if choice.tuned}
+
+
+def unit_of(target: Target, machine: tvm.target.Target, threads: int) -> Unit:
     """The figures of the first `threads` cores of a target's unit."""
     if target.unit.kind == "dsp":
         return dsp_unit(target, threads)

@@ -33,6 +33,7 @@ from nnc.lowering.shapes import dtype_of, shape_of
 from nnc.lowering.signals import as_images
 from nnc.lowering.tail import Tail, block_constant
 from nnc.lowering.templates import templates_of
+from nnc.lowering.workload import Choice, Schedules, Unknown, Workload
 from nnc.quantize import scheme
 
 PLAIN = 1  # the block of NCHW
@@ -44,8 +45,11 @@ def lower(
     unit: Unit,
     machine: tvm.target.Target,
     progress: Callable[[str, int, int], None] = lambda step, done, total: None,
+    schedules: Schedules | None = None,
 ) -> Program:
     """The program of a graph with static shapes for one unit; `machine` is what TVM knows of it.
+
+    Plans are those that `schedules` knows; what it does not know is planned from the unit's figures.
 
     Raises NncError for a node that nnc can't lower.
     """
@@ -59,7 +63,7 @@ def lower(
     _fold_weights(graph)
     as_images(graph)
     integers.settle(graph, stored)  # what stands between signals and images moves integers too
-    lowering = Lowering(unit, machine, graph.opset, found, held)
+    lowering = Lowering(unit, machine, graph.opset, found, held, schedules or Unknown())
     lowering.add_inputs(graph.inputs)
     groups = fuse.partition(graph, frozenset(lowering.layers))
     for done, group in enumerate(groups):
@@ -103,10 +107,12 @@ class Lowering:
         opset: int,
         found: Mapping[int, integers.Layer | str | None],
         held: Mapping[int, integers.Weights],
+        schedules: Schedules,
     ) -> None:
         """`found` is what `integers.layer` says of every node, by the node's id, and `held` what `weights_of` says."""
         self.unit = unit
         self._found, self._held = found, held
+        self._schedules = schedules
         self._opset = opset
         self.machine = machine
         self.block = LANES if isinstance(unit, Dsp) else lanes_of(unit)
@@ -205,6 +211,17 @@ class Lowering:
         return result
 
     # -- steps
+
+    def plan(self, group: Group, problem: Any, tail: Tail) -> Any:
+        """The plan that a template computes a problem with: what is known to be fast, or what the figures choose."""
+        if isinstance(self.unit, Gpu):  # its templates are others
+            return self.templates.of(problem).best_plan(problem, self.unit)
+        workload = Workload.of(problem, tail)
+        known = self._schedules.find(workload)
+        plan = None if known is None else workload.decoded(known, self.unit)
+        made = workload.default(self.unit) if plan is None else plan
+        self.program.choices.append(Choice([node.name for node in group.nodes], workload, made, plan is not None))
+        return made
 
     def call(
         self,

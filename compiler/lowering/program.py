@@ -97,6 +97,8 @@ class Program:
     inputs: dict[str, Tensor] = field(default_factory=dict)
     outputs: dict[str, Tensor] = field(default_factory=dict)
     steps: list[Call | Copy] = field(default_factory=list)
+    choices: list[Any] = field(default_factory=list)
+    """nnc.lowering.workload.Choice, of every layer that could have had another plan."""
     alignment: int = ALIGNMENT
 
     @property

@@ -25,6 +25,10 @@ class Templates:
     pool: Any
     relayout: Any
 
+    def of(self, problem: Any) -> Any:
+        """The module that takes a convolution."""
+        return self.depthwise if isinstance(problem, depthwise.Depthwise) else self.conv2d
+
 
 _CPU = Templates(conv2d, depthwise, pool, relayout)
 _GPU = Templates(gpu_conv2d, gpu_depthwise, gpu_pool, gpu_relayout)

@@ -14,7 +14,7 @@ than a block, the weights in between are zero.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, product
 from math import ceil
@@ -66,6 +66,13 @@ class Conv2d:
     phase: Phase | None = None
 
     @property
+    def in_shape(self) -> tuple[int, ...]:
+        """The shape of what is read."""
+        if self.in_block == 1:
+            return self.batch, self.in_channels, *self.window.size
+        return self.batch, self.in_blocks, *self.window.size, self.in_block
+
+    @property
     def out_shape(self) -> tuple[int, int, int, int, int]:
         """The shape of what is written, or written into."""
         size = self.phase.size if self.phase else self.window.out_size
@@ -89,6 +96,11 @@ class Conv2d:
         most = max(end - start for start, end in spans)
         return most, [min(start, self.in_blocks - most) for start, _ in spans]
 
+    def unrolls(self, steps: int) -> bool:
+        """Whether the channels of every input block are a multiple of `steps`."""
+        rest = self.in_channels % self.in_block if self.groups == 1 else 0
+        return self.in_block % steps == 0 and rest % steps == 0
+
     def first_block(self, group: Expr, vectors: int) -> Expr:
         """The first input block that a group of `vectors` output blocks reads, as `reads` counts it."""
         most, firsts = self.reads(vectors)
@@ -104,20 +116,29 @@ class Conv2d:
         (down, right), (top, left) = self.phase.strides, self.phase.first
         return y * down + top, x * right + left
 
+    def widths(self) -> list[int]:
+        """Of the images that a convolution can compute on: a pointwise one sees no rows."""
+        if not self.window.is_pointwise or self.phase:
+            return [self.window.out_size[1]]
+        pixels = self.window.size[0] * self.window.size[1]
+        return [w for w in range(1, min(pixels, 64) + 1) if pixels % w == 0] + [self.window.size[1]]
+
+    def of_width(self, width: int) -> Conv2d:
+        """The same pointwise convolution over an image with rows of `width` pixels; any other as it is."""
+        if width == self.window.out_size[1]:
+            return self
+        size = (self.window.size[0] * self.window.size[1] // width, width)
+        return replace(self, window=replace(self.window, size=size, out_size=size))
+
     def flattened(self, unit: Unit) -> Conv2d:
         """The same pointwise convolution over an image whose width suits the register tile."""
-        if not self.window.is_pointwise or self.phase:
-            return self
-        pixels = self.window.size[0] * self.window.size[1]
-        widths = [w for w in range(1, min(pixels, 64) + 1) if pixels % w == 0] + [self.window.size[1]]
-
-        def reshaped(width: int) -> Conv2d:
-            size = (pixels // width, width)
-            return replace(self, window=replace(self.window, size=size, out_size=size))
-
         return min(
-            map(reshaped, widths), key=lambda conv: (_cycles(conv, best_plan(conv, unit).tile), -conv.window.size[1])
+            map(self.of_width, self.widths()),
+            key=lambda conv: (_cycles(conv, best_plan(conv, unit).tile), -conv.window.size[1]),
         )
+
+
+FETCH_AHEAD = 4096  # bytes; 120 -> 205 GFLOP/s where 49 pixels read 4 MB of weights
 
 
 @dataclass(frozen=True)
@@ -126,25 +147,56 @@ class Plan:
 
     tile: RegisterTile
     split: Literal["rows", "channels"]
+    ahead: int = FETCH_AHEAD
+    """Bytes of weights from here that each step fetches; 0: none."""
+    unroll: int = 1
+    """Steps of the reduction, input channels, in the body of its loop."""
+    loads: Literal["scalars", "vectors"] = "scalars"
+    """What is loaded of the input: a scalar for every product, or the channels of `unroll` steps at once."""
+    width: int | None = None
+    """Of the image that a pointwise convolution computes on; None: its own."""
 
 
 def best_plan(conv: Conv2d, unit: Unit) -> Plan:
     """The register tile with the fewest cycles; threads share whatever is larger, so that it is read once."""
+    tile = min(_tiles(conv, unit), key=lambda tile: (_cycles(conv, tile), -tile.rows))
+    pixels = conv.batch * conv.window.size[0] * conv.window.size[1]
+    weights = conv.out_channels * conv.window.kernel[0] * conv.window.kernel[1] // conv.groups
+    return Plan(tile, "rows" if pixels > weights else "channels")
+
+
+def plans(conv: Conv2d, unit: Unit) -> Iterator[Plan]:
+    """Every register tile that fits, with both splits, and each way to write the reduction.
+
+    Wide units broadcast scalars as they load them; those of 128 bits multiply with one lane of a register as well.
+    """
+    unrolls = [steps for steps in (1, 2, 4) if conv.unrolls(steps)]
+    loads = [("scalars", steps) for steps in unrolls]
+    if unit.vector_bits == 128 and conv.in_block > 1:
+        loads += [("vectors", steps) for steps in unrolls if steps > 1]
     width = conv.window.out_size[1]
-    tiles = [
+    for tile in (each for each in _tiles(conv, unit) if each.rows == ceil(width / ceil(width / each.rows))):
+        for split, ahead, (load, unroll) in product(("rows", "channels"), (0, FETCH_AHEAD), loads):
+            yield Plan(tile, split, ahead, unroll, load)  # type: ignore[arg-type]
+
+
+def cycles(conv: Conv2d, plan: Plan) -> float:
+    """What a plan is expected to take, up to a constant; splits and fetches are not told apart."""
+    return _cycles(conv, plan.tile)
+
+
+def _tiles(conv: Conv2d, unit: Unit) -> list[RegisterTile]:
+    """The register tiles that fit."""
+    width = conv.window.out_size[1]
+    return [
         RegisterTile(columns, vectors, conv.block)
         for vectors in range(1, 9)
         if conv.out_blocks % vectors == 0
         for columns in range(1, min(width, max_rows(vectors, conv.block, unit)) + 1)
         if vectors * (columns + 1) < unit.vector_registers
     ]
-    tile = min(tiles, key=lambda tile: (_cycles(conv, tile), -tile.rows))
-    pixels = conv.batch * conv.window.size[0] * conv.window.size[1]
-    weights = conv.out_channels * conv.window.kernel[0] * conv.window.kernel[1] // conv.groups
-    return Plan(tile, "rows" if pixels > weights else "channels")
 
 
-FETCH_AHEAD = 4096  # bytes; 120 -> 205 GFLOP/s where 49 pixels read 4 MB of weights
 FMA_LATENCY = 4.0  # cycles before an accumulator can be added to again
 TILE_STEPS = 6.0  # the cost of starting and storing a tile, in steps of the reduction
 
@@ -238,25 +290,43 @@ class _Kernel:
 
     def _reduce(self, X: Any, W: Any, tiles: Tiles, place: list[Expr], x: Expr, sums: list[list[Any]]) -> None:
         """Add up the products of one tile."""
-        conv, window = self.conv, self.conv.window
+        conv, window, unroll = self.conv, self.conv.window, self.plan.unroll
         n, y, group = place
-        index, vectors = lane(conv.block), self.plan.tile.vectors
         with T.serial(0, packed_shape(conv, self.plan)[1]) as i, T.serial(*window.rows(y)) as kh:
-            block, row = T.bind(conv.first_block(group, vectors) + i), T.bind(window.row(y, kh))
+            block = T.bind(conv.first_block(group, self.plan.tile.vectors) + i)
+            row = T.bind(window.row(y, kh))
             for tap in tiles.taps():
-                with tap.loop() as kw, T.serial(0, self._depth(i)) as j:
-                    weights = [T.bind(T.buffer_proxy(W)[group, i, kh, kw, j, v, index]) for v in range(vectors)]
-                    self._fetch_ahead(W, (group, i, kh, kw, j))
-                    for c in range(*tap.inside):
-                        pixel = (n, block, row, window.column(x + c, kw), j)[: len(X.shape)]
-                        scalar = T.bind(splat(X[pixel], conv.block))
-                        for total, weight in zip(sums[c], weights, strict=True):
-                            total[index] = total[index] + scalar * weight
+                with tap.loop() as kw, T.serial(0, self._depth(i) // unroll) as step:
+                    first = T.bind(step * unroll) if unroll > 1 else step
+                    pixels = {c: (n, block, row, window.column(x + c, kw)) for c in range(*tap.inside)}
+                    inputs = self._inputs(X, pixels, first)
+                    for k in range(unroll):
+                        self._multiply(W, (group, i, kh, kw, first + k), {c: inputs(c, k) for c in pixels}, sums)
+
+    def _inputs(self, X: Any, pixels: Mapping[int, tuple[Expr, ...]], first: Expr) -> Callable[[int, int], Expr]:
+        """What gives the input of column c, channel first + k, in every lane."""
+        if self.plan.loads == "scalars":
+            return lambda c, k: splat(X[(*pixels[c], first + k)[: len(X.shape)]], self.conv.block)
+        along = T.ramp(first, 1, self.plan.unroll)
+        loaded = {c: T.bind(T.buffer_proxy(X)[(*pixel, along)]) for c, pixel in pixels.items()}
+        return lambda c, k: splat(tirx.Shuffle([loaded[c]], [k]), self.conv.block)
+
+    def _multiply(self, W: Any, place: Sequence[Expr], inputs: Mapping[int, Expr], sums: list[list[Any]]) -> None:
+        """One step: add the products of an input channel."""
+        index = lane(self.conv.block)
+        weights = [T.bind(T.buffer_proxy(W)[(*place, v, index)]) for v in range(self.plan.tile.vectors)]
+        self._fetch_ahead(W, place)
+        for c, value in inputs.items():
+            scalar = T.bind(value)
+            for total, weight in zip(sums[c], weights, strict=True):
+                total[index] = total[index] + scalar * weight
 
     def _fetch_ahead(self, W: Any, place: Sequence[Expr]) -> None:
         """Prefetch weights; where they stay in the first-level cache anyway, this costs next to nothing."""
+        if not self.plan.ahead:
+            return
         for lane_ in range(0, self.plan.tile.vectors * self.conv.block, CACHE_LINE // 4):
-            prefetch(W, (*place, 0, FETCH_AHEAD // 4 + lane_), level=1)
+            prefetch(W, (*place, 0, self.plan.ahead // 4 + lane_), level=1)
 
     def _depth(self, i: Expr) -> Expr:
         """The channels of an input block that the reduction goes through: the padding of the last one is skipped."""

@@ -9,7 +9,7 @@ multiply-adds of floats are as many per cycle as any of integers that does not s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -34,6 +34,13 @@ class Depthwise:
     block: int
     zero: int | None = None
     """The zero point of bytes; None for float32."""
+    dtype: str = "float32"
+    """Of the input."""
+
+    @property
+    def in_shape(self) -> tuple[int, ...]:
+        """The shape of what is read."""
+        return self.batch, self.blocks, *self.window.size, self.block
 
     @property
     def blocks(self) -> int:
@@ -49,10 +56,21 @@ class Plan:
 
 def best_plan(conv: Depthwise, unit: Unit) -> Plan:
     """As many columns as the registers hold beside the weights of a kernel row and one input."""
+    return Plan(most_columns(conv, unit))
+
+
+def plans(conv: Depthwise, unit: Unit) -> Iterator[Plan]:
+    """Every number of columns that the registers hold, if all tiles of a row have as many, or one less."""
+    width = conv.window.out_size[1]
+    even = {ceil(width / parts) for parts in range(1, width + 1)}
+    return (Plan(columns) for columns in range(most_columns(conv, unit), 0, -1) if columns in even)
+
+
+def most_columns(conv: Depthwise, unit: Unit) -> int:
+    """The columns that the registers hold beside the weights of a kernel row and one input."""
     per_vector = ceil(conv.block / lanes_of(unit))
     registers = unit.vector_registers // per_vector
-    most = max(1, registers - conv.window.kernel[1] - 2)
-    return Plan(min(most, conv.window.out_size[1]))
+    return min(max(1, registers - conv.window.kernel[1] - 2), conv.window.out_size[1])
 
 
 def pack(W: np.ndarray, conv: Depthwise) -> np.ndarray:

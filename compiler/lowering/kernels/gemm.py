@@ -166,6 +166,36 @@ class GemmPlan:
         return self.tile.vectors * self.tile.lanes
 
 
+@dataclass(frozen=True)
+class Gemm:
+    """A product `[rows, depth] x [depth, columns]` with constant weights."""
+
+    rows: int
+    columns: int
+    depth: int
+    dtype: str = "float32"
+    """Of the weights."""
+    group: int | None = None
+    """Rows of the weights that share scales, where these differ along the depth."""
+
+
+def plans(problem: Gemm, unit: Unit) -> Iterator[GemmPlan]:
+    """Every register tile, with its share of the rows in one to four tasks per thread, and the depth in blocks.
+
+    Few rows stay in one tile: then the weights are fetched ahead of their one use.
+    """
+    lanes, few = lanes_of(unit), problem.rows <= FEW_ROWS
+    depths = {even_share(problem.depth, unit.l2_bytes // share) for share in (1 << 8, 1 << 10)} | {problem.depth}
+    for vectors in range(1, 9):
+        most = min(problem.rows, max(1, (unit.vector_registers - 1 - vectors) // vectors))
+        for rows in range(problem.rows if few else 1, most + 1):
+            tiles = ceil(problem.rows / rows)
+            for parts in {min(tiles, unit.threads * each) for each in (1, 2, 4)}:
+                block = even_share(tiles, ceil(tiles / parts)) * rows
+                for depth in [problem.group] if problem.group else sorted(depths):
+                    yield GemmPlan(RegisterTile(rows, vectors, lanes), block, depth)
+
+
 def best_plan(rows: int, columns: int, depth: int, unit: Unit) -> GemmPlan:
     """The blocking of a product from its shape and the unit.
 

@@ -41,9 +41,9 @@ from nnc.lowering.kernels.gemm import (
     store,
     when,
 )
-from nnc.lowering.kernels.winograd_plan import POINTS, Convolution, Plan, best_plan, wins
+from nnc.lowering.kernels.winograd_plan import POINTS, Convolution, Plan, best_plan, cycles, plans, wins
 
-__all__ = ["Convolution", "Plan", "best_plan", "compute", "pack", "packed_shape", "wins"]
+__all__ = ["Convolution", "Plan", "best_plan", "compute", "cycles", "pack", "packed_shape", "plans", "wins"]
 
 # -- the transforms
 

@@ -13,6 +13,7 @@ from fractions import Fraction
 from math import ceil
 from typing import ClassVar, Literal
 
+from nnc.lowering.kernels.conv2d import Conv2d
 from nnc.lowering.kernels.gemm import RegisterTile, max_rows
 from nnc.lowering.kernels.unit import Unit, lanes_of
 
@@ -35,6 +36,18 @@ class Convolution:
     width: int
     pads: tuple[int, int, int, int]  # top, left, bottom, right, as in ONNX
     block: int  # channels per block, x of NCHW[x]c
+
+    @classmethod
+    def of(cls, conv: Conv2d) -> Convolution | None:
+        """The same convolution; None where the algorithm does not apply."""
+        window = conv.window
+        plain_steps = window.strides == window.dilations == (1, 1) and conv.phase is None
+        if window.kernel != (3, 3) or conv.groups != 1 or not plain_steps or conv.in_channels < conv.block:
+            return None
+        (top, left), (height, width) = window.origin, window.size
+        bottom, right = window.out_size[0] + 2 - height - top, window.out_size[1] + 2 - width - left
+        pads = (top, left, bottom, right)
+        return cls(conv.batch, conv.in_channels, conv.out_channels, height, width, pads, conv.block)
 
     @property
     def in_blocks(self) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -36,8 +36,8 @@ def conv(lowering: Lowering, group: Group) -> bool:
     groups, channels = node.attrs.get("group", 1), weights.shape[0]
     if groups == channels == shape_of(x)[1]:
         emit_depthwise(lowering, group, x, weights, window, tail)
-    elif not _winograd(lowering, group, x, weights, window, groups, tail):
-        _direct(lowering, group, x, weights, window, groups, tail)
+    else:
+        _dense(lowering, group, x, weights, window, groups, tail)
     return True
 
 
@@ -45,72 +45,72 @@ def emit_depthwise(
     lowering: Lowering, group: Group, x: gs.Tensor, W: np.ndarray, window: Window, tail: Tail, zero: int | None = None
 ) -> None:
     """Append a depthwise convolution of float32, or of bytes with the zero point `zero`."""
-    problem = depthwise.Depthwise(shape_of(x)[0], W.shape[0], window, lowering.block, zero)
-    template = lowering.templates.depthwise
-    plan = template.best_plan(problem, lowering.unit)
+    source, template = lowering.blocked(x), lowering.templates.depthwise
+    problem = depthwise.Depthwise(shape_of(x)[0], W.shape[0], window, lowering.block, zero, source.dtype)
+    plan = lowering.plan(group, problem, tail)
     emit(
         lowering,
         group,
         Kernel("depthwise" if zero is None else "int8_depthwise", problem, plan),
-        [lowering.blocked(x), template.pack(W, problem)],
+        [source, template.pack(W, problem)],
         tail,
         (problem.batch, problem.blocks, *window.out_size, problem.block),
         lambda X, P, extras: template.compute(X, P, problem, plan, extras, tail.epilogue(extras), tail.dtype),
     )
 
 
-def _winograd(
+def _dense(
     lowering: Lowering, group: Group, x: gs.Tensor, W: np.ndarray, window: Window, groups: int, tail: Tail
-) -> bool:
-    """3x3 with stride 1, where Winograd's algorithm is estimated to be faster."""
-    problem = as_winograd(lowering, x, W, window, groups)
-    if problem is None or not winograd.wins(problem, lowering.unit):
-        return False
-    plan = winograd.best_plan(problem, lowering.unit)
+) -> None:
+    """Append a convolution by Winograd's algorithm or a direct one, whatever the plan says."""
+    batch, channels = shape_of(x)[:2]
+    few = channels < lowering.block and not lowering.has_blocks(x)
+    source = lowering.plain(x) if few else lowering.blocked(x)
+    if window.strides != (1, 1) and window.is_sampling and not few:
+        source, window = every_nth(lowering, group.root, source, channels, window)
+    problem = conv2d.Conv2d(batch, channels, W.shape[0], window, groups, 1 if few else lowering.block, lowering.block)
+    plan = lowering.plan(group, problem, tail)
+    if isinstance(plan, winograd.Plan):
+        _winograd(lowering, group, source, W, problem, plan, tail)
+    else:
+        _direct(lowering, group, source, W, problem, plan, tail)
+
+
+def _winograd(
+    lowering: Lowering,
+    group: Group,
+    x: Tensor,
+    W: np.ndarray,
+    conv: conv2d.Conv2d,
+    plan: winograd.Plan,
+    tail: Tail,
+) -> None:
+    problem = winograd.Convolution.of(conv)
+    assert problem is not None
     emit(
         lowering,
         group,
         Kernel("winograd", problem, plan),
-        [lowering.blocked(x), winograd.pack(W, plan)],
+        [x, winograd.pack(W, plan)],
         tail,
         (problem.batch, problem.out_blocks, *problem.out_size, problem.block),
         lambda X, U, extras: winograd.compute(X, U, problem, plan, extras, tail.epilogue(extras), tail.dtype),
     )
-    return True
-
-
-def as_winograd(
-    lowering: Lowering, x: gs.Tensor, W: np.ndarray, window: Window, groups: int
-) -> winograd.Convolution | None:
-    """The problem for Winograd's algorithm; None where it does not apply."""
-    plain_steps = window.strides == window.dilations == (1, 1)
-    if window.kernel != (3, 3) or groups != 1 or not plain_steps or W.shape[1] < lowering.block:
-        return None
-    (top, left), (height, width) = window.origin, window.size
-    bottom, right = window.out_size[0] + 2 - height - top, window.out_size[1] + 2 - width - left
-    pads = (top, left, bottom, right)
-    return winograd.Convolution(shape_of(x)[0], W.shape[1], W.shape[0], height, width, pads, lowering.block)
 
 
 def _direct(
-    lowering: Lowering, group: Group, x: gs.Tensor, W: np.ndarray, window: Window, groups: int, tail: Tail
+    lowering: Lowering,
+    group: Group,
+    x: Tensor,
+    W: np.ndarray,
+    conv: conv2d.Conv2d,
+    plan: conv2d.Plan,
+    tail: Tail,
 ) -> None:
-    batch, channels, height, width = shape_of(x)
-    few = channels < lowering.block and not lowering.has_blocks(x)
-    in_block = 1 if few else lowering.block
-    source = lowering.plain(x) if few else lowering.blocked(x)
-    if window.strides != (1, 1) and window.is_sampling and not few:
-        source, window = every_nth(lowering, group.root, source, channels, window)
-        height, width = window.size
-    problem = conv2d.Conv2d(batch, channels, W.shape[0], window, groups, in_block, lowering.block)
-    out_size = window.out_size
-    if tail.fits(*out_size):
-        problem = problem.flattened(lowering.unit)
-        height, width = problem.window.size
-        tail = tail.reshaped(*problem.window.out_size)
-    shape = (batch, channels, height, width) if few else (batch, problem.in_blocks, height, width, in_block)
-    result = Tensor((batch, problem.out_blocks, *out_size, problem.block), tail.dtype)
-    direct_into(lowering, group, problem, source.view(shape), W, tail, result)
+    problem = conv.of_width(plan.width) if plan.width else conv
+    result = Tensor(conv.out_shape, tail.dtype)
+    tail = tail.reshaped(*problem.window.out_size) if problem != conv else tail
+    direct_into(lowering, group, problem, x.view(problem.in_shape), W, tail, result, plan)
     lowering.define(group.outputs[0], result, lowering.block)
 
 
@@ -125,11 +125,18 @@ def every_nth(lowering: Lowering, node: gs.Node, x: Tensor, channels: int, windo
 
 
 def direct_into(
-    lowering: Lowering, group: Group, problem: conv2d.Conv2d, x: Tensor, W: np.ndarray, tail: Tail, result: Tensor
+    lowering: Lowering,
+    group: Group,
+    problem: conv2d.Conv2d,
+    x: Tensor,
+    W: np.ndarray,
+    tail: Tail,
+    result: Tensor,
+    plan: Any = None,
 ) -> None:
-    """Append a direct convolution that writes `result`."""
+    """Append a direct convolution that writes `result`; without a plan, the one that the figures choose."""
     template = lowering.templates.conv2d
-    plan = template.best_plan(problem, lowering.unit)
+    plan = plan or template.best_plan(problem, lowering.unit)
     call(
         lowering,
         group,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -42,11 +42,8 @@ def emit_product(lowering: Lowering, group: Group, x: Tensor, weights: Weights, 
     """The product on a CPU."""
     depth, columns = weights.W.shape
     rows, out_shape = prod(x.shape) // depth, shape_of(group.root.outputs[0])
-    plan, per_column, packed = gemm.best_plan(rows, columns, depth, lowering.unit), None, []
-    if weights.scales is not None and len(weights.scales) > 1:
-        plan = replace(plan, depth_block=weights.group)
-        packed = [gemm.pack(weights.scales, plan)]
-    elif weights.scales is not None:
+    per_column, grouped = None, weights.scales is not None and len(weights.scales) > 1
+    if weights.scales is not None and not grouped:
         per_column = weights.scales.reshape((1,) * (len(out_shape) - 1) + (-1,))
     tail = lowering.tail(group, bias, 1, out_shape, per_column).as_rows(rows, out_shape)
     if tail is None:
@@ -54,10 +51,13 @@ def emit_product(lowering: Lowering, group: Group, x: Tensor, weights: Weights, 
         emit_product(lowering, alone, x, weights, bias)
         lowering.elementwise(group.nodes[1:])
         return
+    problem = gemm.Gemm(rows, columns, depth, weights.W.dtype.name, weights.group if grouped else None)
+    plan = lowering.plan(group, problem, tail)
+    packed = [gemm.pack(weights.scales, plan)] if weights.scales is not None and grouped else []
     emit(
         lowering,
         group,
-        Kernel("gemm", (rows, columns, depth, weights.W.dtype.name, len(packed)), plan),
+        Kernel("gemm", problem, plan),
         [x.view((rows, depth)), gemm.pack(weights.W, plan), *packed],
         tail,
         (rows, columns),

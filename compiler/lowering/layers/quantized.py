@@ -11,11 +11,10 @@ import onnx_graphsurgeon as gs
 from nnc import integers
 from nnc.integers import Quantization
 from nnc.lowering.fuse import Group
-from nnc.lowering.kernels import conv2d, int8_conv2d, int8_gemm, int8_winograd
+from nnc.lowering.kernels import conv2d, int8_conv2d, int8_gemm, int8_winograd, winograd_plan
 from nnc.lowering.kernels.int8_dot import DEPTH, Dot
 from nnc.lowering.kernels.unit import dot_of
 from nnc.lowering.kernels.window import Window
-from nnc.lowering.layers import convolution
 from nnc.lowering.layers.attributes import along_channels, input_of, window_of
 from nnc.lowering.layers.convolution import emit_depthwise, every_nth, phases, transposed_result
 from nnc.lowering.layers.emit import Kernel, call, emit
@@ -66,11 +65,12 @@ def _winograd(
 ) -> bool:
     """3x3 with stride 1, where integers of 16 bits are multiplied anyway and Winograd's algorithm is faster."""
     dot, groups = dot_of(lowering.unit), group.root.attrs.get("group", 1)
-    problem = convolution.as_winograd(lowering, x, W, window, groups)
-    sizes = int8_winograd.sizes(W, zero)
+    direct = conv2d.Conv2d(
+        shape_of(x)[0], W.shape[1] * groups, W.shape[0], window, groups, lowering.block, lowering.block
+    )
+    problem, sizes = winograd_plan.Convolution.of(direct), int8_winograd.sizes(W, zero)
     if not dot.widens or problem is None or not sizes:
         return False
-    direct = conv2d.Conv2d(problem.batch, W.shape[1], W.shape[0], window, 1, lowering.block, lowering.block)
     plan = int8_winograd.best_plan(problem, lowering.unit, sizes)
     if not int8_winograd.wins(problem, plan, int8_conv2d.Int8Conv2d(direct, zero, dot), lowering.unit):
         return False

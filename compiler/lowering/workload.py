@@ -1,0 +1,273 @@
+"""Workloads: what a schedule is chosen for, and the plans that it can be chosen from.
+
+A workload is the problem of a template and the epilogue of its group. Two layers with equal workloads have the same
+kernel, whatever their weights; a plan that was found to be fast for one is fast for the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from typing import Any, Protocol
+
+import numpy as np
+from tvm import te, tirx
+
+from nnc.lowering.expression import Expression
+from nnc.lowering.kernels import conv2d, depthwise, gemm, winograd
+from nnc.lowering.kernels.conv2d import Conv2d
+from nnc.lowering.kernels.depthwise import Depthwise
+from nnc.lowering.kernels.gemm import Gemm, GemmPlan, RegisterTile
+from nnc.lowering.kernels.unit import Unit
+from nnc.lowering.tail import Tail
+
+Plan = Any
+"""A frozen dataclass of one of the templates."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The problem of a template, and what its epilogue computes and reads."""
+
+    problem: Any
+    expression: Expression
+    operands: tuple[tuple[tuple[int, ...], str], ...]
+    """Shapes and types of what the epilogue reads beside the value."""
+    block: int
+    channels: int | None
+
+    @classmethod
+    def of(cls, problem: Any, tail: Tail) -> Workload:
+        operands = tuple((tuple(each.shape), str(each.dtype)) for each in tail.operands)
+        return cls(problem, tail.expression, operands, tail.block, tail.channels)
+
+    @property
+    def op(self) -> str:
+        return self._kind.op
+
+    @property
+    def _kind(self) -> _Kind:
+        return _KINDS[type(self.problem)]
+
+    @property
+    def tail(self) -> Tail:
+        """The epilogue on operands of zeros, which take no memory."""
+        zeros = (np.broadcast_to(np.zeros((), dtype), shape) for shape, dtype in self.operands)
+        return Tail(self.expression, tuple(zeros), self.block, self.channels)
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """The workload in JSON's types. Constants of the epilogue don't count: they change no schedule."""
+        epilogue = {
+            "steps": [step.op for step in self.expression.steps],
+            "operands": [[list(shape), dtype] for shape, dtype in self.operands],
+            "dtype": self.expression.dtype,
+        }
+        return {"op": self.op, "problem": asdict(self.problem), "epilogue": epilogue}
+
+    def default(self, unit: Unit) -> Plan:
+        """The plan that the unit's figures choose."""
+        return self._kind.default(self, unit)
+
+    def plans(self, unit: Unit) -> list[Plan]:
+        """The candidates; the default is the first."""
+        return list(dict.fromkeys([self.default(unit), *self._kind.plans(self, unit)]))
+
+    def estimates(self, plans: Sequence[Plan], unit: Unit) -> list[float]:
+        """What the figures expect plans to take, up to a factor."""
+        return [self._kind.cycles(self, plan, unit) for plan in plans]
+
+    def decoded(self, content: Mapping[str, Any], unit: Unit) -> Plan | None:
+        """The plan that `encoded` wrote; None where it is none of this workload on this unit."""
+        plan = _decoded(content)
+        return plan if plan is not None and plan in _space(self, unit) else None
+
+    def function(self, plan: Plan, unit: Unit) -> tirx.PrimFunc:
+        """The kernel: of its input, packed weights, what the epilogue reads, and the result."""
+        shapes, compute = self._kind.kernel(self, plan)
+        tail = self._kind.tail(self, plan)
+        read = [*shapes, *((tuple(each.shape), str(each.dtype)) for each in tail.operands)]
+        tensors = [te.placeholder(shape, name=f"p{i}", dtype=dtype) for i, (shape, dtype) in enumerate(read)]
+        operands, extras = tensors[: len(shapes)], tensors[len(shapes) :]
+        return te.create_prim_func([*tensors, compute(*operands, extras, tail.epilogue(extras), tail.dtype)])
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The plan of one layer of a network."""
+
+    nodes: list[str]
+    """Of the ONNX graph."""
+    workload: Workload
+    plan: Plan
+    tuned: bool
+    """Whether it was known to be fast, and not chosen by figures."""
+
+
+class Schedules(Protocol):
+    """What is known of good plans."""
+
+    def find(self, workload: Workload) -> Mapping[str, Any] | None:
+        """The plan of a workload, as `encoded` wrote it; None where nothing is known."""
+
+
+class Unknown:
+    """Nothing is known."""
+
+    def find(self, workload: Workload) -> None:
+        return None
+
+
+def encoded(plan: Plan) -> dict[str, Any]:
+    """A plan in JSON's types."""
+    return {"template": _NAMES[type(plan)], **asdict(plan)}
+
+
+def _decoded(content: Mapping[str, Any]) -> Plan | None:
+    try:
+        fields = dict(content)
+        template = _TEMPLATES[fields.pop("template")]
+        if "tile" in fields:
+            fields["tile"] = RegisterTile(**fields["tile"])
+        return template(**fields)
+    except (KeyError, TypeError):
+        return None
+
+
+_TEMPLATES: dict[str, Any] = {
+    "conv2d": conv2d.Plan,
+    "winograd": winograd.Plan,
+    "depthwise": depthwise.Plan,
+    "gemm": GemmPlan,
+}
+_NAMES = {template: name for name, template in _TEMPLATES.items()}
+
+Shapes = list[tuple[tuple[int, ...], str]]
+Kernel = tuple[Shapes, Callable[..., te.Tensor]]
+"""Shapes and types of the operands, and what computes of operands, extras, epilogue and dtype."""
+
+
+class _Kind:
+    """How workloads of a kind of problem are planned and computed."""
+
+    op: str
+
+    def default(self, workload: Workload, unit: Unit) -> Plan:
+        raise NotImplementedError
+
+    def plans(self, workload: Workload, unit: Unit) -> Iterator[Plan]:
+        raise NotImplementedError
+
+    def cycles(self, workload: Workload, plan: Plan, unit: Unit) -> float:
+        """What a plan is expected to take, up to a factor; equal where the template does not tell plans apart."""
+        return 1.0
+
+    def kernel(self, workload: Workload, plan: Plan) -> Kernel:
+        raise NotImplementedError
+
+    def tail(self, workload: Workload, plan: Plan) -> Tail:
+        return workload.tail
+
+
+class _Convolutions(_Kind):
+    """Direct, over images of any width where they are pointwise, or by Winograd's algorithm."""
+
+    op = "conv2d"
+
+    def default(self, workload: Workload, unit: Unit) -> Plan:
+        conv, tiled = workload.problem, winograd.Convolution.of(workload.problem)
+        if tiled is not None and winograd.wins(tiled, unit):
+            return winograd.best_plan(tiled, unit)
+        if not self._flattens(workload):
+            return conv2d.best_plan(conv, unit)
+        flat = conv.flattened(unit)
+        return replace(conv2d.best_plan(flat, unit), width=flat.window.out_size[1])
+
+    def plans(self, workload: Workload, unit: Unit) -> Iterator[Plan]:
+        conv, tiled = workload.problem, winograd.Convolution.of(workload.problem)
+        for width in conv.widths() if self._flattens(workload) else [None]:
+            for plan in conv2d.plans(conv.of_width(width) if width else conv, unit):
+                yield replace(plan, width=width)
+        if tiled is not None:
+            yield from winograd.plans(tiled, unit)
+
+    def cycles(self, workload: Workload, plan: Plan, unit: Unit) -> float:
+        """Both algorithms in cycles of one core."""
+        if isinstance(plan, winograd.Plan):
+            return unit.threads * winograd.cycles(_tiled(workload.problem), plan, unit)
+        return conv2d.cycles(_direct(workload, plan), plan)
+
+    def kernel(self, workload: Workload, plan: Plan) -> Kernel:
+        if isinstance(plan, winograd.Plan):
+            tiled = _tiled(workload.problem)
+            shapes = [(workload.problem.in_shape, "float32"), (winograd.packed_shape(tiled, plan), "float32")]
+            return shapes, lambda X, U, *rest: winograd.compute(X, U, tiled, plan, *rest)
+        conv = _direct(workload, plan)
+        shapes = [(conv.in_shape, "float32"), (conv2d.packed_shape(conv, plan), "float32")]
+        return shapes, lambda X, W, *rest: conv2d.compute(X, W, conv, plan, *rest)
+
+    def tail(self, workload: Workload, plan: Plan) -> Tail:
+        tail = workload.tail
+        return tail.reshaped(*_direct(workload, plan).window.out_size) if getattr(plan, "width", None) else tail
+
+    def _flattens(self, workload: Workload) -> bool:
+        """Whether the rows of the image don't matter, to the epilogue either."""
+        return len(workload.problem.widths()) > 1 and workload.tail.fits(*workload.problem.window.out_size)
+
+
+def _tiled(conv: Conv2d) -> winograd.Convolution:
+    tiled = winograd.Convolution.of(conv)
+    assert tiled is not None
+    return tiled
+
+
+def _direct(workload: Workload, plan: conv2d.Plan) -> Conv2d:
+    return workload.problem.of_width(plan.width) if plan.width else workload.problem
+
+
+class _Depthwises(_Kind):
+    op = "depthwise"
+
+    def default(self, workload: Workload, unit: Unit) -> Plan:
+        return depthwise.best_plan(workload.problem, unit)
+
+    def plans(self, workload: Workload, unit: Unit) -> Iterator[Plan]:
+        return depthwise.plans(workload.problem, unit)
+
+    def kernel(self, workload: Workload, plan: Plan) -> Kernel:
+        conv = workload.problem
+        read, weights = ("float32", "float32") if conv.zero is None else (conv.dtype, "int8")
+        shapes: Shapes = [(conv.in_shape, read), (depthwise.packed_shape(conv), weights)]
+        return shapes, lambda X, W, *rest: depthwise.compute(X, W, conv, plan, *rest)
+
+
+class _Products(_Kind):
+    op = "gemm"
+
+    def default(self, workload: Workload, unit: Unit) -> Plan:
+        problem = workload.problem
+        plan = gemm.best_plan(problem.rows, problem.columns, problem.depth, unit)
+        return replace(plan, depth_block=problem.group) if problem.group else plan
+
+    def plans(self, workload: Workload, unit: Unit) -> Iterator[Plan]:
+        return gemm.plans(workload.problem, unit)
+
+    def kernel(self, workload: Workload, plan: Plan) -> Kernel:
+        problem = workload.problem
+        packed = gemm.packed_shape(problem.depth, problem.columns, plan)
+        shapes: Shapes = [((problem.rows, problem.depth), "float32"), (packed, problem.dtype)]
+        if problem.group:
+            groups = -(-problem.depth // problem.group)
+            shapes.append((gemm.packed_shape(groups, problem.columns, plan), "float32"))
+        return shapes, lambda A, W, *rest: gemm.compute(
+            A, W, problem.columns, plan, *rest[-3:], scales=rest[0] if problem.group else None
+        )
+
+
+_KINDS: dict[type, _Kind] = {Conv2d: _Convolutions(), Depthwise: _Depthwises(), Gemm: _Products()}
+
+
+@cache
+def _space(workload: Workload, unit: Unit) -> frozenset[Plan]:
+    return frozenset([workload.default(unit), *workload._kind.plans(workload, unit)])

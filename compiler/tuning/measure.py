@@ -1,0 +1,174 @@
+"""Measuring plans: in a process of its own, which a plan that LLVM can't compile may take down with it.
+
+The process builds the kernels of several plans of one workload and hands them to a device, which times them in turns:
+every round gives one time of each, so that all see the same machine. What else runs there only ever adds to a time: of
+both sides of a ratio, the time that a tenth of the rounds stays below counts, not the median. Plans that are slower
+after a few rounds are left out of the next (successive halving; Jamieson and Talwalkar, "Non-stochastic Best Arm
+Identification and Hyperparameter Optimization", 2016).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nnc.errors import NncError
+
+if TYPE_CHECKING:
+    from nnc.lowering.kernels.unit import Unit
+    from nnc.lowering.workload import Workload
+    from nnc.tuning.devices import Device
+    from nnc.tuning.records import Source
+
+#: Seconds after which a plan counts as one that can't be measured.
+PATIENCE = 120.0
+
+#: Rounds of successive halving.
+_ROUNDS = (6, 10, 16)
+
+#: Share of the rounds in which nothing else disturbs a kernel.
+_UNDISTURBED = 0.1
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What was measured of a plan."""
+
+    speed: float | None
+    """Times the first plan's; None where the plan can't be built or run."""
+    ms: float | None
+
+
+class Measurer:
+    """A process that measures plans on a device; it is started again when it dies."""
+
+    def __init__(self, device: Device, unit: Unit, machine: Mapping[str, Any]) -> None:
+        """`machine` is the `tvm` of a target's unit."""
+        self.source: Source = device.source
+        self._setup = device, unit, dict(machine)
+        self._process: Any = None
+        self._pipe: Connection | None = None
+
+    def __enter__(self) -> Measurer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def measure(self, workload: Workload, plans: Sequence[Any]) -> list[Trial]:
+        """A trial for each plan; the first is what the others are compared with.
+
+        Raises NncError where the device can't be used at all, or where the first plan can't be measured.
+        """
+        failed: set[int] = set()
+        while True:
+            alive = [index for index in range(len(plans)) if index not in failed]
+            answer = self._ask(workload, [plans[index] for index in alive])
+            if isinstance(answer, NncError):
+                raise answer
+            if isinstance(answer, int):
+                failed.add(alive[answer])
+                if 0 in failed:
+                    raise NncError(f"{workload.op}: the default plan can't be measured", "nnc compile shows why")
+                continue
+            return [answer[alive.index(i)] if i not in failed else Trial(None, None) for i in range(len(plans))]
+
+    def _ask(self, workload: Workload, plans: Sequence[Any]) -> list[Trial] | int | NncError:
+        """The trials, or the index of the plan that took the process down."""
+        pipe, building = self._running(), 0
+        try:
+            pipe.send((workload, list(plans)))
+            while pipe.poll(PATIENCE):
+                answer = pipe.recv()
+                if not isinstance(answer, int):
+                    return answer
+                building = answer
+        except (EOFError, ConnectionError):
+            pass
+        self._stop()
+        return building
+
+    def _running(self) -> Connection:
+        if self._pipe is None:
+            context = multiprocessing.get_context("spawn")
+            self._pipe, there = context.Pipe()
+            self._process = context.Process(target=_serve, args=(there, *self._setup), daemon=True)
+            self._process.start()
+            there.close()
+        return self._pipe
+
+    def _stop(self) -> None:
+        if self._pipe is not None:
+            self._pipe.close()
+            self._process.kill()
+            self._process.join()
+            self._pipe = None
+
+
+def _serve(pipe: Connection, device: Device, unit: Unit, machine: Any) -> None:
+    """Answer every question with numbers, of the plan that is being built, and then with its trials."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
+    with suppress(EOFError, BrokenPipeError):
+        try:
+            opened = device.open(machine)
+        except NncError as error:
+            pipe.recv()
+            pipe.send(error)
+            return
+        while True:
+            workload, plans = pipe.recv()
+            try:
+                pipe.send(_trials(pipe, opened, workload, plans, unit))
+            except NncError as error:
+                pipe.send(error)
+
+
+def _trials(pipe: Connection, device: Any, workload: Workload, plans: Sequence[Any], unit: Unit) -> list[Trial]:
+    kernels: list[Any] = []
+    for index, plan in enumerate(plans):
+        pipe.send(index)
+        try:
+            kernels.append(device.load(workload.function(plan, unit)))
+        except NncError:
+            raise
+        except Exception:  # TVM has no common base class for what it refuses
+            kernels.append(None)
+    pipe.send(0)
+    return compared(device, kernels)
+
+
+def compared(device: Any, kernels: Sequence[Any]) -> list[Trial]:
+    """Trials of kernels against the first of them; None stands for one that could not be built."""
+    times: dict[int, list[float]] = {index: [] for index, kernel in enumerate(kernels) if kernel is not None}
+    contestants = list(times)
+    for rounds in (1,) if device.exact else _ROUNDS:
+        for row in device.times([kernels[index] for index in contestants], rounds):
+            for index, ms in zip(contestants, row, strict=True):
+                times[index].append(float(ms))
+        contestants = _faster_half(times, contestants)
+    return [_trial(times[index], times[0]) if index in times else Trial(None, None) for index in range(len(kernels))]
+
+
+def _faster_half(times: dict[int, list[float]], contestants: Sequence[int]) -> list[int]:
+    ranked = sorted(contestants[1:], key=lambda index: _ratio(times[index], times[0]))
+    return [0, *ranked[: (len(ranked) + 1) // 2]]
+
+
+def _trial(own: Sequence[float], first: Sequence[float]) -> Trial:
+    return Trial(1 / _ratio(own, first), _quiet(own))
+
+
+def _ratio(own: Sequence[float], first: Sequence[float]) -> float:
+    """Of the rounds in which both were timed."""
+    return _quiet(own) / _quiet(first[: len(own)])
+
+
+def _quiet(times: Sequence[float]) -> float:
+    return float(np.quantile(times, _UNDISTURBED))

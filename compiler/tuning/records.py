@@ -1,0 +1,201 @@
+"""Tuning records: what a plan of a workload takes on a machine, one line of JSON each.
+
+A file is only ever appended to, whole lines under a lock, so that two processes can write it and a killed one loses
+nothing that it had measured. Lines that are damaged, or that another version made, are skipped with a warning.
+
+Plans are compared by how many times faster than the default plan they are, both measured in turns: this says the same
+on a busy machine as on an idle one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from importlib import resources
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from nnc import output, units
+from nnc.console import say
+from nnc.digests import digest
+from nnc.errors import NncError
+from nnc.target import Target
+
+PLANS = 1
+"""The version of what plans mean: raise it where a template computes in another way with a plan that it had before."""
+
+Source = Literal["measured", "emulated", "rpc"]
+Warn = Callable[[str], None]
+Json = Mapping[str, Any]
+
+
+def machine_of(target: Target, threads: int) -> dict[str, Any]:
+    """What a plan depends on beside its workload: a machine without these instructions must not get it."""
+    unit = target.unit
+    return {
+        "architecture": unit.architecture,
+        "mcpu": unit.tvm.get("mcpu", "generic"),
+        "vector_bits": unit.vector_bits,
+        "vector_registers": unit.vector_registers,
+        "threads": threads,
+    }
+
+
+def versions() -> dict[str, Any]:
+    """What made the records of today."""
+    return {"plans": PLANS, "tvm": version("apache-tvm")}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One trial."""
+
+    workload: Json
+    """As `nnc.lowering.workload.Workload.key` gives it."""
+    machine: Json
+    plan: Json
+    speed: float | None
+    """Times the default plan's; None where the plan could not be built or run."""
+    ms: float | None
+    """Of one call, milliseconds."""
+    source: Source
+    versions: Json = field(default_factory=versions)
+
+    @cached_property
+    def place(self) -> str:
+        """What the record is about: records of one place compete."""
+        return place(self.workload, self.machine)
+
+    @property
+    def line(self) -> bytes:
+        return json.dumps(asdict(self), separators=(",", ":"), sort_keys=True).encode() + b"\n"
+
+
+def place(workload: Json, machine: Json) -> str:
+    return canonical([workload, machine])
+
+
+def canonical(content: Any) -> str:
+    return json.dumps(content, sort_keys=True, separators=(",", ":"))
+
+
+# -- files
+
+
+def folder() -> Path:
+    """Where the user's own records are: NNC_TUNING, or nnc/tuning in XDG_CACHE_HOME or ~/.cache."""
+    if given := os.environ.get("NNC_TUNING"):
+        return Path(given)
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "nnc" / "tuning"
+
+
+def own_file(target: Target) -> Path:
+    """The user's own records of a target."""
+    return folder() / f"{target.name}.jsonl"
+
+
+def append(path: Path, records: Iterable[Record]) -> None:
+    """Add records to a file, which is made where it is missing; all of them are there afterwards, or the disk is full.
+
+    Raises NncError where the file can't be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.write(_mended(file) + b"".join(record.line for record in records))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise NncError(f"{path}: {output.reason(error)}", "--records or NNC_TUNING names another place") from error
+
+
+def _mended(file: Any) -> bytes:
+    """What ends the line that a killed process left half-written."""
+    if file.seek(0, os.SEEK_END) == 0:
+        return b""
+    file.seek(-1, os.SEEK_END)
+    return b"" if file.read(1) == b"\n" else b"\n"
+
+
+def read(path: Path, warn: Warn = say) -> list[Record]:
+    """The records of a file; none where it is missing. Raises NncError where it can't be read."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise NncError(f"{path}: {output.reason(error)}", "give the file of nnc records --export") from error
+    return parse(content, str(path), warn)
+
+
+def parse(content: bytes, name: str, warn: Warn = say) -> list[Record]:
+    """The records of a file's bytes; `name` begins the warnings."""
+    lines = [line for line in content.split(b"\n") if line.strip()]
+    found = [record for line in lines if (record := _record(line)) is not None]
+    if damaged := len(lines) - len(found):
+        warn(f"{name}: {units.plural(damaged, 'damaged line')} skipped")
+    current = [record for record in found if record.versions == versions()]
+    if others := len(found) - len(current):
+        warn(f"{name}: {units.plural(others, 'record')} of another version skipped; nnc tune makes new ones")
+    return current
+
+
+def _record(line: bytes) -> Record | None:
+    try:
+        record = Record(**json.loads(line))
+    except (ValueError, TypeError):
+        return None
+    numbers = all(each is None or (isinstance(each, int | float) and each > 0) for each in (record.speed, record.ms))
+    tables = all(isinstance(each, dict) for each in (record.workload, record.machine, record.plan, record.versions))
+    return record if numbers and tables else None
+
+
+def shipped(warn: Warn = say) -> list[Record]:
+    """The records that come with nnc."""
+    files = sorted(resources.files("nnc.targets").iterdir(), key=lambda each: each.name)
+    return [r for file in files if file.name.endswith(".jsonl") for r in parse(file.read_bytes(), file.name, warn)]
+
+
+# -- what is known
+
+
+class Records:
+    """The best plan of every workload on one machine, those of the user first."""
+
+    def __init__(self, own: Iterable[Record], others: Iterable[Record], machine: Json) -> None:
+        mine, theirs = ([r for r in records if r.machine == machine] for records in (own, others))
+        self.machine = machine
+        self.best: dict[str, Record] = best(theirs) | best(mine)
+
+    @classmethod
+    def load(cls, target: Target, threads: int | None, warn: Warn = say, file: Path | None = None) -> Records:
+        """What nnc ships and what the user's own file, or `file`, holds."""
+        machine = machine_of(target, threads or target.unit.threads)
+        return cls(read(file or own_file(target), warn), shipped(warn), machine)
+
+    def find(self, workload: Any) -> Json | None:
+        """The plan of a workload (nnc.lowering.workload.Workload) where one is faster than the default."""
+        found = self.best.get(place(workload.key, self.machine))
+        return found.plan if found is not None and found.speed is not None and found.speed > 1 else None
+
+    @property
+    def digest(self) -> str:
+        """Equal where the same plans are known."""
+        return digest(*(canonical([key, record.plan]) for key, record in sorted(self.best.items())))
+
+
+def best(records: Iterable[Record]) -> dict[str, Record]:
+    """The fastest record of every place; of two trials of one plan, the later one counts."""
+    latest = {(record.place, canonical(record.plan)): record for record in records}
+    found: dict[str, Record] = {}
+    for record in latest.values():
+        if record.speed is not None and record.speed > getattr(found.get(record.place), "speed", 0.0):
+            found[record.place] = record
+    return found
