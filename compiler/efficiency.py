@@ -1,7 +1,8 @@
 """How well an engine's code uses a machine: the coefficients of the roofline, fitted on published measurements.
 
 Coefficients belong to an engine on a family of units ("arm/ncnn") and to a type of arithmetic. `targets/profiles.toml`
-holds those that `python -m nnc.simulation.fit` found; a unit of a target names a profile or has its own.
+holds those that `python -m nnc.validation.fit` found in measurements, and `compiler/simulation/profiles.toml` those of
+nnc's own code, "arm/nnc", that it found in emulation; a unit of a target names a profile or has its own.
 """
 
 from __future__ import annotations
@@ -86,6 +87,5 @@ def _nearest(found: Mapping[str, dict[str, float]]) -> dict[str, float]:
 
 @cache
 def _profiles() -> list[dict[str, Any]]:
-    text = resources.files("nnc.targets").joinpath(FILE).read_text("utf-8")
-    listed: list[dict[str, Any]] = tomllib.loads(text)["profile"]
-    return listed
+    files = (resources.files(package).joinpath(FILE) for package in ("nnc.targets", "nnc.simulation"))
+    return [profile for file in files for profile in tomllib.loads(file.read_text("utf-8"))["profile"]]

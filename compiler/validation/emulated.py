@@ -1,7 +1,7 @@
 """Latencies of reference networks in emulation, as a table like that of measurements: what nnc's own code costs.
 
     python -m nnc.validation.emulated emulated.csv [--networks A,B] [--targets qcs605,rpi4] [--dtypes float32,int8]
-    python -m nnc.validation.fit emulated.csv -o targets/emulated.toml --source emulation
+    python -m nnc.validation.fit emulated.csv --emulated -o compiler/simulation/profiles.toml
 
 Engines whose measurements are published spread and schedule their work in their own ways. A profile of nnc's code needs
 latencies of nnc's code; without boards, these are emulated (nnc.simulation.emulated). They are kept apart from what was
@@ -36,8 +36,8 @@ from nnc.target import Target
 
 #: Of every kind of layer and size something; the largest takes a minute.
 NETWORKS = (
-    "mobilenet_v2", "resnet18", "squeezenet1_1", "shufflenet_v2", "mobilenet_v1", "googlenet", "mobilenet_v1_0.25",
-    "densenet121", "resnet50", "efficientnet_lite0", "alexnet", "mnasnet",
+    "mobilenet_v2", "resnet18", "squeezenet1_1", "shufflenet_v2", "mobilenet_v1_0.25", "alexnet", "mnasnet",
+    "googlenet", "mobilenet_v1", "efficientnet_lite0",
 )  # fmt: skip
 
 #: Targets with the numbers of cores: those that run in order and ahead, with one vector pipe and two, mixed and alike.

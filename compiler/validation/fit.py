@@ -1,9 +1,13 @@
 """Fit the profiles of targets/profiles.toml on a table of measurements, and print how far off they are.
 
     python -m nnc.validation.fit measured.csv [-o targets/profiles.toml] [--models DIR]
+    python -m nnc.validation.fit emulated.csv --emulated [-o compiler/simulation/profiles.toml]
 
 Errors are mean absolute relative errors: of the fit, with each network left out of it, and with each chip left out of
 it. A chip that is left out is known only from the figures of its target, or of the type of its cores.
+
+With --emulated, the table is that of `python -m nnc.validation.emulated`: its profiles go into a file of their own, and
+claim no error of predictions, because none was compared with a chip.
 """
 
 from __future__ import annotations
@@ -32,12 +36,22 @@ _HEADER = """\
 # the largest of them is what to expect of a prediction.
 """
 
+_EMULATED = """\
+# How well nnc's own code uses families of units, as far as emulation tells: what `nnc.simulation` multiplies the
+# figures of a target with, where a unit's `profile` names one of these.
+#
+# Fitted by `python -m nnc.validation.fit --emulated` on latencies of `python -m nnc.validation.emulated`; don't edit.
+# No chip was measured for them: `error` is how far they are from the emulation (nnc.simulation.emulated) on average,
+# with each network left out of the fit, and with each chip left out.
+"""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", type=Path)
     parser.add_argument("-o", "--out", type=Path, help="write the profiles to this file")
+    parser.add_argument("--emulated", action="store_true", help="the table was not measured on chips")
     parser.add_argument("--models", type=Path, help="a folder with <model_id>.onnx")
     asked = parser.parse_args(arguments)
     with progress(False) as report:
@@ -50,19 +64,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _show(kept, excluded, errors)
     if asked.out:
         with wire.replacing(asked.out) as file:
-            file.write(written(full, kept, errors).encode())
+            file.write(written(full, kept, errors, asked.emulated).encode())
 
 
-def written(full: Fit, kept: Sequence[Sample], errors: dict[str, np.ndarray]) -> str:
-    """The file of profiles."""
-    parts = [_HEADER]
+def written(full: Fit, kept: Sequence[Sample], errors: dict[str, np.ndarray], emulated: bool = False) -> str:
+    """The file of profiles; of emulated latencies, only those of engines, without an error to expect."""
+    parts = [_EMULATED if emulated else _HEADER]
     for key, members in _profiles(full, kept):
         name, dtype = key
+        if emulated and name.endswith(f"/{fitting.ANY}"):
+            continue
         found = {kind: _mean(values[members]) for kind, values in errors.items()}
         rows = {"rows": len(members), "chips": len({kept[index].row.chip for index in members})}
         entries: dict[str, object] = {"name": name, "dtype": dtype, **rows, "error": _named(found)}
         lines = [f"{entry} = {toml.value(content)}" for entry, content in entries.items()]
-        expected = max(error for error in found.values() if error is not None)
+        expected = None if emulated else max(error for error in found.values() if error is not None)
         lines += ["", "[profile.efficiency]", *_coefficients(full.profiles[key], expected)]
         parts.append("\n".join(["[[profile]]", *lines]) + "\n")
     return "\n".join(parts)
@@ -78,8 +94,9 @@ def _mean(errors: np.ndarray) -> float | None:
     return round(float(known.mean()), 3) if len(known) else None
 
 
-def _coefficients(efficiency: Efficiency, error: float) -> Iterator[str]:
-    for name, value in (efficiency.model_dump(exclude_none=True) | {"error": error}).items():
+def _coefficients(efficiency: Efficiency, error: float | None) -> Iterator[str]:
+    named = efficiency.model_dump(exclude_none=True) | ({} if error is None else {"error": error})
+    for name, value in named.items():
         yield f"{name} = {float(f'{value:.4g}')}"
 
 

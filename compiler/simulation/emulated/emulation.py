@@ -32,10 +32,17 @@ def run(library: Path, chip: Chip, arguments: Sequence[str] = (), *, warm: int =
         raise NncError(f"{library}: no such file")
     command, files = emulator(), _made()
     with tempfile.TemporaryDirectory(prefix="nnc-") as name:
-        out = Path(name) / "trace.txt"
+        folder = Path(name)
+        out, linked = folder / "trace.txt", folder / "library.so"
+        linked.symlink_to(library.resolve())
+        (folder / "driver").symlink_to(files / "driver")
         plugin = f"{files / 'plugin.so'},out={out}" + (f",caches={chip.description}" if caches else "")
-        words: list[str | Path] = [files / "driver", str(len(chip.cores)), str(warm), library.resolve(), *arguments]
-        cross.run([*command, "-plugin", plugin, *words], subject=str(library))
+        words: list[str | Path] = [folder / "driver", str(len(chip.cores)), str(warm), linked, *arguments]
+        # The same addresses in every run, and so the same misses: names and the environment are in memory too.
+        try:
+            cross.run(["env", "-i", *command, "-plugin", plugin, *words], subject=str(library))
+        except NncError as error:
+            raise NncError(error.message.replace(str(linked), library.name), error.hint) from None
         return Trace.read(out)
 
 
