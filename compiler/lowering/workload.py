@@ -21,6 +21,7 @@ from nnc.lowering.kernels.depthwise import Depthwise
 from nnc.lowering.kernels.gemm import Gemm, GemmPlan, RegisterTile
 from nnc.lowering.kernels.unit import Unit
 from nnc.lowering.tail import Tail
+from nnc.output import as_json
 
 Plan = Any
 """A frozen dataclass of one of the templates."""
@@ -64,7 +65,7 @@ class Workload:
             "operands": [[list(shape), dtype] for shape, dtype in self.operands],
             "dtype": self.expression.dtype,
         }
-        return {"op": self.op, "problem": asdict(self.problem), "epilogue": epilogue}
+        return as_json({"op": self.op, "problem": asdict(self.problem), "epilogue": epilogue})
 
     def default(self, unit: Unit) -> Plan:
         """The plan that the unit's figures choose."""

@@ -78,9 +78,13 @@ class _Remote:
     def times(self, kernels: Sequence[tuple[Path, list[Any]]], rounds: int) -> np.ndarray:
         """All of the kernels in turns on one board."""
         session = self._board()
-        session.get_function("runtime.config_threadpool")(1, self._boards.threads)
-        timers = [self._timer(session, path, described) for path, described in kernels]
-        return np.array([[timer() for timer in timers] for _ in range(rounds)])
+        try:
+            session.get_function("runtime.config_threadpool")(1, self._boards.threads)
+            timers = [self._timer(session, path, described) for path, described in kernels]
+            return np.array([[timer() for timer in timers] for _ in range(rounds)])
+        except Exception as error:  # TVM raises RuntimeError, OSError and others of its own
+            tracker = self._boards.tracker
+            raise NncError(f"{tracker.place}: a board '{tracker.key}' was lost", "--resume goes on") from error
 
     def _board(self) -> Any:
         key = self._boards.tracker.key

@@ -80,7 +80,7 @@ class Host:
         import tvm
 
         tvm.get_global_func("runtime.config_threadpool")(1, self.threads)
-        return _Here(tvm.target.Target(machine), self.cache_bytes)
+        return _Here(tvm.target.Target(machine), self.threads, self.cache_bytes)
 
 
 class _Here:
@@ -88,20 +88,20 @@ class _Here:
 
     exact = False
 
-    def __init__(self, machine: Any, cache_bytes: int) -> None:
-        self._machine, self._cache_bytes = machine, cache_bytes
+    def __init__(self, machine: Any, threads: int, cache_bytes: int) -> None:
+        self._machine, self._threads, self._cache_bytes = machine, threads, cache_bytes
 
     def load(self, function: Any) -> _Loaded:
         import tvm
 
         made = compiled(function, self._machine)
-        return _Loaded(made, made[KERNEL], _arguments(arrays(function), self._cache_bytes, tvm.runtime.tensor))
+        arguments = _arguments(arrays(function), self._cache_bytes, tvm.runtime.tensor)
+        return _Loaded(made, made[KERNEL], arguments, self._threads)
 
     def times(self, kernels: Sequence[_Loaded], rounds: int) -> np.ndarray:
-        counts = [ceil(_SLICE / min(kernel.run(1) for _ in range(_WARM_UP))) for kernel in kernels]
-        return np.array(
-            [[kernel.run(n) * 1e3 for kernel, n in zip(kernels, counts, strict=True)] for _ in range(rounds)]
-        )
+        counts = [ceil(_SLICE / max(1e-9, min(kernel.run(1) for _ in range(_WARM_UP)))) for kernel in kernels]
+        turns = list(zip(kernels, counts, strict=True))
+        return np.array([[kernel.run(count) * 1e3 for kernel, count in turns] for _ in range(rounds)])
 
 
 def _arguments(described: Sequence[Array], cache_bytes: int, tensor: Any) -> list[list[Any]]:
@@ -122,18 +122,22 @@ def random_array(rng: np.random.Generator, shape: Shape, dtype: str) -> np.ndarr
 class _Loaded:
     """A kernel and what it is called with."""
 
-    def __init__(self, module: Any, function: Any, arguments: list[list[Any]]) -> None:
-        self._module, self._function, self._arguments = module, function, arguments
+    def __init__(self, module: Any, function: Any, arguments: list[list[Any]], threads: int) -> None:
+        self._module, self._function, self._arguments, self._threads = module, function, arguments, threads
         self._next = 0
 
     def run(self, count: int) -> float:
-        """Seconds of one of `count` calls."""
+        """Seconds of one of `count` calls in which the threads were on cores.
+
+        Threads that wait for each other spin, so that this is how long calls take, on a machine with nothing else to
+        do; threads that wait for another process's turn to end do not count.
+        """
         calls = [self._arguments[(self._next + i) % len(self._arguments)] for i in range(count)]
         self._next += count
-        started = time.perf_counter()
+        started = time.process_time()
         for arguments in calls:
             self._function(*arguments)
-        return (time.perf_counter() - started) / count
+        return (time.process_time() - started) / count / self._threads
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 The process builds the kernels of several plans of one workload and hands them to a device, which times them in turns:
 every round gives one time of each, so that all see the same machine. What else runs there only ever adds to a time: of
-both sides of a ratio, the time that a tenth of the rounds stays below counts, not the median. Plans that are slower
+both sides of a ratio, the time that a fifth of the rounds stays below counts, not the median. Plans that are slower
 after a few rounds are left out of the next (successive halving; Jamieson and Talwalkar, "Non-stochastic Best Arm
 Identification and Hyperparameter Optimization", 2016).
 """
@@ -34,7 +34,7 @@ PATIENCE = 120.0
 _ROUNDS = (6, 10, 16)
 
 #: Share of the rounds in which nothing else disturbs a kernel.
-_UNDISTURBED = 0.1
+_UNDISTURBED = 0.2
 
 
 @dataclass(frozen=True)

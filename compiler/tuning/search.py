@@ -57,7 +57,8 @@ class Search:
                 chosen.append(index)
         believed = dict(self.measured)
         while len(chosen) < min(count, len(self.plans) - len(self.measured)):
-            believed |= {index: believed.get(index, float(self._prior[index])) for index in chosen}
+            mean = self._posterior(believed)[0]
+            believed |= {index: float(mean[index]) for index in chosen if index not in believed}
             gains = self._gains(believed)
             gains[[*believed]] = -1.0
             chosen.append(int(np.argmax(gains)))
@@ -97,8 +98,11 @@ def _kernel(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def _normal(values: np.ndarray) -> np.ndarray:
-    """The cumulative normal distribution, by a logistic approximation that is right to 1e-2."""
-    return 1 / (1 + np.exp(-np.clip(1.702 * values, -50, 50)))
+    """The cumulative normal distribution."""
+    return (1 + _erf(values / math.sqrt(2))) / 2
+
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def features(plans: Sequence[Mapping[str, Any]]) -> np.ndarray:

@@ -1,0 +1,117 @@
+"""Plans: whatever the search tries computes the same, on vectors of every width, and survives being written down."""
+
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nnc import lowering, target, testing, verify
+from nnc.session import Session
+from nnc.target import Target
+from nnc.tuning import tasks
+
+pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="runs what it builds")
+
+NET = """
+net (float[1, 3, 17, 17] x) => (float[1, 10] y)
+<float[32, 3, 3, 3] A, float[32] a, float[48, 32, 1, 1] B, float[32, 48, 3, 3] C, float[32] c, float[32, 1, 3, 3] D,
+ float[32, 16, 3, 3] G, float[32, 10] H>
+{
+    f = Conv<pads = [1, 1, 1, 1], strides = [2, 2]>(x, A, a)
+    r = Relu(f)
+    p = Conv(r, B)
+    w = Conv<pads = [1, 1, 1, 1]>(p, C, c)
+    s = Add(w, r)
+    q = Relu(s)
+    d = Conv<pads = [1, 1, 1, 1], group = 32>(q, D)
+    g = Conv<pads = [1, 1, 1, 1], group = 2>(d, G)
+    m = GlobalAveragePool(g)
+    v = Flatten(m)
+    y = MatMul(v, H)
+}
+"""
+
+
+class Chosen:
+    """Schedules that draw any plan of each workload, and note its template."""
+
+    def __init__(self, unit: Any, seed: int, only: Any = lambda plan: True) -> None:
+        self._unit, self._rng, self._only = unit, np.random.default_rng(seed), only
+        self.plans: list[Any] = []
+
+    def find(self, workload: Any) -> Mapping[str, Any]:
+        from nnc.lowering.workload import encoded
+
+        plans = [plan for plan in workload.plans(self._unit) if self._only(plan)] or [workload.default(self._unit)]
+        self.plans.append(plans[self._rng.integers(len(plans))])
+        return json.loads(json.dumps(encoded(self.plans[-1])))
+
+
+def narrow(bits: int) -> Target:
+    """This machine with vectors of so many bits."""
+    chip = target.load("x86")
+    level = {128: "x86-64-v2", 256: "x86-64-v3", 512: "x86-64-v4"}[bits]
+    if bits > chip.unit.vector_bits:
+        pytest.skip(f"no vectors of {bits} bits here")
+    tvm = chip.unit.tvm | {"mcpu": level, "mattr": []}
+    registers = 32 if bits == 512 else 16
+    unit = chip.unit.model_copy(update={"vector_bits": bits, "vector_registers": registers, "tvm": tvm})
+    return chip.model_copy(update={"unit": unit})
+
+
+@pytest.mark.parametrize(("bits", "seed"), [(128, 0), (128, 1), (256, 2), (512, 3), (512, 4)])
+def test_every_plan_computes_the_same(tmp_path: Path, bits: int, seed: int) -> None:
+    from nnc.lowering.library import Library
+
+    chip, graph = narrow(bits), testing.graph(NET)
+    network = tasks.network(graph, chip, 2, lambda *_: None)
+    chosen = Chosen(network.unit, seed)
+    built = lowering.build(graph, chip, tmp_path, threads=2, schedules=chosen)
+    assert len(built.tuned) == len(network.tasks) == 6
+    inputs = verify.probe_inputs(graph, 0)
+    (found,) = Library(tmp_path / "module.so", 2).run(list(inputs.values()))
+    assert verify.largest_difference(Session(graph).run(inputs), {"y": found}) < 1e-4
+
+
+def test_lanes_of_registers_are_multiplied_where_vectors_have_128_bits(tmp_path: Path) -> None:
+    from nnc.lowering.library import Library
+
+    chip, graph = narrow(128), testing.graph(NET)
+    network = tasks.network(graph, chip, 1, lambda *_: None)
+    chosen = Chosen(network.unit, 0, lambda plan: getattr(plan, "loads", "") == "vectors")
+    lowering.build(graph, chip, tmp_path, threads=1, schedules=chosen)
+    assert sum(getattr(plan, "loads", "") == "vectors" for plan in chosen.plans) >= 3
+    inputs = verify.probe_inputs(graph, 0)
+    (found,) = Library(tmp_path / "module.so", 1).run(list(inputs.values()))
+    assert verify.largest_difference(Session(graph).run(inputs), {"y": found}) < 1e-4
+
+
+def test_plans_that_are_none_of_a_workload_are_refused() -> None:
+    from nnc.lowering.workload import encoded
+
+    network = tasks.network(testing.graph(NET), narrow(256), 2, lambda *_: None)
+    for task in network.tasks:
+        default = task.workload.default(network.unit)
+        content = json.loads(json.dumps(encoded(default)))
+        assert task.workload.decoded(content, network.unit) == default
+        for wrong in ({}, {"template": "x"}, content | {"more": 1}, content | {"tile": 3}, content | {"columns": 999}):
+            assert task.workload.decoded(wrong, network.unit) is None
+
+
+def test_tasks_name_their_layers() -> None:
+    network = tasks.network(testing.graph(NET), narrow(256), 2, lambda *_: None)
+    assert [task.name for task in network.tasks][:2] == ["conv2d 3 -> 32, 3x3, 9x9", "conv2d 32 -> 48, 1x1, 9x9"]
+    assert sum(len(task.layers) for task in network.tasks) == 6
+
+
+def test_the_first_candidate_is_the_default_and_none_occurs_twice() -> None:
+    network = tasks.network(testing.graph(NET), narrow(256), 2, lambda *_: None)
+    for task in network.tasks:
+        plans = task.workload.plans(network.unit)
+        assert plans[0] == task.workload.default(network.unit)
+        assert len(set(plans)) == len(plans) > 1
+        assert len(task.workload.estimates(plans, network.unit)) == len(plans)
