@@ -3,10 +3,10 @@
     python tests/bench/emulated.py [gold all layers]
 
 `nnc inspect DIR --latency emulated` on the libraries of the recipe simplify for qcs605, on one Cortex-A75 and on all
-eight cores. The analytic predictions are those of the coefficients that `python -m nnc.validation.fit --emulated` found for
-nnc's own code, profile "arm/nnc"; the ratio to those of the profile that the target names, which was fitted on
-measurements of another engine, stands beside it. resnet50 and densenet121 are not among the networks of that fit. Exits
-with 1 when a ratio is out of bounds.
+eight cores. The analytic predictions are those of the coefficients that `python -m nnc.validation.fit --emulated` found
+for nnc's own code, profile "arm/nnc"; the ratio to those of the profile that the target names, which was fitted on
+measurements of another engine, stands beside it. resnet50 and densenet121 are not among the networks of that fit.
+Exits with 1 when a ratio is out of bounds.
 """
 
 from __future__ import annotations
