@@ -18,7 +18,6 @@ from nnc.lowering.dsp.fixed import FixedPoint
 from nnc.lowering.dsp.hvx import Expr, Vector
 from nnc.lowering.dsp.unit import LANES, VECTOR_BYTES
 from nnc.lowering.kernels.gemm import lane, scratch
-from nnc.lowering.kernels.gemm import store as store_scalars
 from nnc.lowering.kernels.loops import reshaped
 from nnc.lowering.program import Operand
 from nnc.lowering.tail import Tail
@@ -160,4 +159,8 @@ class ScalarWriter(Writer):
         epilogue = self.tail.epilogue(self.extras)
         *front, x = index
         for p, total in enumerate(sums):
-            store_scalars(self.out, total, (*front, x + p, 0), LANES, epilogue, dtype="int32")
+            held = scratch(LANES, dtype="int32")
+            held[lane(LANES)] = total
+            with T.serial(0, LANES) as k:  # written out, it takes the compiler minutes
+                at = (*front, x + p, k)
+                T.buffer_store(self.out, epilogue(held[k], at), at)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -28,7 +29,7 @@ from nnc.lowering.layers import Template, pooling
 from nnc.lowering.layers.attributes import along_channels, input_of, window_of
 from nnc.lowering.layers.convolution import phases
 from nnc.lowering.layers.quantized import found_in, whole_steps
-from nnc.lowering.program import Tensor
+from nnc.lowering.program import Operand, Tensor
 from nnc.lowering.shapes import dtype_of, shape_of
 
 if TYPE_CHECKING:
@@ -272,7 +273,16 @@ def _looked_up(lowering: Lowering, nodes: list[gs.Node], builder: Builder) -> bo
     return True
 
 
-def _call(lowering, group, key, operands, result, compute, layout=""):  # type: ignore[no-untyped-def]
+def _call(
+    lowering: Lowering,
+    group: Group,
+    key: tuple[Any, ...],
+    operands: Sequence[Operand],
+    result: Tensor,
+    compute: Callable[..., Any],
+    layout: str = "",
+) -> None:
+    """Append a call of the template that the key begins with."""
     nodes = group.nodes
     names, ops = [node.name for node in nodes], "+".join(node.op for node in nodes)
     lowering.call(key[0], key, names, ops, operands, [result], compute, layout)

@@ -147,3 +147,12 @@ def test_weights_of_nine_bits(draft: Draft, compare: Callable[..., Any]) -> None
         draft.output(draft.q(draft.add("Conv", x, weights(9, 1, 3, 3, zero=zero), group=9), 0.1))
         draft.output(draft.q(draft.add("MatMul", draft.input(3, 18), weights(18, 40, zero=zero, axis=1)), 0.2))
     assert templates(compare(draft.graph())) == {"dsp_conv2d", "dsp_depthwise", "dsp_gemm"}
+
+
+def test_what_is_left_in_floats_behind_a_layer(draft: Draft, compare: Callable[..., Any]) -> None:
+    """Signed outputs and functions of sums are the scalar core's, and must not take the compiler minutes."""
+    y = draft.conv(draft.input(1, 40, 9, 9), 40, 33, (1, 1))
+    draft.output(draft.q(draft.add("Mul", y, draft.add("Sigmoid", y))))
+    signed = (draft.constant(0.05), draft.constant(-3, np.int8))
+    draft.output(draft.add("QuantizeLinear", draft.conv(draft.input(1, 8, 7, 7), 8, 40, (3, 3)), *signed))
+    assert templates(compare(draft.graph())) == {"dsp_conv2d"}
