@@ -22,7 +22,7 @@ from nnc.cli import app
 
 COMMANDS = [
     *("bench", "bisect", "compile", "doctor", "eval", "inspect", "network", "passes", "plan", "recipes", "run"),
-    *("schema", "targets"),
+    *("records", "schema", "targets", "tune"),
 ]
 
 

@@ -262,7 +262,7 @@ class _Products(_Kind):
             groups = -(-problem.depth // problem.group)
             shapes.append((gemm.packed_shape(groups, problem.columns, plan), "float32"))
         return shapes, lambda A, W, *rest: gemm.compute(
-            A, W, problem.columns, plan, *rest[-3:], scales=rest[0] if problem.group else None
+            A, W, problem.columns, plan, rest[-3], rest[-2], rest[-1], rest[0] if problem.group else None
         )
 
 

@@ -48,7 +48,8 @@ class Opened(Protocol):
 class Device(Protocol):
     """A description that another process can open."""
 
-    source: Source
+    @property
+    def source(self) -> Source: ...
 
     def open(self, machine: Any) -> Opened: ...
 

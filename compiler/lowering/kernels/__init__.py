@@ -4,6 +4,7 @@ A template is a frozen dataclass that describes the problem (sizes, strides, blo
 the work) that is chosen from the problem and the unit's figures, and three functions:
 
     best_plan(problem, unit) -> plan
+    plans(problem, unit) -> plans                           where there are others that may be faster (nnc.tuning)
     pack(W, plan, ...) -> np.ndarray                        weights in the order in which the kernel reads them
     compute(X, W, ..., plan, extras, epilogue) -> te.Tensor
 

@@ -1,0 +1,100 @@
+"""What tuning is worth: one table.
+
+    python tests/bench/tuning.py [shipped board]
+
+x86: each network compiled without records and with those that nnc ships, both libraries in one process in turns, by the
+time in which their threads are on cores, which other processes do not move much. Board: the same two libraries in
+emulation, cycle by cycle, and the tuned one executed in QEMU against onnxruntime. Exits with 1 when a figure is not
+reached.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import table
+from table import THREADS, Row, nnc
+
+from nnc import graph as graphs
+from nnc import lowering, target, verify
+from nnc.artifact import Artifact
+from nnc.session import Session
+
+NETWORKS = ("vgg16", "resnet50", "mobilenet_v2", "densenet201")
+BOARD, ON_BOARD = "qcs605", ("mobilenet_v2", "resnet18")
+ROUNDS = 40
+
+
+class Workshop(table.Workshop):
+    """Networks with and without the records that come with nnc; those of the user stay out of it."""
+
+    @cache  # noqa: B019  # one workshop per run
+    def simplified(self, name: str, chip: str) -> Path:
+        out = self.folder / f"{name}-{chip}"
+        options = ("--target", chip, "-o", out, "--threads", THREADS, "--quiet")
+        nnc("compile", "simplify", self.network(name), *options, NNC_TUNING=str(self.folder / "none"))
+        return out
+
+    @cache  # noqa: B019
+    def untuned(self, name: str, chip: str) -> Path:
+        """The library that the figures of the target give."""
+        out = self.folder / f"{name}-{chip}-untuned"
+        out.mkdir()
+        graph = graphs.load(self.simplified(name, chip) / "model.onnx")
+        return lowering.build(graph, target.load(chip), out, threads=THREADS).files[0]
+
+
+def shipped(shop: Workshop) -> Iterator[Row]:
+    """default / tuned, with the records that come with nnc, of layers that have one."""
+    from nnc.lowering.library import Library
+
+    for name in NETWORKS:
+        artifact = Artifact.open(shop.simplified(name, "x86"))
+        libraries = [Library(path, THREADS) for path in (shop.untuned(name, "x86"), artifact.library_path)]
+        for library in libraries:
+            library.bind(artifact.checked(artifact.random_inputs()))
+            library.run_bound()
+        ratio = statistics.median(_on_cores(libraries[0]) / _on_cores(libraries[1]) for _ in range(ROUNDS))
+        tuned = artifact.lock["tuning"]["layers"]
+        yield Row(f"x86: default / tuned, {name}, {tuned} layers", ">= 1.0", f"{ratio:.3f}", ratio >= 0.99)
+
+
+def _on_cores(library: object) -> float:
+    """Seconds of one inference in which its threads run."""
+    started = time.process_time()
+    library.run_bound()  # type: ignore[attr-defined]
+    return time.process_time() - started
+
+
+def board(shop: Workshop) -> Iterator[Row]:
+    """Cycles of the board's cores, default / tuned."""
+    if not shutil.which("qemu-aarch64"):
+        yield Row(BOARD, ">= 1.15", "left out: no qemu-aarch64", None)
+        return
+    from nnc.simulation import emulated
+
+    chip = target.load(BOARD)
+    for name in ON_BOARD:
+        artifact = Artifact.open(shop.simplified(name, BOARD))
+        paths = (shop.untuned(name, BOARD), artifact.library_path)
+        before, after = (sum(step.cycles for step in emulated.network(path, chip, THREADS)) for path in paths)
+        ratio = before / after
+        measured = f"{ratio:.3f} ({before / 1e6:.1f} / {after / 1e6:.1f} M)"
+        yield Row(f"{BOARD}: cycles, default / tuned, {name}", ">= 1.15", measured, ratio >= 1.15)
+        graph = graphs.load(artifact.model_path)
+        inputs = verify.probe_inputs(graph, 0)
+        error = verify.largest_difference(Session(graph).run(inputs), artifact.run(inputs))
+        yield Row(f"{BOARD}: the tuned {name} in QEMU", "< 1e-3", f"{error:.1e}", error < 1e-3)
+
+
+SECTIONS = {"shipped": shipped, "board": board}
+
+
+if __name__ == "__main__":
+    sys.exit(table.main(__doc__, SECTIONS, Workshop))
