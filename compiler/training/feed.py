@@ -101,7 +101,7 @@ def varied(pixels: np.ndarray, augment: Augment, rng: np.random.Generator) -> np
     """Images uint8 [n, height, width, channels]: each moved by up to `crop` pixels over black, half mirrored."""
     count, height, width, _ = pixels.shape
     if augment.flip:
-        mirrored: np.ndarray = rng.random(count) < 0.5
+        mirrored = np.less(rng.random(count), 0.5)
         pixels = np.where(mirrored[:, None, None, None], pixels[:, :, ::-1], pixels)
     if not augment.crop:
         return pixels
