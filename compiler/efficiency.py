@@ -36,6 +36,8 @@ class Efficiency(toml.Table):
     grouped: Share
     """In convolutions of several groups of more than one channel."""
     depthwise: Share
+    packing: NonNegativeFloat = 0.0
+    """Output channels at which half of the share is reached: inputs are rearranged for all of them at once."""
     narrow: NonNegativeFloat
     """Products per output value at which half of the share is reached."""
     occupancy: NonNegativeFloat
@@ -44,6 +46,8 @@ class Efficiency(toml.Table):
     """Exponent of the instructions that a core issues per multiplication."""
     element: NonNegativeFloat
     """Multiplications in whose time a value is read or written, besides what the caches take."""
+    function: NonNegativeFloat = 0.0
+    """Multiplications in whose time an exponential, a logarithm or a power is computed."""
     cache: Share
     """Share of the bandwidth of the caches."""
     dram: Share
@@ -52,6 +56,8 @@ class Efficiency(toml.Table):
     """Share of what one core can draw from the memory."""
     serial: Annotated[float, Field(ge=0, lt=1)]
     """Share of the work that does not spread over the cores (Amdahl)."""
+    uneven: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """How much it counts that vectors of output channels don't divide evenly among the cores, as an exponent."""
     kernel_us: NonNegativeFloat
     """Microseconds to start one kernel."""
     regroup: Annotated[float, Field(ge=0, le=1)]

@@ -11,7 +11,7 @@ from nnc.networks.blazeface import blazeface
 from nnc.networks.densenet import densenet
 from nnc.networks.efficientnet import V2_B0, V2_S, efficientnet, efficientnet_lite, efficientnet_v2
 from nnc.networks.ghostnet import ghostnet
-from nnc.networks.inception import googlenet, inception_v3
+from nnc.networks.inception import googlenet, googlenet_caffe, inception_v3
 from nnc.networks.mnasnet import mnasnet, proxylessnas
 from nnc.networks.mobilenet import V3_LARGE, V3_SMALL, mobilenet_v1, mobilenet_v2, mobilenet_v3
 from nnc.networks.nanodet import nanodet_m
@@ -23,7 +23,7 @@ from nnc.networks.segmentation import deeplabv3, fcn, lraspp, mobilenet_backbone
 from nnc.networks.shufflenet import shufflenet_v1, shufflenet_v2
 from nnc.networks.squeezenet import FIRES_1_0, FIRES_1_1, squeezenet
 from nnc.networks.ssd import squeezenet_ssd, ssd_mobilenet_v1
-from nnc.networks.vgg import PLAN_A, PLAN_B, PLAN_D, PLAN_E, alexnet, vgg
+from nnc.networks.vgg import PLAN_A, PLAN_B, PLAN_D, PLAN_E, alexnet, alexnet_caffe, vgg
 from nnc.networks.yolo import mobilenet_v2_yolov3, mobilenet_yolo, yolov4, yolov4_tiny
 from nnc.networks.yolo_fastest import yolo_fastest_v2
 
@@ -66,6 +66,7 @@ _EFFICIENTNETS_LITE = {
 
 ARCHITECTURES = {
     "alexnet": Architecture(alexnet, smallest=63),
+    "alexnet_caffe": Architecture(alexnet_caffe, input_size=227, smallest=67),
     "vgg11": Architecture(partial(vgg, stages=PLAN_A)),
     "vgg11_bn": Architecture(partial(vgg, stages=PLAN_A, normalized=True)),
     "vgg13": Architecture(partial(vgg, stages=PLAN_B)),
@@ -77,6 +78,9 @@ ARCHITECTURES = {
     "resnet18": Architecture(partial(resnet, block=basic_block, depths=(2, 2, 2, 2))),
     "resnet34": Architecture(partial(resnet, block=basic_block, depths=(3, 4, 6, 3))),
     "resnet50": Architecture(partial(resnet, block=bottleneck, depths=(3, 4, 6, 3))),
+    "resnet50_caffe": Architecture(
+        partial(resnet, block=partial(bottleneck, strides_first=True), depths=(3, 4, 6, 3))
+    ),
     "resnet101": Architecture(partial(resnet, block=bottleneck, depths=(3, 4, 23, 3))),
     "resnet152": Architecture(partial(resnet, block=bottleneck, depths=(3, 8, 36, 3))),
     "resnext50_32x4d": Architecture(
@@ -109,6 +113,7 @@ ARCHITECTURES = {
     "squeezenet1_0": Architecture(partial(squeezenet, filters=96, kernel=7, fires=FIRES_1_0)),
     "squeezenet1_1": Architecture(partial(squeezenet, filters=64, kernel=3, fires=FIRES_1_1)),
     "googlenet": Architecture(googlenet),
+    "googlenet_caffe": Architecture(googlenet_caffe),
     "inception_v3": Architecture(inception_v3, input_size=299, smallest=75),
     "shufflenet_v1": Architecture(shufflenet_v1),
     "shufflenet_v2": Architecture(shufflenet_v2),

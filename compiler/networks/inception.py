@@ -3,6 +3,8 @@
 Without the auxiliary classifiers, which serve training only.
 """
 
+from collections.abc import Callable
+
 from nnc.networks.blocks import classifier
 from nnc.networks.network import Network, Pair, Value
 
@@ -11,37 +13,51 @@ from nnc.networks.network import Network, Pair, Value
 _GOOGLENET_MODULES = (
     ("inception3a", 64, 96, 128, 16, 32, 32),
     ("inception3b", 128, 128, 192, 32, 96, 64),
-    ("maxpool3", 3),
+    ("maxpool3",),
     ("inception4a", 192, 96, 208, 16, 48, 64),
     ("inception4b", 160, 112, 224, 24, 64, 64),
     ("inception4c", 128, 128, 256, 24, 64, 64),
     ("inception4d", 112, 144, 288, 32, 64, 64),
     ("inception4e", 256, 160, 320, 32, 128, 128),
-    ("maxpool4", 2),
+    ("maxpool4",),
     ("inception5a", 256, 160, 320, 32, 128, 128),
     ("inception5b", 384, 192, 384, 48, 128, 128),
 )
 
 
 def googlenet(net: Network) -> Value:
-    x = _conv(net, net.input, "conv1", 64, 7, 2)
-    x = net.max_pool(x, "maxpool1", 3, 2, ceil=True)
+    """torchvision's, with BatchNormalization."""
+    x = net.max_pool(_conv(net, net.input, "conv1", 64, 7, 2), "maxpool1", 3, 2, ceil=True)
     x = _conv(net, _conv(net, x, "conv2", 64), "conv3", 192, 3)
     x = net.max_pool(x, "maxpool2", 3, 2, ceil=True)
-    for name, *figures in _GOOGLENET_MODULES:
-        if name.startswith("maxpool"):
-            x = net.max_pool(x, name, figures[0], 2, ceil=True)
+    return classifier(net, _modules(net, x, _conv, large=3, last_pool=2), "fc")
+
+
+def googlenet_caffe(net: Network) -> Value:
+    """The paper's, as Caffe trained it: normalized over neighbouring channels, with convolutions of 5x5."""
+    x = net.max_pool(_plain_conv(net, net.input, "conv1", 64, 7, 2), "pool1", 3, 2, ceil=True)
+    x = _plain_conv(net, net.local_response_norm(x, "norm1"), "conv2_reduce", 64)
+    x = net.local_response_norm(_plain_conv(net, x, "conv2", 192, 3), "norm2")
+    x = net.max_pool(x, "pool2", 3, 2, ceil=True)
+    return classifier(net, _modules(net, x, _plain_conv, large=5, last_pool=3), "loss3")
+
+
+def _modules(net: Network, x: Value, conv: Callable[..., Value], large: int, last_pool: int) -> Value:
+    """The nine modules; `large` is the kernel of the third branch."""
+    for name, *channels in _GOOGLENET_MODULES:
+        if channels:
+            x = _module(net, x, name, conv, large, *channels)
         else:
-            x = _module(net, x, name, *figures)
-    return classifier(net, x, "fc")
+            x = net.max_pool(x, name, last_pool if name == "maxpool4" else 3, 2, ceil=True)
+    return x
 
 
-def _module(net: Network, x: Value, name: str, one: int, *channels: int) -> Value:
-    reduce3, three, reduce5, five, pooled = channels
-    branch2 = _conv(net, _conv(net, x, f"{name}.branch2.0", reduce3), f"{name}.branch2.1", three, 3)
-    branch3 = _conv(net, _conv(net, x, f"{name}.branch3.0", reduce5), f"{name}.branch3.1", five, 3)
-    branch4 = _conv(net, net.max_pool(x, f"{name}.branch4.0", 3, 1, 1), f"{name}.branch4.1", pooled)
-    return net.concat([_conv(net, x, f"{name}.branch1", one), branch2, branch3, branch4], f"{name}.concat")
+def _module(net: Network, x: Value, name: str, conv: Callable[..., Value], large: int, one: int, *others: int) -> Value:
+    reduce3, three, reduce5, five, pooled = others
+    branch2 = conv(net, conv(net, x, f"{name}.branch2.0", reduce3), f"{name}.branch2.1", three, 3)
+    branch3 = conv(net, conv(net, x, f"{name}.branch3.0", reduce5), f"{name}.branch3.1", five, large)
+    branch4 = conv(net, net.max_pool(x, f"{name}.branch4.0", 3, 1, 1), f"{name}.branch4.1", pooled)
+    return net.concat([conv(net, x, f"{name}.branch1", one), branch2, branch3, branch4], f"{name}.concat")
 
 
 def inception_v3(net: Network) -> Value:
@@ -131,3 +147,7 @@ def _conv(
 ) -> Value:
     x = net.conv(x, f"{name}.conv", net.scaled(filters), kernel, stride, padding)
     return net.relu(net.batch_norm(x, f"{name}.bn"), f"{name}.relu")
+
+
+def _plain_conv(net: Network, x: Value, name: str, filters: int, kernel: int = 1, stride: int = 1) -> Value:
+    return net.relu(net.conv(x, name, net.scaled(filters), kernel, stride, bias=True), f"{name}.relu")

@@ -211,6 +211,10 @@ class Network:
         """x times one factor per channel."""
         return self._layer("Mul", name, [factors.name, x.name], x.shape, x.moments * factors.moments)
 
+    def local_response_norm(self, x: Value, name: str) -> Value:
+        """Divided by what the five nearest channels have, with Caffe's constants: nearly the identity at this scale."""
+        return self._layer("LRN", name, [x.name], x.shape, x.moments, size=5, alpha=1e-4, beta=0.75, bias=1.0)
+
     # Pooling and shapes
 
     def max_pool(self, x: Value, name: str, kernel: int, stride: int, padding: int = 0, ceil: bool = False) -> Value:

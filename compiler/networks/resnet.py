@@ -13,7 +13,7 @@ Block = Callable[[Network, Value, str, int, int, Shortcut, int], Value]
 
 
 def resnet(net: Network, block: Block, depths: Sequence[int]) -> Value:
-    """The four-stage network for ImageNet: torchvision's, with the stride of a bottleneck at its 3x3 convolution."""
+    """The four-stage network for ImageNet; the blocks are torchvision's."""
     return classifier(net, features(net, block, depths)[-1], "fc")
 
 
@@ -50,11 +50,16 @@ def bottleneck(
     dilation: int = 1,
     groups: int = 1,
     widened: float = 1.0,
+    strides_first: bool = False,
 ) -> Value:
-    """`widened` multiplies the inner channels; with groups it is ResNeXt (https://arxiv.org/abs/1611.05431)."""
+    """`widened` multiplies the inner channels; with groups it is ResNeXt (https://arxiv.org/abs/1611.05431).
+
+    The stride is at the 3x3 convolution, or as in the paper at the first.
+    """
     inner = divisible(planes * widened, groups)
-    y = net.relu(net.batch_norm(net.conv(x, f"{name}.conv1", inner), f"{name}.bn1"))
-    y = net.conv(y, f"{name}.conv2", inner, 3, stride, groups=groups, dilation=dilation)
+    first, second = (stride, 1) if strides_first else (1, stride)
+    y = net.relu(net.batch_norm(net.conv(x, f"{name}.conv1", inner, 1, first), f"{name}.bn1"))
+    y = net.conv(y, f"{name}.conv2", inner, 3, second, groups=groups, dilation=dilation)
     y = net.relu(net.batch_norm(y, f"{name}.bn2"))
     y = net.batch_norm(net.conv(y, f"{name}.conv3", 4 * planes), f"{name}.bn3")
     return net.relu(net.add(y, shortcut(net, x, name, 4 * planes, stride), f"{name}.add"), f"{name}.relu")

@@ -1,5 +1,5 @@
-"""AlexNet (Krizhevsky, https://arxiv.org/abs/1404.5997) and VGG (Simonyan and Zisserman,
-https://arxiv.org/abs/1409.1556)."""
+"""AlexNet (Krizhevsky, https://arxiv.org/abs/1404.5997; with Sutskever and Hinton, NIPS 2012) and VGG (Simonyan and
+Zisserman, https://arxiv.org/abs/1409.1556)."""
 
 from nnc.networks.network import Network, Value
 
@@ -24,9 +24,7 @@ def vgg(net: Network, stages: tuple[tuple[int, ...], ...], normalized: bool = Fa
         x = net.max_pool(x, f"features.{index}", 2, 2)
         index += 1
     x = net.flatten(net.adaptive_average_pool(x, "avgpool", 7), "flatten")
-    x = net.relu(net.linear(x, "classifier.0", net.scaled(4096)), "classifier.1")
-    x = net.relu(net.linear(x, "classifier.3", net.scaled(4096)), "classifier.4")
-    return net.linear(x, "classifier.6", net.classes)
+    return _classifier(net, x, ("classifier.0", "classifier.3", "classifier.6"))
 
 
 def alexnet(net: Network) -> Value:
@@ -38,6 +36,22 @@ def alexnet(net: Network) -> Value:
         x = net.relu(net.conv(x, f"features.{index}", net.scaled(filters), 3, bias=True), f"features.{index + 1}")
     x = net.max_pool(x, "features.12", 3, 2)
     x = net.flatten(net.adaptive_average_pool(x, "avgpool", 6), "flatten")
-    x = net.relu(net.linear(x, "classifier.1", net.scaled(4096)), "classifier.2")
-    x = net.relu(net.linear(x, "classifier.4", net.scaled(4096)), "classifier.5")
-    return net.linear(x, "classifier.6", net.classes)
+    return _classifier(net, x, ("classifier.1", "classifier.4", "classifier.6"))
+
+
+def alexnet_caffe(net: Network) -> Value:
+    """The network of 2012, as Caffe trained it: two groups, and normalized over neighbouring channels."""
+    x = net.relu(net.conv(net.input, "conv1", net.scaled(96), 11, 4, padding=0, bias=True), "relu1")
+    x = net.max_pool(net.local_response_norm(x, "norm1"), "pool1", 3, 2)
+    x = net.relu(net.conv(x, "conv2", net.scaled(256), 5, groups=2, bias=True), "relu2")
+    x = net.max_pool(net.local_response_norm(x, "norm2"), "pool2", 3, 2)
+    for index, filters, groups in ((3, 384, 1), (4, 384, 2), (5, 256, 2)):
+        x = net.relu(net.conv(x, f"conv{index}", net.scaled(filters), 3, groups=groups, bias=True), f"relu{index}")
+    x = net.flatten(net.max_pool(x, "pool5", 3, 2), "flatten")
+    return _classifier(net, x, ("fc6", "fc7", "fc8"))
+
+
+def _classifier(net: Network, x: Value, names: tuple[str, str, str]) -> Value:
+    for name in names[:2]:
+        x = net.relu(net.linear(x, name, net.scaled(4096)), f"{name}.relu")
+    return net.linear(x, names[2], net.classes)

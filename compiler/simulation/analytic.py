@@ -74,7 +74,7 @@ def predict(graph: gs.Graph, target: Target, threads: int | None = None) -> Pred
 
 def _cost(todo: Work, target: Target, threads: int, dtype: Dtype) -> Cost:
     cores = machine(target.unit, target.dram, threads, dtype)
-    resident = roofline.is_resident(todo.weight_bytes.sum(), cores)
+    resident = roofline.resident_share(todo.weight_bytes.sum(), cores)
     return roofline.cost(todo, cores, target.unit.efficiency[dtype], resident)
 
 

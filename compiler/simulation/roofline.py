@@ -1,7 +1,8 @@
 """Seconds that kernels take on a machine, by cause, from few coefficients of how well an engine's code uses it.
 
 The roofline of Williams, Waterman and Patterson (CACM 2009) with one roof per resource. Nothing overlaps perfectly: the
-times of the resources add up, which fits the measurements better than the longest of them.
+times of the resources add up, which fits the measurements better than the longest of them; only memory traffic is
+hidden behind multiplications to a part.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from nnc.simulation.work import CLASSES, Work
 # Share of the caches that a network can count on from one inference to the next.
 _RESIDENT = 0.7
 
-# Kernels that write fewer values are computed by one thread: none is woken up for them.
-_WORTH_SHARING = 4096
+# Kernels with less to do, in multiplications and values, wake up no thread that has gone to sleep.
+_WORTH_SHARING = 32_768
+
+# The exponent of the norm of computing and memory traffic: 1 adds the two up, infinity is the longer one.
+_OVERLAP = 1.5
 
 CAUSES = ("compute", "cache", "memory", "dispatch")
 
@@ -35,16 +39,17 @@ class Cost:
 
     @property
     def seconds(self) -> np.ndarray:
-        return self.compute + self.cache + self.memory + self.dispatch
+        computed = (self.compute**_OVERLAP + self.memory**_OVERLAP) ** (1 / _OVERLAP)
+        return computed + self.cache + self.dispatch
 
 
-def cost(work: Work, machine: Machine, efficiency: Efficiency, resident: bool | np.ndarray) -> Cost:
-    """What the kernels cost; `resident`: the weights stay in the caches from one inference to the next."""
+def cost(work: Work, machine: Machine, efficiency: Efficiency, resident: float | np.ndarray) -> Cost:
+    """What the kernels cost; `resident`: the share of the weights that stays in the caches between inferences."""
     dram = _dram_bytes(work, machine, resident)
     everyone = machine.dram_bytes_per_second * efficiency.dram
     bandwidth = np.minimum(everyone, machine.alone_bytes_per_second * efficiency.alone)
-    computes = work.macs + work.operations > 0  # copies are left to one thread
-    spread = (machine.threads > 1) & (work.written >= _WORTH_SHARING) & computes
+    amount = work.macs + work.read + work.written + work.operations
+    spread = (machine.threads > 1) & _is_shared(work) & (amount >= _WORTH_SHARING)
     starts = work.starts * (1 + efficiency.regroup * (work.groups - 1))
     return Cost(
         compute=_compute(work, machine, efficiency),
@@ -55,39 +60,54 @@ def cost(work: Work, machine: Machine, efficiency: Efficiency, resident: bool | 
     )
 
 
-def is_resident(weight_bytes: float | np.ndarray, machine: Machine) -> bool | np.ndarray:
-    """Whether the caches hold all weights of a network, which take so many bytes."""
-    return weight_bytes < _RESIDENT * machine.cache_bytes
+def resident_share(weight_bytes: float | np.ndarray, machine: Machine) -> float | np.ndarray:
+    """The share of a network's weights, so many bytes, that the caches keep: none of twice what they hold."""
+    return np.clip(2 - weight_bytes / (_RESIDENT * machine.cache_bytes), 0, 1)
+
+
+def _is_shared(work: Work) -> np.ndarray:
+    """Which kernels all threads take part in; copies are left to one."""
+    return work.macs + work.operations > 0
 
 
 def _compute(work: Work, machine: Machine, efficiency: Efficiency) -> np.ndarray:
-    macs = work.macs * _slowness(work, efficiency)
-    padded = np.ceil(work.channels / machine.multiple) * machine.multiple / work.channels
-    moved = (work.read + work.written + work.operations) * efficiency.element
-    busy = (macs * padded + moved) / machine.slots**efficiency.issue
-    idle = macs * efficiency.occupancy * machine.lanes / np.maximum(work.written, 1)
-    spread = efficiency.serial + (1 - efficiency.serial) / machine.threads
-    return (busy + idle) / machine.macs_per_second * spread
+    channels = np.ceil(work.channels / machine.multiple) * machine.multiple  # of whole vectors
+    macs = work.macs * _slowness(work, channels, efficiency)
+    moved = (work.read + work.written + work.operations) * efficiency.element + work.functions * efficiency.function
+    busy = (macs * channels / work.channels + moved) / machine.slots**efficiency.issue
+    waiting = work.macs * _slowness(work, np.inf, efficiency)  # for one sum, whatever is rearranged beside it
+    idle = waiting * efficiency.occupancy * machine.lanes / np.maximum(work.written, 1)
+    tasks = channels / machine.multiple
+    uneven = np.ceil(tasks / machine.threads) * machine.threads / tasks
+    parallel = busy * uneven**efficiency.uneven + idle
+    spread = efficiency.serial * (busy + idle) + (1 - efficiency.serial) / machine.threads * parallel
+    return np.where(_is_shared(work), spread, busy + idle) / machine.macs_per_second
 
 
-def _slowness(work: Work, efficiency: Efficiency) -> np.ndarray:
+def _slowness(work: Work, channels: float | np.ndarray, efficiency: Efficiency) -> np.ndarray:
     """How many times longer than at peak a multiplication takes: half of a share is reached at `narrow` terms."""
     shares = np.array([getattr(efficiency, name, 1.0) for name in CLASSES])[work.kind.astype(int)]
     dense = work.kind < CLASSES.index("depthwise")
-    slowness = (1 + dense * efficiency.narrow / work.terms) / shares
+    # Every input of a 1x1 convolution is moved once, of others once per place of the window.
+    rearranged = efficiency.packing / channels * np.where(work.kind == CLASSES.index("pointwise"), 0.25, 1.0)
+    slowness = (1 + dense * (efficiency.narrow / work.terms + rearranged)) / shares
     # Winograd multiplies matrices of channels at each of nine places; with too few of them, it is left.
-    transformed = (1 + 9 * efficiency.narrow / work.terms) / efficiency.winograd
-    direct = (1 + efficiency.narrow / work.terms) / efficiency.conv
+    transformed = (1 + 9 * efficiency.narrow / work.terms + rearranged) / efficiency.winograd
+    direct = (1 + efficiency.narrow / work.terms + rearranged) / efficiency.conv
     return np.where(work.kind == CLASSES.index("winograd"), np.minimum(transformed, direct), slowness)
 
 
 def _cache(work: Work, machine: Machine) -> np.ndarray:
-    """Cores share out the activations, and read what others wrote from the last level, and what is too large."""
-    beyond = (machine.threads > 1) | (work.streamed_bytes > machine.private_bytes)
-    private = work.streamed_bytes / machine.threads / machine.private_bytes_per_second
+    """Cores share out the activations, and read what others wrote from the last level, and what is too large.
+
+    What works channel by channel reads what the same core wrote.
+    """
+    by_channel = (work.kind >= CLASSES.index("depthwise")) & (work.macs + work.operations > 0)
+    beyond = ((machine.threads > 1) & ~by_channel) | (work.streamed_bytes > machine.private_bytes)
+    private = work.streamed_bytes / np.where(_is_shared(work), machine.threads, 1) / machine.private_bytes_per_second
     return private + beyond * work.streamed_bytes / machine.shared_bytes_per_second
 
 
-def _dram_bytes(work: Work, machine: Machine, resident: bool | np.ndarray) -> np.ndarray:
+def _dram_bytes(work: Work, machine: Machine, resident: float | np.ndarray) -> np.ndarray:
     streamed = np.where(work.streamed_bytes > machine.cache_bytes, work.streamed_bytes, 0.0)
-    return streamed + np.where(resident, 0.0, work.weight_bytes)
+    return streamed + (1 - resident) * work.weight_bytes

@@ -21,6 +21,23 @@ _COPIES = {
     "Cast", "Concat", "DepthToSpace", "Expand", "Gather", "Pad", "Slice", "SpaceToDepth", "Split", "Tile", "Transpose",
 }
 # fmt: on
+# Those that compute an exponential, a logarithm or a power of every value.
+_TRANSCENDENTAL = {
+    "Elu",
+    "Erf",
+    "Exp",
+    "Gelu",
+    "LRN",
+    "Log",
+    "LogSoftmax",
+    "Mish",
+    "Pow",
+    "Selu",
+    "Sigmoid",
+    "Softmax",
+    "Softplus",
+    "Tanh",
+}
 _VIEWS = {"Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 
 
@@ -34,9 +51,11 @@ class Work:
     terms: np.ndarray
     """Products that are summed up for one output value."""
     channels: np.ndarray
-    """Output channels of a layer; 1 where there is none."""
+    """Output channels of a layer, and of what works on images; 1 where there are none."""
     operations: np.ndarray
     """Of a kernel without MACs, beyond reading and writing: values in its windows."""
+    functions: np.ndarray
+    """Values that an exponential, a logarithm or a power is computed of."""
     read: np.ndarray
     """Values of activations read from memory."""
     written: np.ndarray
@@ -79,8 +98,9 @@ def _row(kernel: Kernel) -> tuple[float, ...]:
         CLASSES.index(kind),
         kernel.macs,
         _terms(node) if multiplies else 1,
-        _channels(node) if multiplies else 1,
+        _channels(node) if multiplies or len(node.outputs[0].shape or ()) == 4 else 1,
         0 if multiplies else _operations(node),
+        sum(elements(each.outputs[0]) for each in kernel.nodes if each.op in _TRANSCENDENTAL),
         read,
         written,
         sum(map(elements, kernel.weights)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,7 +58,7 @@ def spearman(kept: Sequence[Sample], measured: np.ndarray, predicted: np.ndarray
     """Spearman's rank correlation between the networks of one setting, the mean over settings of three or more."""
     found = [
         (len(members), rank_correlation(measured[members], predicted[members]))
-        for _, members in _grouped(kept, _setting)
+        for _, members in _grouped(kept, lambda each: each.circumstances)
         if len(members) > 2
     ]
     if not found:
@@ -80,14 +80,14 @@ def ratio_errors(kept: Sequence[Sample], logs: np.ndarray, kind: str) -> list[fl
 
     `logs` are logarithms of predicted over measured milliseconds: a ratio is off by the difference of two of them.
     """
-    same: Mapping[str, Callable[[Sample], Any]] = {
-        "networks": _setting,
-        "types": lambda each: (*_setting(each)[:-1], each.row.model_id, each.row.input_shape),
-        "compression": _setting,
-    }
+
+    def same(each: Sample) -> tuple[str, ...]:
+        but_type = *each.circumstances[:-1], each.row.model_id, each.row.input_shape
+        return but_type if kind == "types" else each.circumstances
+
     return [
         float(np.exp(abs(logs[one] - logs[other])) - 1)
-        for _, members in _grouped(kept, same[kind])
+        for _, members in _grouped(kept, same)
         for one, other in itertools.combinations(members, 2)
         if _differ(kept[one], kept[other], kind)
     ]
@@ -104,12 +104,6 @@ def _differ(one: Sample, other: Sample, kind: str) -> bool:
     named = names[0] != names[1] and compressed.row.model_id.startswith(original.row.model_id)
     smaller = compressed.work.macs.sum() < 0.99 * original.work.macs.sum()
     return bool(named and smaller and one.row.input_shape == other.row.input_shape)
-
-
-def _setting(each: Sample) -> tuple[str, ...]:
-    """What rows have in common that only differ in the network; the type comes last."""
-    row = each.row
-    return row.chip, row.unit, row.framework, row.cores_used, row.core_type, row.clock_ghz, each.setting.dtype
 
 
 def _grouped(kept: Sequence[Sample], key: Callable[[Sample], Any]) -> Iterable[tuple[Any, list[int]]]:

@@ -1,8 +1,10 @@
 """Fits the coefficients of the roofline to measured rows: a profile per family of units, engine and dtype.
 
 Residuals are logarithms, so that small and large networks count alike, and Huber's loss keeps single rows from
-deciding. Every coefficient has a prior: a profile starts from that of the same engine in float32, on Arm, or from what
-such machines usually do, and moves away only as far as its rows insist (ridge regression, Hoerl and Kennard 1970).
+deciding. Every coefficient has a prior: a profile starts from that of the same engine in float32, of all engines of the
+family, or from what such machines usually do, and moves away only as far as its rows insist (ridge regression, Hoerl
+and Kennard 1970). What is common to the rows of one setting counts less than what differs between its networks: the
+machine's figures may be wrong, and then all are (random effects, Laird and Ware 1982).
 """
 
 from __future__ import annotations
@@ -25,25 +27,27 @@ Key = tuple[str, str]
 # Where Huber's loss turns linear, and what a row is taken to scatter around its prediction, in logarithms.
 _HUBER, _SCATTER = 0.25, 0.15
 
+# By how much the rows of one setting are taken to be wrong together.
+_COMMON = 0.07
+
 # Coefficients with their usual values and how far profiles differ, as a factor: a standard deviation of the logarithm.
 _CPU = {
     "winograd": (1.6, 0.4), "conv": (0.8, 0.3), "pointwise": (0.85, 0.3), "grouped": (0.5, 0.4),
-    "depthwise": (0.25, 0.4), "narrow": (12.0, 0.6), "occupancy": (8.0, 0.7), "issue": (0.4, 0.4),
-    "element": (2.0, 0.6), "cache": (0.7, 0.5), "dram": (1.0, 0.3), "alone": (0.7, 0.4), "serial": (0.03, 0.7),
+    "depthwise": (0.25, 0.4), "packing": (4.0, 0.8), "narrow": (12.0, 0.6), "occupancy": (8.0, 0.7),
+    "issue": (0.4, 0.4), "element": (2.0, 0.6), "function": (15.0, 0.6), "cache": (0.7, 0.5), "dram": (1.0, 0.3),
+    "alone": (0.7, 0.4), "serial": (0.03, 0.7), "uneven": (0.3, 0.7),
     "kernel_us": (2.0, 0.7), "regroup": (0.3, 0.7), "sync_us": (8.0, 0.7),
 }  # fmt: skip
 _ACCELERATOR = {
     "winograd": (0.5, 0.4), "conv": (0.35, 0.4), "pointwise": (0.3, 0.4), "grouped": (0.2, 0.5),
-    "depthwise": (0.1, 0.5), "narrow": (16.0, 0.6), "occupancy": (30.0, 0.8), "element": (1.0, 0.7),
+    "depthwise": (0.1, 0.5), "packing": (8.0, 0.8), "narrow": (16.0, 0.6), "occupancy": (30.0, 0.8),
+    "element": (1.0, 0.7), "function": (4.0, 0.6),
     "cache": (1.0, 0.5), "dram": (0.8, 0.4), "kernel_us": (25.0, 0.8), "network_us": (200.0, 0.8),
 }  # fmt: skip
 _CPUS = ("arm", "x86")
-_FIXED = {"alone": 1.0, "regroup": 0.0, "issue": 0.0, "serial": 0.0, "sync_us": 0.0, "network_us": 0.0}
-_LIMITS = {"issue": 1.0, "regroup": 1.0, "serial": 0.9}
-_MOST = 5.0  # of shares
-
-# A profile that starts from another one differs from it by less than engines do.
-_RELATED = 0.5
+_FIXED = {"alone": 1.0, "regroup": 0.0, "issue": 0.0, "serial": 0.0, "uneven": 0.0, "sync_us": 0.0, "network_us": 0.0}
+_LIMITS = {"issue": 1.0, "uneven": 1.0, "regroup": 1.0, "serial": 0.9}
+_MOST = 5.0  # of shares; and of channels, so that layers are still worth pruning
 
 
 @dataclass(frozen=True)
@@ -107,10 +111,9 @@ def left_out(among: Sequence[Sample], full: Fit, attribute: str, progress: Progr
 
 
 def _touched(among: Sequence[Sample], out: np.ndarray) -> set[Key]:
-    """The profiles that lose rows; that of all engines only counts where an engine has no other rows."""
+    """The profiles that lose rows: those of their engines, and those of all engines."""
     lost = {(each.profile, each.setting.dtype) for each, is_out in zip(among, out, strict=True) if is_out}
-    left = {(each.profile, each.setting.dtype) for each, is_out in zip(among, out, strict=True) if not is_out}
-    return lost | {(f"{name.split('/')[0]}/{ANY}", dtype) for name, dtype in lost - left}
+    return lost | {(f"{name.split('/')[0]}/{ANY}", dtype) for name, dtype in lost}
 
 
 def _is_untouched(key: Key, touched: set[Key]) -> bool:
@@ -124,7 +127,7 @@ def _depends(key: Key, touched: set[Key]) -> bool:
 def _order(key: Key) -> tuple[bool, ...]:
     """Parents come before those that start from them."""
     name, dtype = key
-    return dtype != "float32", dtype == "int8", not name.startswith("arm/"), not name.endswith(f"/{ANY}")
+    return dtype != "float32", dtype == "int8", not name.endswith(f"/{ANY}")
 
 
 def _parents(key: Key) -> list[Key]:
@@ -132,21 +135,21 @@ def _parents(key: Key) -> list[Key]:
     family, engine = name.split("/", 1)
     if dtype != "float32":
         return [(name, "float32")]
-    return [(f"arm/{engine}", "float32")] if family == "x86" else []
+    return [] if engine == ANY else [(f"{family}/{ANY}", "float32")]
 
 
 def _fit(stack: Stack, key: Key, parent: Efficiency | None, start: Efficiency | None) -> Efficiency:
     usual = _CPU if key[0].split("/")[0] in _CPUS else _ACCELERATOR
     names = list(usual)
     prior = np.log([max(getattr(parent, name), 1e-4) if parent else usual[name][0] for name in names])
-    spread = np.array([usual[name][1] for name in names]) * (_RELATED if parent else 1.0)
+    spread = np.array([usual[name][1] for name in names])
 
     def built(point: np.ndarray) -> Efficiency:
         values = {name: _limited(name, value) for name, value in zip(names, np.exp(point), strict=True)}
         return Efficiency.model_construct(None, **_FIXED | values)
 
     def residuals(point: np.ndarray) -> np.ndarray:
-        return np.log(stack.predict_ms(built(point))) - stack.log_ms
+        return stack.without_common(np.log(stack.predict_ms(built(point))) - stack.log_ms, _COMMON / _SCATTER)
 
     first = np.log([max(getattr(start, name), 1e-4) for name in names]) if start else prior
     steps = 8 if start else 30
@@ -155,7 +158,7 @@ def _fit(stack: Stack, key: Key, parent: Efficiency | None, start: Efficiency | 
 
 
 def _limited(name: str, value: float) -> float:
-    counts = name.endswith("_us") or name in ("narrow", "occupancy", "element")
+    counts = name.endswith("_us") or name in ("narrow", "occupancy", "element", "function")
     return float(value) if counts else min(float(value), _LIMITS.get(name, _MOST))
 
 

@@ -32,6 +32,12 @@ class Sample:
     def profile(self) -> str:
         return f"{self.setting.family}/{self.row.engine}"
 
+    @property
+    def circumstances(self) -> tuple[str, ...]:
+        """What samples have in common that only differ in the network; the type comes last."""
+        row = self.row
+        return row.chip, row.unit, row.framework, row.cores_used, row.core_type, row.clock_ghz, self.setting.dtype
+
 
 @dataclass(frozen=True)
 class Excluded:
@@ -80,12 +86,24 @@ class Stack:
         self.log_ms = np.log([each.row.latency_ms for each in among])
         self.weights = np.array([each.row.weight for each in among])
         weight_bytes = np.repeat(self._sums(self.work.weight_bytes), counts)
-        self._resident = roofline.is_resident(weight_bytes, self.machine)
+        settings = [each.circumstances for each in among]
+        numbers = {each: number for number, each in enumerate(dict.fromkeys(settings))}
+        self._setting = np.array([numbers[each] for each in settings])
+        self._resident = roofline.resident_share(weight_bytes, self.machine)
 
     def predict_ms(self, efficiency: Efficiency) -> np.ndarray:
         """Milliseconds of every sample."""
         seconds = roofline.cost(self.work, self.machine, efficiency, self._resident).seconds
         return 1e3 * self._sums(seconds) + 1e-3 * efficiency.network_us
+
+    def without_common(self, errors: np.ndarray, common: float) -> np.ndarray:
+        """Errors less what the samples of each setting share, where that varies `common` times as much as they do.
+
+        They become independent of each other: the transformation of generalized least squares.
+        """
+        counts = np.bincount(self._setting)
+        means = np.bincount(self._setting, errors) / counts
+        return errors - ((1 - (1 + counts * common**2) ** -0.5) * means)[self._setting]
 
     def _sums(self, values: np.ndarray) -> np.ndarray:
         return np.add.reduceat(values, self._ends[:-1])

@@ -25,6 +25,11 @@ _SIMPLIFY = (
 )  # fmt: skip
 
 
+# Caffe's versions of networks, which ncnn's benchmark runs: https://github.com/Tencent/ncnn/tree/master/benchmark.
+_CAFFE = {name: f"{name}_caffe" for name in ("alexnet", "googlenet", "resnet50")}
+_VERSIONS = {"ncnn": _CAFFE, "ncnn-vulkan": _CAFFE}
+
+
 class Workloads:
     """The networks of a table, each built once."""
 
@@ -34,15 +39,16 @@ class Workloads:
 
     def of(self, row: Row) -> Work | str:
         """The kernels of the row's network at its input shape, or why there are none."""
-        key = row.model_id, row.input_shape, row.batch
+        name = _VERSIONS.get(row.engine, {}).get(row.model_id, row.model_id)
+        key = name, row.input_shape, row.batch
         if key not in self._made:
-            self._made[key] = self._build(row)
+            self._made[key] = self._build(row, name)
         return self._made[key]
 
-    def _build(self, row: Row) -> Work | str:
+    def _build(self, row: Row, name: str) -> Work | str:
         path = self.folder / f"{row.model_id}.onnx" if self.folder and _is_file_name(row.model_id) else None
         try:
-            graph = _from_file(path, row) if path and path.exists() else _reference(row)
+            graph = _from_file(path, row) if path and path.exists() else _reference(row, name)
         except NncError as error:
             return error.message
         return graph if isinstance(graph, str) else work(kernels(_simplified(graph)))
@@ -77,13 +83,13 @@ def _input_names(path: Path) -> list[str]:
     return [tensor.name for tensor in graph.input if tensor.name not in {each.name for each in graph.initializer}]
 
 
-def _reference(row: Row) -> gs.Graph | str:
+def _reference(row: Row, name: str) -> gs.Graph | str:
     if row.shape is None or len(row.shape) != 4:
         return f"input_shape is '{row.input_shape}'"
     batch, _, height, width = row.shape
     if batch != 1 or row.batch not in ("", "1"):
         return "reference networks have a batch of 1"
-    return graphs.from_model(networks.build(row.model_id, input_size=(height, width), seed=None))
+    return graphs.from_model(networks.build(name, input_size=(height, width), seed=None))
 
 
 def _simplified(graph: gs.Graph) -> gs.Graph:

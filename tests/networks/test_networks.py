@@ -69,6 +69,14 @@ TORCHVISION = {
     "regnet_x_3_2gf": (15_296_552, 3.177e9),
 }
 
+# Of Caffe's model zoo, as the layers in https://github.com/Tencent/ncnn/tree/master/benchmark/models add up.
+CAFFE = {
+    "alexnet_caffe": (60_965_224, 0.724e9),
+    "googlenet_caffe": (6_998_552, 1.583e9),
+    "resnet50_caffe": (25_557_032, 3.858e9),
+}
+TORCHVISION |= CAFFE
+
 # Of the auxiliary classifier of segmentation networks, which is left out.
 AUXILIARY = (1024 * 256 * 9 + 2 * 256 + 256 * 21 + 21, 65 * 65 * (1024 * 256 * 9 + 256 * 21))
 TORCHVISION |= {
