@@ -45,8 +45,8 @@ class Compress(Pass):
 
     For every group of channels a width is chosen, and for every layer whether to keep it or how to split it.
 
-    Where the calibration data have labels that the network knows, it may also compute on smaller images, as reduce-resolution
-    does, when less is lost in that way.
+    Where the calibration data have labels that the network knows, it may also compute on smaller images, as
+    reduce-resolution does, when less is lost in that way.
 
     Approximate. What each choice costs the outputs is measured once on calibration data and kept in the output folder,
     so that other budgets only solve the allocation anew; the errors of the choices are taken to add up, and the
