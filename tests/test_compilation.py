@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -437,6 +437,7 @@ class _Built:
     workspace_bytes: int = 4096
     weight_bytes: int = 2368
     packed_bytes: int = 2368
+    tuned: dict[str, Any] = field(default_factory=dict)
 
 
 class _Lowering:
@@ -446,7 +447,9 @@ class _Lowering:
         self.builds = 0
         self.error: Exception | None = None
 
-    def build(self, graph: Any, chip: Any, out: Path, *, threads: int | None, progress: Any) -> _Built:
+    def build(
+        self, graph: Any, chip: Any, out: Path, *, threads: int | None, progress: Any, schedules: Any = None
+    ) -> _Built:
         if self.error:
             raise self.error
         self.builds += 1
