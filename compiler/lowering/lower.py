@@ -9,7 +9,6 @@ integers is in memory only where a kernel has no use for the integers.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from functools import partial
 from math import prod
 from typing import Any
 
@@ -23,21 +22,17 @@ from nnc.lowering import fuse, generic, layers, views
 from nnc.lowering.dsp import layers as dsp_layers
 from nnc.lowering.dsp.unit import LANES, Dsp
 from nnc.lowering.expression import Builder, Expression, rounding
+from nnc.lowering.forms import PLAIN, Forms, Shape
 from nnc.lowering.fuse import Group
 from nnc.lowering.gpu import layers as gpu_layers
 from nnc.lowering.gpu.unit import Gpu
 from nnc.lowering.kernels import elementwise, relayout
-from nnc.lowering.kernels.unit import Unit, dot_of, lanes_of
+from nnc.lowering.kernels.unit import Unit, lanes_of
+from nnc.lowering.prepare import Prepared, prepared
 from nnc.lowering.program import ALIGNMENT, WIDE_ALIGNMENT, Call, Copy, Operand, Program, Tensor
 from nnc.lowering.shapes import dtype_of, shape_of
-from nnc.lowering.signals import as_images
 from nnc.lowering.tail import Tail, block_constant
-from nnc.lowering.templates import templates_of
 from nnc.lowering.workload import Choice, Schedules, Unknown, Workload
-from nnc.quantize import scheme
-
-PLAIN = 1  # the block of NCHW
-Shape = tuple[int, ...]
 
 
 def lower(
@@ -53,17 +48,9 @@ def lower(
 
     Raises NncError for a node that nnc can't lower.
     """
-    graph, stored = graph.copy(), dot_of(unit).dtype
-    integers.settle(graph, stored)
-    found = {id(node): integers.layer(node, wide=isinstance(unit, Dsp)) for node in graph.nodes}
-    # GPUs multiply the floats that integers stand for.
-    nodes = [] if isinstance(unit, Gpu) else graph.nodes
-    held = {id(node): weights for node in nodes if (weights := integers.weights_of(node))}
-    _hold_weights(graph, held)
-    _fold_weights(graph)
-    as_images(graph)
-    integers.settle(graph, stored)  # what stands between signals and images moves integers too
-    lowering = Lowering(unit, machine, graph.opset, found, held, schedules or Unknown())
+    ready = prepared(graph, unit)
+    graph = ready.graph
+    lowering = Lowering(unit, machine, ready, schedules or Unknown())
     lowering.add_inputs(graph.inputs)
     groups = fuse.partition(graph, frozenset(lowering.layers))
     for done, group in enumerate(groups):
@@ -73,54 +60,21 @@ def lower(
     return lowering.program
 
 
-def _hold_weights(graph: gs.Graph, held: Mapping[int, integers.Weights]) -> None:
-    """Let products of floats that keep their weights as integers read these."""
-    for node in graph.nodes:
-        if id(node) in held:
-            node.inputs[1] = gs.Constant(f"{node.inputs[1].name}/integers", held[id(node)].W)
-
-
-def _fold_weights(graph: gs.Graph) -> None:
-    """Let weights that are stored as integers be the floats that they stand for, where somebody reads them."""
-    ends = {id(tensor) for tensor in graph.outputs}
-    for node in graph.nodes:
-        if node.op == "DequantizeLinear" and all(isinstance(t, gs.Constant) for t in node.inputs):
-            if node.outputs[0].outputs or id(node.outputs[0]) in ends:
-                node.outputs[0].to_constant(_dequantized(node))
-            node.outputs.clear()
-    graph.nodes = [node for node in graph.nodes if node.outputs]
-
-
-def _dequantized(node: gs.Node) -> np.ndarray:
-    values, scale, *zero = (tensor.values for tensor in node.inputs if not tensor.is_empty())
-    axis, block = node.attrs.get("axis", 1), node.attrs.get("block_size", 0)
-    return scheme.dequantized(values, scale, zero[0] if zero else None, axis, block).astype(np.float32)
-
-
-class Lowering:
+class Lowering(Forms):
     """The state of a translation: where every tensor of the graph is, in which forms, and the steps so far."""
 
     def __init__(
         self,
         unit: Unit,
         machine: tvm.target.Target,
-        opset: int,
-        found: Mapping[int, integers.Layer | str | None],
-        held: Mapping[int, integers.Weights],
+        ready: Prepared,
         schedules: Schedules,
     ) -> None:
-        """`found` is what `integers.layer` says of every node, by the node's id, and `held` what `weights_of` says."""
-        self.unit = unit
-        self._found, self._held = found, held
-        self._schedules = schedules
-        self._opset = opset
+        super().__init__(unit, LANES if isinstance(unit, Dsp) else lanes_of(unit))
+        self._ready, self._schedules = ready, schedules
         self.machine = machine
-        self.block = LANES if isinstance(unit, Dsp) else lanes_of(unit)
-        self.templates = templates_of(unit)
         self.layers, self.integers = _templates(unit)
         self.program = Program(alignment=ALIGNMENT if type(unit) is Unit else WIDE_ALIGNMENT)
-        self._forms: dict[int, dict[int, Tensor]] = {}  # id of a graph tensor -> block -> tensor
-        self._defined: list[gs.Tensor] = []  # ids are good while their objects live
         self._functions: dict[Hashable, Any] = {}
 
     # -- the ends of the graph
@@ -147,68 +101,12 @@ class Lowering:
 
     def layer(self, node: gs.Node) -> integers.Layer | None:
         """The integers that a node multiplies; None where it computes in floats."""
-        found = self._found.get(id(node))
+        found = self._ready.layers.get(id(node))
         return found if isinstance(found, integers.Layer) else None
 
     def weights(self, node: gs.Node) -> integers.Weights | None:
         """The integers that a node multiplies floats with; None where its weights are floats."""
-        return self._held.get(id(node))
-
-    # -- forms
-
-    def define(self, tensor: gs.Tensor, made: Tensor, block: int = PLAIN) -> None:
-        """`tensor` is there, in blocks of `block` channels or plain."""
-        self._forms.setdefault(id(tensor), {})[block] = made
-        self._defined.append(tensor)
-
-    def has_blocks(self, tensor: gs.Tensor) -> bool:
-        made = integers.dequantized(tensor)
-        return self.block in self._forms.get(id(tensor), {}) or (made is not None and self.has_blocks(made[0]))
-
-    def read(self, tensor: gs.Tensor) -> Operand:
-        """The plain form of a tensor or a constant."""
-        if isinstance(tensor, gs.Constant):
-            return tensor.values
-        return self.plain(tensor)
-
-    def plain(self, tensor: gs.Tensor) -> Tensor:
-        forms = self._forms_of(tensor)
-        if PLAIN not in forms:
-            forms[PLAIN] = self._to_plain(next(iter(forms.values())), shape_of(tensor), tensor.name)
-        return forms[PLAIN]
-
-    def blocked(self, tensor: gs.Tensor, block: int | None = None) -> Tensor:
-        """`[n, channels / block, height, width, block]` of an image; `block` is the vector's unless it is given."""
-        forms, block = self._forms_of(tensor), block or self.block
-        if block not in forms:
-            forms[block] = self._to_blocked(self.plain(tensor), shape_of(tensor), tensor.name, block)
-        return forms[block]
-
-    def _forms_of(self, tensor: gs.Tensor) -> dict[int, Tensor]:
-        """The forms of a tensor that are there, at least one."""
-        if id(tensor) not in self._forms:
-            self.elementwise([tensor.inputs[0]])
-        return self._forms[id(tensor)]
-
-    def _to_plain(self, source: Tensor, shape: Shape, name: str) -> Tensor:
-        (n, channels, height, width), block = shape, source.shape[4]
-        if height * width == 1 and (n == 1 or channels % block == 0):
-            return source.view(shape)
-        result = Tensor(shape, source.dtype)
-        key = ("to_plain", shape, block, source.dtype)
-        compute = partial(self.templates.relayout.to_plain, shape=shape, block=block, unit=self.unit)
-        self.call("to_plain", key, [name], "", [source], [result], compute)
-        return result
-
-    def _to_blocked(self, source: Tensor, shape: Shape, name: str, block: int) -> Tensor:
-        blocked = relayout.blocked_shape(shape, block)
-        if shape[2] * shape[3] == 1 and shape[1] % block == 0:
-            return source.view(blocked)
-        result = Tensor(blocked, source.dtype)
-        key = ("to_blocked", shape, block, source.dtype)
-        compute = partial(self.templates.relayout.to_blocked, shape=shape, block=block)
-        self.call("to_blocked", key, [name], "", [source], [result], compute)
-        return result
+        return self._ready.weights.get(id(node))
 
     # -- steps
 
@@ -365,7 +263,7 @@ class Lowering:
             source = self.plain(variables[value.index]) if value.kind == "input" else made[value.kind, value.index]
             return source.view(value.shape)
 
-        for piece in generic.lower(node, self.unit, self.machine, self._opset):
+        for piece in generic.lower(node, self.unit, self.machine, self._ready.graph.opset):
             for value in piece.results:
                 made.setdefault((value.kind, value.index), Tensor(value.shape, value.dtype))
             results = [made[value.kind, value.index].view(value.shape) for value in piece.results]

@@ -1,0 +1,145 @@
+"""Commands on what a compile left behind: `nnc run`, `nnc bench`, `nnc eval`, `nnc package`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nnc import arguments
+from nnc.arguments import (
+    EitherArgument,
+    FolderArgument,
+    JsonOption,
+    QuietOption,
+    SeedOption,
+    ShapeOption,
+    ThreadsOption,
+)
+from nnc.commands.output import print_json
+
+
+def run(
+    folder: FolderArgument,
+    inputs: Annotated[
+        str, typer.Option("--input", "-i", metavar="FILE", help="An .npz with one array per input, or 'random'.")
+    ],
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE", help="An .npz for the outputs.")] = None,
+    threads: ThreadsOption = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Run a compiled model: here, or an AArch64 one in an emulator."""
+    from nnc import measurements
+    from nnc.artifact import Artifact, load_arrays, save_arrays
+
+    artifact = Artifact.open(folder)
+    given = artifact.random_inputs(seed) if inputs == "random" else load_arrays(Path(inputs))
+    outputs = artifact.run(given, threads, place=inputs)
+    if out is not None:
+        save_arrays(out, outputs)
+    if as_json:
+        print_json({"runtime": artifact.runtime, "outputs": measurements.described(outputs)})
+    elif not quiet:
+        measurements.show_outputs(outputs, artifact.runtime, out)
+
+
+def bench(
+    folder: FolderArgument,
+    against: Annotated[
+        str, typer.Option("--against", metavar="DIR", help="The folder of another compile, or onnxruntime.")
+    ] = "onnxruntime",
+    rounds: Annotated[int, typer.Option("--rounds", min=1, metavar="N", help="How often each side has its turn.")] = 20,
+    threads: ThreadsOption = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Time every kernel of the library instead.")] = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Time a compiled model on this machine, in turns with onnxruntime on the same model or with another compile.
+
+    The ratio says how many times faster than the other side DIR is: give the compile before as --against.
+    """
+    if folder.suffix == ".onnx":
+        hint = f"compile it first (nnc compile RECIPE {folder} --target x86 -o DIR), then nnc bench DIR"
+        raise typer.BadParameter(f"{folder} is a model, not the folder of a compile: {hint}", param_hint="DIR")
+    if profile and against != "onnxruntime":
+        raise typer.BadParameter("it times the kernels of one library, there is no other side", param_hint="--profile")
+    from nnc import benchmark, console, measurements
+    from nnc.artifact import Artifact
+
+    artifact = Artifact.open(folder)
+    if profile:
+        kernels = benchmark.profile(artifact, threads or artifact.threads)
+        print_json(kernels) if as_json else measurements.show_profile(kernels)
+        return
+    other = None if against == benchmark.ONNXRUNTIME else arguments.other_side(against)
+    with console.progress(quiet) as progress:
+        timing = benchmark.compare(artifact, rounds, threads, progress, other)
+    print_json(timing.to_dict()) if as_json else measurements.show_timing(timing)
+
+
+def evaluate(
+    model: EitherArgument,
+    data: Annotated[Path, typer.Option("--data", metavar="D", help="An .npz or a folder of images, with labels.")],
+    size: Annotated[str | None, typer.Option("--size", metavar="H,W", help="Of the images; else the model's.")] = None,
+    crop: Annotated[
+        int | None, typer.Option("--crop", min=1, metavar="N", help="Side of the centre to cut out.")
+    ] = None,
+    mean: Annotated[str | None, typer.Option("--mean", metavar="R,G,B", help="Of pixels from 0 to 1; else 0.")] = None,
+    std: Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="Of pixels from 0 to 1; else 1.")] = None,
+    layout: Annotated[
+        str | None, typer.Option("--layout", metavar="NCHW|NHWC", help="Of the input; else NCHW.")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option("--samples", min=1, metavar="N", help="Only N, drawn at random.")
+    ] = None,
+    shape: ShapeOption = [],  # noqa: B006
+    threads: ThreadsOption = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Measure the accuracy of a model in onnxruntime, or of a compiled one in its library.
+
+    The preprocessing is that of the recipe where the model is a compiled one; options replace parts of it.
+    """
+    from nnc import console, evaluation, measurements
+
+    options, shapes = {"size": size, "crop": crop, "mean": mean, "std": std, "layout": layout}, arguments.shapes(shape)
+    with console.progress(quiet) as progress:
+        measured = evaluation.evaluate(
+            model,
+            data,
+            options,
+            shapes,
+            samples=samples,
+            seed=seed,
+            threads=threads,
+            progress=progress,
+        )
+    if as_json:
+        print_json(measured.to_dict())
+    else:
+        measurements.show_accuracy(measured)
+
+
+def package_(
+    folder: FolderArgument,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="FILE", help="The .tar.gz; else beside DIR, named like it.")
+    ] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Pack a compiled model into one file that runs on the board, with nothing to install there."""
+    from nnc import console, measurements
+    from nnc.package import package
+
+    with console.progress(quiet) as progress:
+        made = package(folder, out, progress)
+    if as_json:
+        print_json(made.to_dict())
+    elif not quiet:
+        measurements.show_package(made)

@@ -1,0 +1,92 @@
+"""nnc.lock: everything that determines the results of a compile, and digests of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import zlib
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+
+from nnc import __version__, wire
+from nnc.digests import digest, file_digest
+from nnc.recipe import Recipe
+
+if TYPE_CHECKING:
+    from nnc.job import Job
+
+#: Packages whose version can change what a compile leaves behind.
+PACKAGES = ("onnx", "onnx-graphsurgeon", "onnxruntime", "numpy", "apache-tvm", "apache-tvm-ffi", "ziglang")
+
+
+def lock(job: Job) -> dict[str, Any]:
+    """What determines the results, whose digests are added when they are there."""
+    recipe = job.recipe
+    return {
+        "nnc": __version__,
+        "python": platform.python_version(),
+        "zlib": zlib.ZLIB_RUNTIME_VERSION,
+        "packages": {name: version(name) for name in PACKAGES},
+        "model": {
+            "name": job.model.name,
+            "sha256": {file.name: file_digest(file) for file in model_files(job.model)},
+        },
+        "data": {
+            "sha256": {key: data_digest(path) for key, path in recipe.data_paths().items()},
+            "preprocess": recipe.data.preprocess.model_dump(mode="json"),
+        },
+        "target": job.target.model_dump(mode="json", by_alias=True),
+        "shapes": {name: list(shape) for name, shape in job.shapes.items()},
+        "threads": job.threads,
+        "seed": job.seed,
+        "recipe": {
+            "name": recipe.path.name,
+            "sha256": {file.name: file_digest(file) for file in (recipe.path, *recipe.used)},
+            "resolved": recipe.to_toml(),
+        },
+    }
+
+
+def inputs_digest(lock: Mapping[str, Any]) -> str:
+    """A digest of all that a pass can see besides the graph and its own parameters."""
+    return digest(json.dumps({key: value for key, value in lock.items() if key != "recipe"}, sort_keys=True))
+
+
+def model_files(path: Path) -> list[Path]:
+    """The files that a model consists of: its own, and those of external data."""
+    tensors = wire.read(path)[0].graph.initializer
+    external = (tensor for tensor in tensors if tensor.data_location == onnx.TensorProto.EXTERNAL)
+    names = {entry.value for tensor in external for entry in tensor.external_data if entry.key == "location"}
+    return [path, *(path.parent / name for name in sorted(names))]
+
+
+def data_key(recipe: Recipe) -> str:
+    """A digest of the calibration data and of how they are prepared; empty without them."""
+    path = recipe.data_paths().get("calibration")
+    return digest(data_digest(path), recipe.data.preprocess.model_dump_json()) if path else ""
+
+
+def data_digest(path: Path) -> str:
+    """SHA-256 of a data file; of a folder, over the names and contents of its files."""
+    if path.is_file():
+        return file_digest(path)
+    state = hashlib.sha256()
+    for file in sorted(file for file in path.rglob("*") if file.is_file()):
+        state.update(f"{file.relative_to(path)} {file_digest(file)}\n".encode())
+    return state.hexdigest()
+
+
+def metadata(job: Job, lock: Mapping[str, Any]) -> dict[str, str]:
+    """metadata_props of model.onnx."""
+    return {
+        "nnc.version": __version__,
+        "nnc.recipe": job.recipe.to_toml(),
+        "nnc.passes": ",".join(pass_.name for pass_ in job.recipe.passes),
+        "nnc.packages": json.dumps(lock["packages"]),
+        "nnc.target": job.target.spec,
+    }
