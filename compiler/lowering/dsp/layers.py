@@ -25,10 +25,10 @@ from nnc.lowering.kernels.int8_dot import DEPTH, Dot
 from nnc.lowering.kernels.pool import Pool
 from nnc.lowering.kernels.unit import Unit, dot_of
 from nnc.lowering.layers import TEMPLATES as SCALAR
-from nnc.lowering.layers import Template, pooling
-from nnc.lowering.layers.attributes import along_channels, input_of, window_of
+from nnc.lowering.layers import Template, factors, pooling
+from nnc.lowering.layers.attributes import window_of
 from nnc.lowering.layers.convolution import phases
-from nnc.lowering.layers.quantized import found_in, whole_steps
+from nnc.lowering.layers.quantized import whole_steps
 from nnc.lowering.program import Operand, Tensor
 from nnc.lowering.shapes import dtype_of, shape_of
 
@@ -53,17 +53,12 @@ def vectors(lowering: Lowering) -> Unit:
 
 def conv(lowering: Lowering, group: Group) -> bool:
     """Conv of images."""
-    node, found = group.root, found_in(lowering, group)
-    if found is None:
+    node, found = group.root, factors.of_image(lowering, group)
+    window = window_of(node, found.W.shape[2:]) if found else None
+    if found is None or window is None:
         return False
-    x, quantization, W, scales = found
-    W = W[..., None, :] if W.ndim == 3 else W
-    window = window_of(node, W.shape[2:])
-    if window is None:
-        return False
-    worth = scales.reshape(1, -1, 1, 1) * np.float32(quantization.scale)
-    bias = along_channels(input_of(node, 2), 4)
-    finish = steps.of_image(lowering, group, bias, worth, steps.largest_sum(W, quantization))
+    x, quantization, W = found.x, found.quantization, found.W
+    finish = steps.of_image(lowering, group, found.bias, found.worth, steps.largest_sum(W, quantization))
     (batch, channels), groups = shape_of(x)[:2], node.attrs.get("group", 1)
     if groups == channels == W.shape[0] and channels > 1:
         _depthwise(lowering, group, x, W, Depthwise(batch, channels, window, LANES, quantization.zero), finish)
@@ -84,14 +79,12 @@ def conv(lowering: Lowering, group: Group) -> bool:
 
 def conv_transpose(lowering: Lowering, group: Group) -> bool:
     """ConvTranspose of images: a convolution for each phase of the output's pixels."""
-    node, found = group.root, found_in(lowering, group)
+    node, found = group.root, factors.of_image(lowering, group)
     if found is None:
         return False
-    x, quantization, W, scales = found
-    W = W[..., None, :] if W.ndim == 3 else W
-    worth = scales.reshape(1, -1, 1, 1) * np.float32(quantization.scale)
-    bias, largest = along_channels(input_of(node, 2), 4), steps.largest_sum(W, quantization, axis=1)
-    finish = steps.of_image(lowering, group, bias, worth, largest)
+    x, quantization, W = found.x, found.quantization, found.W
+    largest = steps.largest_sum(W, quantization, axis=1)
+    finish = steps.of_image(lowering, group, found.bias, found.worth, largest)
     batch, channels, *size = shape_of(node.outputs[0])
     result = Tensor((batch, -(-channels // LANES), *size, LANES), finish.dtype)
     for direct, taps in phases(node, W, LANES):
@@ -181,22 +174,14 @@ def _max_pool(lowering: Lowering, group: Group, problem: Pool) -> bool:
 
 def product(lowering: Lowering, group: Group) -> bool:
     """Gemm and MatMul of rows with a constant matrix."""
-    node, found = group.root, found_in(lowering, group)
+    node, found = group.root, factors.of_rows(lowering, group)
     if found is None:
         return False
-    x, quantization, W, scales = found
-    bias, beta = input_of(node, 2), node.attrs.get("beta", 1.0)
-    if isinstance(bias, gs.Constant):
-        bias = np.float32(beta) * bias.values
-    elif bias is not None and beta != 1.0:
-        return False
-    W = W.T if node.attrs.get("transB", 0) else W
+    x, quantization, W = found.x, found.quantization, found.W
     (depth, columns), out_shape = W.shape, shape_of(node.outputs[0])
     rows = prod(shape_of(x)) // depth
-    worth = scales * np.float32(quantization.scale * node.attrs.get("alpha", 1.0))
-    along = worth.reshape((1,) * (len(out_shape) - 1) + (-1,))
     largest = steps.largest_sum(W, quantization, axis=1)
-    finish = steps.of_rows(lowering, group, bias, along, largest, rows)
+    finish = steps.of_rows(lowering, group, found.bias, found.worth, largest, rows)
     if finish is None:
         return False
     plan, dot = int8_gemm.best_plan(rows, columns, depth, vectors(lowering)), _dot(lowering, W)

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from nnc import integers
-from nnc.integers import Quantization
 from nnc.lowering.fuse import Group
 from nnc.lowering.kernels import conv2d, int8_conv2d, int8_gemm, int8_winograd, winograd_plan
 from nnc.lowering.kernels.int8_dot import DEPTH, Dot
 from nnc.lowering.kernels.unit import dot_of
 from nnc.lowering.kernels.window import Window
-from nnc.lowering.layers.attributes import along_channels, input_of, window_of
+from nnc.lowering.layers import factors
+from nnc.lowering.layers.attributes import window_of
 from nnc.lowering.layers.convolution import emit_depthwise, every_nth, phases, transposed_result
 from nnc.lowering.layers.emit import Kernel, call, emit
+from nnc.lowering.layers.factors import Factors
 from nnc.lowering.program import Tensor
 from nnc.lowering.shapes import shape_of
 from nnc.lowering.tail import Tail
@@ -31,33 +31,20 @@ _WIDEST = 255 * 128  # product of bytes
 
 def conv(lowering: Lowering, group: Group) -> bool:
     """Conv of images, depthwise or direct."""
-    node, found = group.root, found_in(lowering, group)
-    if found is None:
+    node, found = group.root, factors.of_image(lowering, group)
+    window = window_of(node, found.W.shape[2:]) if found else None
+    if found is None or window is None:
         return False
-    x, quantization, W, scales = found
-    W = W[..., None, :] if W.ndim == 3 else W
-    window = window_of(node, W.shape[2:])
-    if window is None:
-        return False
-    bias = along_channels(input_of(node, 2), 4)
-    worth = scales.reshape(1, -1, 1, 1) * np.float32(quantization.scale)
+    x, quantization, W = found.x, found.quantization, found.W
     groups, is_exact = node.attrs.get("group", 1), prod(window.kernel) * _WIDEST < _EXACT
     if groups == W.shape[0] == shape_of(x)[1] and is_exact:
-        tail = lowering.tail(group, bias, lowering.block, shape_of(node.outputs[0]), worth)
+        tail = lowering.tail(group, found.bias, lowering.block, shape_of(node.outputs[0]), found.worth)
         emit_depthwise(lowering, group, x, W, window, tail, quantization.zero)
         return True
-    tail = lowering.tail(group, bias, lowering.block, shape_of(node.outputs[0]), worth, "int32")
+    tail = lowering.tail(group, found.bias, lowering.block, shape_of(node.outputs[0]), found.worth, "int32")
     if not _winograd(lowering, group, x, quantization.zero, W, window, tail):
         _direct(lowering, group, x, quantization.zero, W, window, tail)
     return True
-
-
-def found_in(lowering: Lowering, group: Group) -> tuple[gs.Tensor, Quantization, np.ndarray, np.ndarray] | None:
-    """Input, what it stands for, weights and their scales, of a root that multiplies integers."""
-    layer, made = lowering.layer(group.root), integers.dequantized(group.root.inputs[0])
-    if layer is None or made is None or made[1].dtype != dot_of(lowering.unit).dtype:
-        return None
-    return *made, layer.W, layer.scales
 
 
 def _winograd(
@@ -133,18 +120,14 @@ def _direct_into(
 
 def conv_transpose(lowering: Lowering, group: Group) -> bool:
     """ConvTranspose of images: a convolution for each phase of the output's pixels."""
-    node, found = group.root, found_in(lowering, group)
+    node, found = group.root, factors.of_image(lowering, group)
     if found is None:
         return False
-    x, quantization, W, scales = found
-    W = W[..., None, :] if W.ndim == 3 else W
-    worth = scales.reshape(1, -1, 1, 1) * np.float32(quantization.scale)
-    bias = along_channels(input_of(node, 2), 4)
-    tail = lowering.tail(group, bias, lowering.block, shape_of(node.outputs[0]), worth, "int32")
+    tail = lowering.tail(group, found.bias, lowering.block, shape_of(node.outputs[0]), found.worth, "int32")
     result = transposed_result(lowering, node, tail)
-    for direct, taps in phases(node, W, lowering.block):
-        problem = int8_conv2d.Int8Conv2d(direct, quantization.zero, _dot(lowering, W))
-        _direct_into(lowering, group, problem, lowering.blocked(x), taps, tail, result)
+    for direct, taps in phases(node, found.W, lowering.block):
+        problem = int8_conv2d.Int8Conv2d(direct, found.quantization.zero, _dot(lowering, found.W))
+        _direct_into(lowering, group, problem, lowering.blocked(found.x), taps, tail, result)
     lowering.define(group.outputs[0], result, lowering.block)
     return True
 
@@ -157,47 +140,29 @@ def _dot(lowering: Lowering, W: np.ndarray) -> Dot:
 
 def product(lowering: Lowering, group: Group) -> bool:
     """Gemm and MatMul of rows with a constant matrix."""
-    node, found = group.root, found_in(lowering, group)
-    if found is None:
-        return False
-    x, quantization, W, scales = found
-    bias, beta = input_of(node, 2), node.attrs.get("beta", 1.0)
-    if isinstance(bias, gs.Constant):
-        bias = np.float32(beta) * bias.values
-    elif bias is not None and beta != 1.0:
-        return False
-    W = W.T if node.attrs.get("transB", 0) else W
-    worth = scales * np.float32(quantization.scale * node.attrs.get("alpha", 1.0))
-    _product(lowering, group, x, quantization.zero, W, worth, bias)
-    return True
+    found = factors.of_rows(lowering, group)
+    if found is not None:
+        _product(lowering, group, found)
+    return found is not None
 
 
-def _product(
-    lowering: Lowering,
-    group: Group,
-    x: gs.Tensor,
-    zero: int,
-    W: np.ndarray,
-    worth: np.ndarray,
-    bias: gs.Tensor | np.ndarray | None,
-) -> None:
-    (depth, columns), out_shape = W.shape, shape_of(group.root.outputs[0])
-    rows = prod(shape_of(x)) // depth
-    along = worth.reshape((1,) * (len(out_shape) - 1) + (-1,))
-    tail = lowering.tail(group, bias, 1, out_shape, along, "int32").as_rows(rows, out_shape)
+def _product(lowering: Lowering, group: Group, found: Factors) -> None:
+    (depth, columns), out_shape = found.W.shape, shape_of(group.root.outputs[0])
+    rows = prod(shape_of(found.x)) // depth
+    tail = lowering.tail(group, found.bias, 1, out_shape, found.worth, "int32").as_rows(rows, out_shape)
     if tail is None:
-        _product(lowering, Group([group.root], [group.root.outputs[0]]), x, zero, W, worth, bias)
+        _product(lowering, Group([group.root], [group.root.outputs[0]]), found)
         lowering.elementwise(group.nodes[1:])
         return
-    plan, dot = int8_gemm.best_plan(rows, columns, depth, lowering.unit), _dot(lowering, W)
+    plan, dot = int8_gemm.best_plan(rows, columns, depth, lowering.unit), _dot(lowering, found.W)
     emit(
         lowering,
         group,
         Kernel("int8_gemm", (rows, columns, depth, dot), plan),
         [
-            whole_steps(lowering, group.root, lowering.plain(x).view((rows, depth))),
-            int8_gemm.pack(W, plan, dot),
-            int8_gemm.starts(W, zero, plan),
+            whole_steps(lowering, group.root, lowering.plain(found.x).view((rows, depth))),
+            int8_gemm.pack(found.W, plan, dot),
+            int8_gemm.starts(found.W, found.quantization.zero, plan),
         ],
         tail,
         (rows, columns),
