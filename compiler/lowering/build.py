@@ -29,7 +29,7 @@ from nnc.lowering.kernels.int8_dot import Instruction
 from nnc.lowering.kernels.unit import Unit
 from nnc.lowering.lower import lower
 from nnc.lowering.machine import machine as known_machine
-from nnc.lowering.program import WIDE_ALIGNMENT, Call, Copy, Operand, Plan, Program, Tensor, plan_memory
+from nnc.lowering.program import Call, Copy, Operand, Plan, Program, Tensor, plan_memory
 from nnc.lowering.weights import Weights
 from nnc.lowering.workload import Schedules, encoded
 from nnc.target import Target
@@ -90,7 +90,7 @@ def build(
     with tempfile.TemporaryDirectory(prefix=".build-", dir=out) as name:
         folder = Path(name)
         objects = _kernels(program, names, machine, folder, progress)
-        weights = Weights(folder, packing.marked_layers(graph))
+        weights = Weights(folder, packing.marked_layers(graph), program.alignment)
         (folder / "network.h").write_text(_header(program, names, plan, weights, threads), "utf-8")
         objects += [*_sources(folder), weights.source()]
         progress("link the library", 0, 1)
@@ -212,7 +212,7 @@ def _header(program: Program, names: dict[Hashable, str], plan: Plan, weights: W
             *declared,
             *tables,
             f"enum {{ NETWORK_COUNT = {len(steps)}, NETWORK_MAX_TENSORS = {most} }};",
-            f"static const uint64_t NETWORK_WORKSPACE = {plan.bytes + WIDE_ALIGNMENT};",
+            f"static const uint64_t NETWORK_WORKSPACE = {max(plan.bytes, program.alignment) + program.slack};",
             *weights.table(),
             *_interface(program, threads),
             "static const Step NETWORK_STEPS[] = {",

@@ -74,7 +74,10 @@ class Lowering(Forms):
         self._ready, self._schedules = ready, schedules
         self.machine = machine
         self.layers, self.integers = _templates(unit)
-        self.program = Program(alignment=ALIGNMENT if type(unit) is Unit else WIDE_ALIGNMENT)
+        self.program = Program(
+            alignment=ALIGNMENT if type(unit) is Unit else WIDE_ALIGNMENT,
+            slack=WIDE_ALIGNMENT if isinstance(unit, Dsp) else 0,  # its loops read whole registers
+        )
         self._functions: dict[Hashable, Any] = {}
 
     # -- the ends of the graph

@@ -100,6 +100,8 @@ class Program:
     choices: list[Any] = field(default_factory=list)
     """nnc.lowering.workload.Choice, of every layer that could have had another plan."""
     alignment: int = ALIGNMENT
+    slack: int = 0
+    """Bytes behind the end of a tensor that kernels may read."""
 
     @property
     def calls(self) -> list[Call]:

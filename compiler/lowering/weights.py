@@ -10,7 +10,6 @@ import numpy as np
 from nnc import packing
 from nnc.digests import array_bytes
 from nnc.errors import NncError
-from nnc.lowering.program import WIDE_ALIGNMENT
 
 #: What code can reach from where it is, with room for the code.
 _MOST_BYTES = 2**31 - 2**26
@@ -31,15 +30,15 @@ nnc_weights:
 class Weights:
     """Constants, written into `folder` one by one so that they are never all in memory.
 
-    Those that layers named in `packed` read are packed where that makes them smaller.
+    Those that layers named in `packed` read are packed where that makes them smaller; `alignment` is what kernels want.
     """
 
-    def __init__(self, folder: Path, packed: frozenset[str]) -> None:
+    def __init__(self, folder: Path, packed: frozenset[str], alignment: int) -> None:
         self.bytes = 0
         """Of the constants that were placed, padding not included."""
         self.file_bytes = 0
         """What they take in the library."""
-        self._folder, self._packed = folder, packed
+        self._folder, self._packed, self._alignment = folder, packed, alignment
         self._unpacked_bytes = 0
         self._pieces: list[str] = []
         self._places: dict[int, tuple[np.ndarray, str, int]] = {}  # id -> the array, kept alive for its id, and where
@@ -58,8 +57,8 @@ class Weights:
     def table(self) -> list[str]:
         """The packed constants as lines of network.h."""
         return [
-            f"enum {{ NETWORK_PIECE_COUNT = {len(self._pieces)}, NETWORK_ALIGNMENT = {WIDE_ALIGNMENT} }};",
-            f"static const uint64_t NETWORK_UNPACKED = {_aligned(self._unpacked_bytes)};",
+            f"enum {{ NETWORK_PIECE_COUNT = {len(self._pieces)}, NETWORK_ALIGNMENT = {self._alignment} }};",
+            f"static const uint64_t NETWORK_UNPACKED = {self._aligned(self._unpacked_bytes)};",
             "static const Piece NETWORK_PIECES[] = {",
             *self._pieces,
             "  {0}};",
@@ -79,16 +78,19 @@ class Weights:
         return pieces if sum(len(piece.streams) for piece in pieces) < values.nbytes else []
 
     def _add(self, values: np.ndarray) -> int:
-        self._write(b"\0" * (_aligned(self.file_bytes) - self.file_bytes))
+        self._write(b"\0" * (self._aligned(self.file_bytes) - self.file_bytes))
         return self._write(array_bytes(values))
 
     def _add_packed(self, values: np.ndarray, pieces: Sequence[packing.Piece]) -> int:
-        offset, width = _aligned(self._unpacked_bytes), values.itemsize
+        offset, width = self._aligned(self._unpacked_bytes), values.itemsize
         for piece in pieces:
             source, target = self._write(piece.streams), offset + piece.start * width
             self._pieces.append(f"  {{{source}, {len(piece.streams)}, {target}, {piece.count}, {width}}},")
         self._unpacked_bytes = offset + values.nbytes
         return offset
+
+    def _aligned(self, size: int) -> int:
+        return -(-size // self._alignment) * self._alignment
 
     def _write(self, content: bytes | memoryview) -> int:
         """Append to the file; returns the offset there."""
@@ -100,8 +102,3 @@ class Weights:
         with open(self._folder / _FILE, "ab") as file:
             file.write(content)
         return offset
-
-
-def _aligned(size: int) -> int:
-    """The next multiple of what kernels of any unit want."""
-    return -(-size // WIDE_ALIGNMENT) * WIDE_ALIGNMENT
