@@ -17,7 +17,7 @@ class FineTune(TrainingPass):
     random. BatchNormalization takes the statistics of the training data; where it is folded, layers are trained with
     their bias. With `distill`, the network learns from the one that the recipe began with, or from [data]'s teacher,
     and needs no labels. Every epoch is kept in the output folder: a compile that was killed goes on from there.
-    Declines nothing; integers are not trained, see train-quantized.
+    Declines nothing; integers are not trained.
 
     Reference: Hinton, Vinyals, Dean, Distilling the knowledge in a neural network, 2015; Heo et al., Knowledge
     transfer via distillation of activation boundaries formed by hidden neurons, AAAI 2019.

@@ -16,6 +16,8 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 from tvm.tirx.script.builder.frame import ForFrame
 
+from nnc.lowering.kernels.gemm import memory
+
 Expr = Any
 Attributes = Mapping[str, Any]
 
@@ -28,12 +30,12 @@ def real(value: float) -> Expr:
 def bind(value: Expr) -> Expr:
     """Compute a float32 value once per step of the innermost loop.
 
-    It is kept in a local buffer, which LLVM turns into a register. TVM's own binding would be written out wherever its
-    name is used, and what is bound inside of it again: functions of functions would never compile.
+    It is kept in a small buffer, which LLVM turns into a register. TVM's own binding would be written out wherever its
+    name is used, and what is bound inside of it again: functions of functions would never compile. The buffer is
+    declared over its memory, or TVM would let the lanes of a vectorized loop share an element.
     """
     lane, lanes = _innermost_loop()
-    memory = T.alloc_buffer((lanes,), "float32", scope="local")
-    held = T.buffer_proxy(T.decl_buffer((lanes,), "float32", data=memory.data))
+    held = T.buffer_proxy(T.decl_buffer((lanes,), "float32", data=memory(lanes).data))
     held[lane] = value
     return held[lane]
 

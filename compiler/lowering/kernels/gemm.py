@@ -68,8 +68,13 @@ def scratch_of_threads() -> Iterator[None]:
 
 def scratch(*shape: int, dtype: str = "float32") -> Any:
     """A buffer of the enclosing loop. Below 1 KB it is on the stack, and with constant indices in registers."""
+    return T.buffer_proxy(memory(*shape, dtype=dtype))
+
+
+def memory(*shape: int, dtype: str = "float32") -> Any:
+    """What `scratch` is in. TVM takes what is in scope "local" from the heap on CPUs, and from registers on GPUs."""
     small = prod(shape) * np.dtype(dtype).itemsize < 1024
-    return T.buffer_proxy(T.alloc_buffer(shape, dtype, scope=_SMALL_SCOPE.get() if small else "global"))
+    return T.alloc_buffer(shape, dtype, scope=_SMALL_SCOPE.get() if small else "global")
 
 
 def lane(lanes: int) -> Expr:

@@ -11,9 +11,12 @@ import pytest
 import tvm
 from tvm import te, tirx
 
-from nnc.lowering import scalar
+from nnc import target, testing
+from nnc.lowering import machine, scalar
+from nnc.lowering.build import unit_of
 from nnc.lowering.kernels import elementwise
 from nnc.lowering.kernels.unit import Unit
+from nnc.lowering.lower import lower
 
 AVX2 = Unit(256, 16, 2, 32 << 10, 512 << 10, 6.0)
 
@@ -132,3 +135,18 @@ def test_saturates_where_float32_does(library: tvm.runtime.Executable) -> None:
 def test_no_function_calls_the_c_library(library: tvm.runtime.Executable) -> None:
     called = set(re.findall(r"\bcall\w*\s+\*?([a-z]\w*)", library.mod.inspect_source("asm")))
     assert not {name for name in called if re.match(r"(exp|log|pow|sin|cos|tan|erf|a?sinh|floor|round)", name)}
+
+
+@pytest.mark.parametrize("activation", ["HardSwish", "Mish", "Sigmoid"])
+@pytest.mark.parametrize("layer", ["Conv(x, W, B)", "Conv<group=16,pads=[1,1,1,1]>(x, V, B)"])
+def test_values_that_are_used_twice_stay_in_registers(layer: str, activation: str) -> None:
+    """Memory from the heap for each of them took several times as long as the layer."""
+    graph = testing.graph(
+        f"net (float[1,16,14,14] x) => (float[1,16,14,14] y) <float[16,16,1,1] W, float[16,1,3,3] V, float[16] B>"
+        f" {{ c = {layer} y = {activation}(c) }}"
+    )
+    chip = target.load("qcs605")
+    processor = machine.machine(chip)
+    for call in lower(graph, unit_of(chip, processor, 1), processor).calls:
+        kernel = tvm.IRModule({"kernel": call.function.with_attr("global_symbol", "kernel")})
+        assert "AllocWorkspace" not in tvm.tirx.build(kernel, processor).inspect_source("s")
