@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -78,7 +79,8 @@ class Workshop:
     @cache  # noqa: B019  # one workshop per run
     def network(self, name: str) -> Path:
         path = self.folder / f"{name}.onnx"
-        nnc("network", name, "-o", path)
+        if not path.exists():
+            nnc("network", name, "-o", path)
         return path
 
 
@@ -100,11 +102,13 @@ def main(description: str | None, sections: Mapping[str, Callable[[Shop], Iterat
     """Print the table of the sections that the command line names, or of all; 1 when a row is not reached."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", choices=[*sections, []], help="all of them unless named")
-    names = parser.parse_args().sections or list(sections)
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep models there; what is there is not made anew")
+    given = parser.parse_args()
+    names = given.sections or list(sections)
     table = Table("what", "must reach", "measured", "")
     rows = []
-    with tempfile.TemporaryDirectory(prefix="nnc-bench-") as folder, Console(stderr=True).status("") as status:
-        made = shop(Path(folder))
+    with _folder(given.keep) as folder, Console(stderr=True).status("") as status:
+        made = shop(folder)
         for name in names:
             for row in sections[name](made):
                 status.update(row.what)
@@ -113,3 +117,13 @@ def main(description: str | None, sections: Mapping[str, Callable[[Shop], Iterat
             table.add_section()
     Console(width=None if sys.stdout.isatty() else 110).print(table)
     return int(any(row.reached is False for row in rows))
+
+
+@contextmanager
+def _folder(kept: Path | None) -> Iterator[Path]:
+    if kept is None:
+        with tempfile.TemporaryDirectory(prefix="nnc-bench-") as folder:
+            yield Path(folder)
+    else:
+        kept.mkdir(parents=True, exist_ok=True)
+        yield kept.resolve()
