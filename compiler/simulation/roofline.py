@@ -72,14 +72,15 @@ def _is_shared(work: Work) -> np.ndarray:
 
 def _compute(work: Work, machine: Machine, efficiency: Efficiency) -> np.ndarray:
     channels = np.ceil(work.channels / machine.multiple) * machine.multiple  # of whole vectors
-    macs = work.macs * _slowness(work, channels, efficiency)
+    padded = work.macs * channels / work.channels
+    slowness = _slowness(work, np.inf, efficiency)  # of multiplying alone
     moved = (work.read + work.written + work.operations) * efficiency.element + work.functions * efficiency.function
-    busy = (macs * channels / work.channels + moved) / machine.slots**efficiency.issue
-    waiting = work.macs * _slowness(work, np.inf, efficiency)  # for one sum, whatever is rearranged beside it
-    idle = waiting * efficiency.occupancy * machine.lanes / np.maximum(work.written, 1)
+    issued = machine.slots**efficiency.issue
+    busy = (padded * _slowness(work, channels, efficiency) + moved) / issued
+    idle = work.macs * slowness * efficiency.occupancy * machine.lanes / np.maximum(work.written, 1)
     tasks = channels / machine.multiple
-    uneven = np.ceil(tasks / machine.threads) * machine.threads / tasks
-    parallel = busy * uneven**efficiency.uneven + idle
+    uneven = (np.ceil(tasks / machine.threads) * machine.threads / tasks) ** efficiency.uneven
+    parallel = busy + (uneven - 1) * padded * slowness / issued + idle  # what is moved is shared out evenly
     spread = efficiency.serial * (busy + idle) + (1 - efficiency.serial) / machine.threads * parallel
     return np.where(_is_shared(work), spread, busy + idle) / machine.macs_per_second
 
