@@ -30,6 +30,9 @@ _PAUSE = 0.02
 Progress = Callable[[str, int, int], None]
 Timed = Callable[[], object]
 
+Prepare = Callable[[Path, int, Sequence[np.ndarray]], Timed]
+"""What a file, a number of threads and inputs become in the process that is timed; a function of a module."""
+
 #: What a compile is timed against unless it is the folder of another one.
 ONNXRUNTIME = "onnxruntime"
 
@@ -38,7 +41,7 @@ ONNXRUNTIME = "onnxruntime"
 class Side:
     """What is timed in a process of its own."""
 
-    prepare: Callable[[Path, int, Sequence[np.ndarray]], Timed]
+    prepare: Prepare
     path: Path
     inputs: Sequence[np.ndarray]
 
@@ -87,20 +90,26 @@ class Timing:
 
 
 def compare(
-    artifact: Artifact, rounds: int, threads: int | None, progress: Progress, other: Artifact | None = None
+    artifact: Artifact,
+    rounds: int,
+    threads: int | None,
+    progress: Progress,
+    other: Artifact | None = None,
+    runtime: Prepare | None = None,
 ) -> Timing:
     """Time both sides in alternating slices, `rounds` of each, on inputs of random numbers.
 
-    The other side is onnxruntime on the same model, or the library of another compile. Both use `threads`, without it
-    as many as they were compiled for. Raises NncError for a library that can't be timed here, and for another compile
-    that reads other inputs or, without `threads`, was compiled for another number of them.
+    The other side is onnxruntime on the same model, the library of another compile, or the model in another `runtime`.
+    Both use `threads`, without it as many as they were compiled for. Raises NncError for a library that can't be timed
+    here, and for another compile that reads other inputs or, without `threads`, was compiled for another number of
+    them.
     """
     _require_host(artifact)
     if other is not None:
         _require_host(other)
         _require_alike(artifact, other, threads)
     threads = threads or artifact.threads
-    own, peer = _sides(artifact, other)
+    own, peer = _sides(artifact, other, runtime or _onnxruntime)
     times: tuple[list[float], list[float]] = ([], [])
     with _process(own, threads) as first, _process(peer, threads) as second:
         pipes = (first, second)
@@ -117,11 +126,11 @@ def compare(
     return Timing(*times, threads, *names)
 
 
-def _sides(artifact: Artifact, other: Artifact | None) -> tuple[Side, Side]:
+def _sides(artifact: Artifact, other: Artifact | None, runtime: Prepare) -> tuple[Side, Side]:
     inputs = artifact.random_inputs()
     own = Side(_library, artifact.library_path, artifact.checked(inputs))
     if other is None:
-        return own, Side(_onnxruntime, artifact.model_path, own.inputs)
+        return own, Side(runtime, artifact.model_path, own.inputs)
     return own, Side(_library, other.library_path, other.checked(inputs))
 
 

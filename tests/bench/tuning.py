@@ -1,34 +1,39 @@
 """What tuning is worth: one table.
 
-    python tests/bench/tuning.py [shipped board]
+    python tests/bench/tuning.py [peers shipped board]
 
-x86: each network compiled without records and with those that nnc ships, both libraries in one process in turns, by the
-time in which their threads are on cores, which other processes do not move much. Board: the same two libraries in
-emulation, cycle by cycle, and the tuned one executed in QEMU against onnxruntime. Exits with 1 when a figure is not
-reached.
+Peers: onnxruntime and OpenVINO against each network compiled with the records that nnc ships, each pair in one
+interleaved run. x86: each network compiled without records and with those that nnc ships, both libraries in one process
+in turns, by the time in which their threads are on cores, which other processes do not move much. Board: the same two
+libraries in emulation, cycle by cycle, and the tuned one executed in QEMU against onnxruntime. Exits with 1 when a
+figure is not reached.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import table
 from table import THREADS, Row, nnc
 
+from nnc import benchmark, lowering, target, verify
 from nnc import graph as graphs
-from nnc import lowering, target, verify
 from nnc.artifact import Artifact
+from nnc.context import silent
 from nnc.session import Session
 
 NETWORKS = ("vgg16", "resnet50", "mobilenet_v2", "densenet201")
 BOARD, ON_BOARD = "qcs605", ("mobilenet_v2", "resnet18")
 ROUNDS = 40
+PEER_ROUNDS = 15
 
 
 class Workshop(table.Workshop):
@@ -48,6 +53,35 @@ class Workshop(table.Workshop):
         out.mkdir()
         graph = graphs.load(self.simplified(name, chip) / "model.onnx")
         return lowering.build(graph, target.load(chip), out, threads=THREADS).files[0]
+
+
+def peers(shop: Workshop) -> Iterator[Row]:
+    """onnxruntime / tuned and OpenVINO / tuned, in float32, a batch of one."""
+    runtimes = {"onnxruntime": (None, 1.25, 1.0), "OpenVINO": (_openvino, 1.0, None)}
+    for peer, (runtime, wanted, least) in runtimes.items():
+        if runtime is not None and importlib.util.find_spec("openvino") is None:
+            yield Row(f"x86: {peer} / tuned", f">= {wanted:g}", 'left out: pip install "nnc[bench]"', None)
+            continue
+        ratios = []
+        for name in NETWORKS:
+            artifact = Artifact.open(shop.simplified(name, "x86"))
+            timing = benchmark.compare(artifact, PEER_ROUNDS, THREADS, silent, runtime=runtime)
+            ratios.append(timing.ratio)
+            measured = f"{timing.ratio:.2f} ({timing.peer_ms:.1f} / {timing.nnc_ms:.1f} ms)"
+            reached = None if least is None else timing.ratio >= least
+            yield Row(f"x86: {peer} / tuned, {name}", "" if least is None else f">= {least:g}", measured, reached)
+        mean = statistics.geometric_mean(ratios)
+        yield Row(f"x86: {peer} / tuned, geometric mean", f">= {wanted:g}", f"{mean:.2f}", mean >= wanted)
+
+
+def _openvino(path: Path, threads: int, inputs: Sequence[np.ndarray]) -> benchmark.Timed:
+    import openvino
+
+    options = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    request = openvino.Core().compile_model(str(path), "CPU", options).create_infer_request()
+    for index, values in enumerate(inputs):
+        request.set_input_tensor(index, openvino.Tensor(values, shared_memory=True))
+    return request.infer
 
 
 def shipped(shop: Workshop) -> Iterator[Row]:
@@ -93,7 +127,7 @@ def board(shop: Workshop) -> Iterator[Row]:
         yield Row(f"{BOARD}: the tuned {name} in QEMU", "< 1e-3", f"{error:.1e}", error < 1e-3)
 
 
-SECTIONS = {"shipped": shipped, "board": board}
+SECTIONS = {"peers": peers, "shipped": shipped, "board": board}
 
 
 if __name__ == "__main__":
