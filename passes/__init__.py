@@ -18,6 +18,7 @@ from nnc.passes.merge_duplicates import MergeDuplicates
 from nnc.passes.merge_views import MergeViews
 from nnc.passes.pack_weights import PackWeights
 from nnc.passes.prune_channels import PruneChannels
+from nnc.passes.prune_gradually import PruneGradually
 from nnc.passes.reduce_resolution import ReduceResolution
 from nnc.passes.remove_dead_nodes import RemoveDeadNodes
 from nnc.passes.remove_identity import RemoveIdentity
@@ -49,6 +50,6 @@ GRAPH_PASSES: tuple[type[Pass], ...] = (
 #: Every pass that a recipe can name.
 PASSES: tuple[type[Pass], ...] = (
     *GRAPH_PASSES, Compress, PruneChannels, SplitGemmSvd, SplitConvSvd, SplitConvSpatial, SplitConvCp, SplitConvTucker,
-    ReduceResolution, FineTune, EqualizeRanges, InsertQdq, RoundAdaptively, CorrectBias, CastFp16, PackWeights,
-    CheckAccuracy,
+    ReduceResolution, FineTune, PruneGradually, EqualizeRanges, InsertQdq, RoundAdaptively, CorrectBias, CastFp16,
+    PackWeights, CheckAccuracy,
 )  # fmt: skip
