@@ -77,13 +77,13 @@ def place(
         if is_standard(node, *LAYERS):
             alone = weight_only(node)
             own = _unfit_weights(node) if alone else _not_finite(node, barred)
-            if reason := unfit(node) or refusal(node) or own:
+            if reason := unfit(node) or refusal(node) or own or _infinite_weights(node):
                 refused.append((node, reason))
             else:
                 (products if alone else layers).append(node)
     ends = {id(tensor) for tensor in graph.outputs}
     integer = _integer_nodes(graph, layers, ends)
-    wanted = {key: tensor for key, tensor in _wanted(graph, integer).items() if tensor.name not in barred}
+    wanted = {key: each for key, each in _wanted(graph, integer).items() if _can_round(each, barred)}
     groups, moved = _groups(graph, wanted)
     return Placement(layers, products, groups, refused, frozenset(integer), moved)
 
@@ -91,6 +91,21 @@ def place(
 def _not_finite(node: gs.Node, barred: Collection[str]) -> str | None:
     name = next((tensor.name for tensor in operands(node) if tensor.name in barred), None)
     return f"'{name}' is not finite on the calibration data" if name else None
+
+
+def _infinite_weights(node: gs.Node) -> str | None:
+    """That no scale holds all weights of a layer, if so."""
+    weights = (tensor for tensor in node.inputs[:2] if isinstance(tensor, gs.Constant))
+    return next((f"'{tensor.name}' has values that are not finite" for tensor in weights if not _is_finite(tensor)), None)
+
+
+def _can_round(tensor: gs.Tensor, barred: Collection[str]) -> bool:
+    return tensor.name not in barred and (not isinstance(tensor, gs.Constant) or _is_finite(tensor))
+
+
+def _is_finite(constant: gs.Constant) -> bool:
+    values = constant.values
+    return bool(np.isfinite(values.min(initial=0.0)) and np.isfinite(values.max(initial=0.0)))
 
 
 def unfit(node: gs.Node) -> str | None:

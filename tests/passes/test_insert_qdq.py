@@ -508,6 +508,23 @@ def test_what_is_not_finite_stays_float(tmp_path: Path) -> None:
     assert list(quantize.layers(result.graph)) == ["a"]
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_constants_that_are_not_finite_stay_float(tmp_path: Path) -> None:
+    text = """net (float[1, 4, 1, 1] x) => (float[1, 4, 1, 1] y) <float[4, 4, 1, 1] V, float[4, 4, 1, 1] W>
+    { a = Conv(x, V) b = Conv(a, W) y = Conv(b, V) }"""
+    W = np.full((4, 4, 1, 1), np.inf, np.float32)
+    assert inserted(testing.graph(text, W=W), tmp_path).skipped == {
+        "b": "'W' has values that are not finite", "y": "'b' is not finite on the calibration data"
+    }  # fmt: skip
+    product = "net (float[1, 4] x) => (float[1, 4] y) <float[4, 4] W> { y = MatMul(x, W) }"
+    graph = testing.graph(product, W=W[..., 0, 0])
+    testing.check_unchanged(InsertQdq(weight_only=True), graph, "'W' has values that are not finite")
+    bounded = """net (float[1, 4, 1, 1] x) => (float[1, 4, 1, 1] y) <float[4, 4, 1, 1] V, float[4, 1, 1] k>
+    { a = Conv(x, V) b = Mul(a, k) c = Sigmoid(b) y = Conv(c, V) }"""
+    result = inserted(testing.graph(bounded, k=W[..., :1, :1, 0]), tmp_path)
+    assert (result.changed, result.skipped) == (2, {})
+
+
 def test_shared_weights_and_unnamed_nodes(tmp_path: Path) -> None:
     text = """net (float[2, 4, 5, 5] x) => (float y) <float[4, 4, 1, 1] W>
     { a = Conv(x, W) b = Relu(a) c = Conv(b, W) y = Add(c, x) }"""
