@@ -96,7 +96,8 @@ def _not_finite(node: gs.Node, barred: Collection[str]) -> str | None:
 def _infinite_weights(node: gs.Node) -> str | None:
     """That no scale holds all weights of a layer, if so."""
     weights = (tensor for tensor in node.inputs[:2] if isinstance(tensor, gs.Constant))
-    return next((f"'{tensor.name}' has values that are not finite" for tensor in weights if not _is_finite(tensor)), None)
+    name = next((tensor.name for tensor in weights if not _is_finite(tensor)), None)
+    return f"'{name}' has values that are not finite" if name is not None else None
 
 
 def _can_round(tensor: gs.Tensor, barred: Collection[str]) -> bool:
