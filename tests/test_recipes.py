@@ -64,7 +64,11 @@ net (float[1, 3, 16, 16] image) => (float[1, 4] scores, float[1, 8, 16, 16] dept
 
 
 #: What the network can't do: most of its channels lead to an output.
-SET = {"prune": ("prune-channels.budget.macs=0.85",), "compress": ("compress.budget.macs=0.85", "compress.round_to=2")}
+SET = {
+    "prune": ("prune-channels.budget.macs=0.85",),
+    "compress": ("compress.budget.macs=0.85", "compress.round_to=2"),
+    "low-rank-then-prune": ("prune-gradually.budget.params=0.9", "prune-gradually.round_to=2"),
+}
 
 
 @pytest.fixture
@@ -75,15 +79,15 @@ def options(tmp_path: Path) -> tuple[str, ...]:
     session = Session(graph)
     labels = np.array([session.run({"image": image[None]})["scores"].argmax() for image in images])
     np.savez(tmp_path / "test.npz", image=images, labels=labels)
-    return tuple(f"{key}={tmp_path / 'test.npz'}" for key in ("calibration", "test"))
+    return tuple(f"{key}={tmp_path / 'test.npz'}" for key in ("calibration", "test", "train"))
 
 
 @pytest.mark.parametrize("name", recipe.names())
 def test_plan(name: str, golden: Golden, options: tuple[str, ...]) -> None:
     graph = testing.graph(NETWORK)
-    needed = {key for pass_ in recipe.load(name, data=options).passes for key in pass_.needs} | {"test"}
+    needed = {key for pass_ in recipe.load(name, data=options).passes for key in pass_.data_needed()} | {"test"}
     loaded = recipe.load(name, SET.get(name, ()), data=[each for each in options if each.split("=")[0] in needed])
-    context = pipeline.Context(target.load("qcs605"), **loaded.open_data(graph), imported=graph)
+    context = pipeline.Context(target.load("qcs605"), **loaded.open_data(graph), imported=graph, trains=False)
     after, rows = pipeline.run(graph, loaded.passes, context)
     lines = []
     for row in rows:
