@@ -27,7 +27,7 @@ class _Kernel:
 
 
 def check(target: Target) -> None:
-    """Raise NncError where the target is no AArch64 processor, or where a tool is missing."""
+    """Raise NncError where the target's code can't be emulated, or where a tool is missing."""
     from nnc.simulation.emulated import require  # imports tvm
 
     require(target)

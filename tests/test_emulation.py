@@ -93,8 +93,11 @@ def test_a_second_compile_emulates_nothing(compiled: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"target": target.load("qcs605:gpu")}, "qcs605:gpu: only code of AArch64 processors is emulated, not a gpu"),
-        ({"target": target.load("x86")}, "x86:cpu: only code of AArch64 processors is emulated"),
+        (
+            {"target": target.load("qcs605:gpu")},
+            "qcs605:gpu: only code of AArch64 and x86-64 processors is emulated, not a gpu",
+        ),
+        ({"target": target.load("qcs605:dsp")}, "qcs605:dsp: only code of AArch64 and x86-64 processors is emulated"),
         ({"lower": False}, "--latency emulated: there is no library to execute"),
     ],
 )

@@ -1,23 +1,25 @@
 """What tuning is worth: one table.
 
-    python tests/bench/tuning.py [peers shipped board]
+    python tests/bench/tuning.py [peers shipped board ranks]
 
 Peers: onnxruntime and OpenVINO against each network compiled with the records that nnc ships, each pair in one
 interleaved run. x86: each network compiled without records and with those that nnc ships, both libraries in one process
 in turns, by the time in which their threads are on cores, which other processes do not move much. Board: the same two
-libraries in emulation, cycle by cycle, and the tuned one executed in QEMU against onnxruntime. Exits with 1 when a
-figure is not reached.
+libraries in emulation, cycle by cycle, and the tuned one executed in QEMU against onnxruntime. Ranks:
+random plans of this machine's layers in AVX2, in emulation and measured. Exits with 1 when a figure is not reached.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import random
 import shutil
 import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from functools import cache
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +30,24 @@ from nnc import benchmark, lowering, target, verify
 from nnc import graph as graphs
 from nnc.artifact import Artifact
 from nnc.context import silent
+from nnc.errors import NncError
 from nnc.session import Session
+from nnc.simulation import emulated
+from nnc.target import Target
+from nnc.tuning import tasks
+from nnc.tuning.devices import Emulated, Host
 
 NETWORKS = ("vgg16", "resnet50", "mobilenet_v2", "densenet201")
 BOARD, ON_BOARD = "qcs605", ("mobilenet_v2", "resnet18")
 ROUNDS = 40
 PEER_ROUNDS = 15
+LAYERS, PLANS = 5, 50
+AVX2 = """kind = "cpu"
+vector_bits = 256
+vector_registers = 16
+channel_multiple = 8
+int8_dot = false
+tvm = { kind = "llvm", mtriple = "x86_64-unknown-linux-gnu", mcpu = "x86-64-v3" }"""
 
 
 class Workshop(table.Workshop):
@@ -111,8 +125,6 @@ def board(shop: Workshop) -> Iterator[Row]:
     if not shutil.which("qemu-aarch64"):
         yield Row(BOARD, ">= 1.15", "left out: no qemu-aarch64", None)
         return
-    from nnc.simulation import emulated
-
     chip = target.load(BOARD)
     for name in ON_BOARD:
         artifact = Artifact.open(shop.simplified(name, BOARD))
@@ -127,7 +139,49 @@ def board(shop: Workshop) -> Iterator[Row]:
         yield Row(f"{BOARD}: the tuned {name} in QEMU", "< 1e-3", f"{error:.1e}", error < 1e-3)
 
 
-SECTIONS = {"peers": peers, "shipped": shipped, "board": board}
+def ranks(shop: Workshop) -> Iterator[Row]:
+    """Spearman's correlation of emulated and measured times of random plans, layer by layer."""
+    chosen = _avx2(shop.folder)
+    try:
+        emulated.require(chosen)
+    except NncError as error:
+        yield Row("x86: ranks", ">= 0.8", f"left out: {error.message}", None)
+        return
+    graph = graphs.load(shop.simplified("resnet50", "x86") / "model.onnx")
+    network = tasks.network(graph, chosen, THREADS, silent)
+    wide = [(task, plans) for task in network.tasks if len(plans := task.workload.plans(network.unit)) >= PLANS]
+    picked = [wide[len(wide) * place // LAYERS] for place in range(LAYERS)]
+    opened = [each.open(chosen.unit.tvm) for each in (Host(THREADS, 4 * 1024 * 1024), Emulated(chosen, THREADS))]
+    found = []
+    for task, plans in picked:
+        functions = [task.workload.function(plan, network.unit) for plan in random.Random(0).sample(plans, PLANS)]
+        times = [np.median(each.times([each.load(one) for one in functions], ROUNDS), axis=0) for each in opened]
+        found.append(_spearman(*times))
+        slower = times[0][times[1].argmin()] / times[0].min()
+        measured = f"{found[-1]:.3f}; emulation's choice takes {slower:.2f} times the best"
+        yield Row(f"x86: ranks of {PLANS} plans, {task.name}", "", measured, None)
+    yield Row(
+        f"x86: ranks of {PLANS} plans, mean of {LAYERS} layers",
+        ">= 0.8",
+        f"{np.mean(found):.3f}",
+        np.mean(found) >= 0.8,
+    )
+
+
+def _avx2(folder: Path) -> Target:
+    """This machine without the vectors that QEMU does not execute."""
+    file = folder / "avx2.toml"
+    text = resources.files("nnc.targets").joinpath("x86.toml").read_text("utf-8")
+    file.write_text(text.replace('kind = "cpu"', AVX2, 1), "utf-8")
+    return target.load(str(file))
+
+
+def _spearman(left: np.ndarray, right: np.ndarray) -> float:
+    places = [values.argsort().argsort() for values in (left, right)]
+    return float(np.corrcoef(*places)[0, 1])
+
+
+SECTIONS = {"peers": peers, "shipped": shipped, "board": board, "ranks": ranks}
 
 
 if __name__ == "__main__":

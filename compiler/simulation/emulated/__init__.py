@@ -1,4 +1,4 @@
-"""Latency of compiled AArch64 code, instruction by instruction: level 2, `emulated`, beside the roofline of `analytic`.
+"""Latency of compiled code, instruction by instruction: level 2, `emulated`, beside the roofline of `analytic`.
 
 The library runs in QEMU under a plugin, which counts how often every block of instructions is executed and simulates
 the caches of all cores that share the work (plugin.c, caches.c). LLVM's scheduling model of the core says how many
@@ -40,9 +40,8 @@ _FORGOTTEN = 4
 
 
 def require(target: Target) -> None:
-    """Raise NncError where the target is no AArch64 processor, or where QEMU or llvm-mca is missing."""
-    chip(target, 1)
-    emulation.emulator()
+    """Raise NncError where the target's code can't be emulated, or where QEMU or llvm-mca is missing."""
+    emulation.emulator(chip(target, 1).isa)
     for name in ("llvm-mca", "llvm-mc"):
         mca.tool(name)
 
@@ -50,8 +49,8 @@ def require(target: Target) -> None:
 def network(library: Path, target: Target, threads: int | None = None, *, caches: bool = True) -> list[Step]:
     """What every step of a library that nnc built costs in one inference, in the order of the report's `kernels`.
 
-    `threads` cores of the target's unit (default: the target's) share the work. Raises NncError where the target is no
-    AArch64 processor, where a tool is missing, or where the library does not run.
+    `threads` cores of the target's unit (default: the target's) share the work. Raises NncError where the target's
+    code can't be emulated, where a tool is missing, or where the library does not run.
     """
     cores = chip(target, threads or target.unit.threads)
     warm = int(caches and library.is_file() and library.stat().st_size < _FORGOTTEN * cores.cache_bytes)

@@ -7,19 +7,13 @@ from dataclasses import dataclass
 from nnc.errors import NncError
 from nnc.simulation import cores
 from nnc.simulation.cores import Core as Type
+from nnc.simulation.emulated.isa import BY_ARCHITECTURE, Isa
 from nnc.simulation.emulated.mca import Processor
 from nnc.target import Cluster, Target
 
-LINE = 64  # bytes; of every AArch64 core that targets/ describes
+LINE = 64  # bytes; of every core that targets/ describes
 
 _L3_WAYS = 16
-
-# Instructions that multiply and add 128-bit vectors, and their products.
-_PRODUCTS = {
-    "float32": (r"fml[as]\s+v\d+\.4s", 4),
-    "float16": (r"fml[as]\s+v\d+\.8h", 8),
-    "int8": (r"[su]dot\s+v\d+\.4s", 16),
-}
 
 # What is assumed of a core that targets/cores.toml does not know: it runs ahead as far as LLVM's Cortex-A57 does.
 _WINDOW, _L1D_WAYS, _L2_WAYS = 128, 4, 8
@@ -48,6 +42,7 @@ class Core:
 class Chip:
     """The cores that share the work, and what they share."""
 
+    isa: Isa
     cores: tuple[Core, ...]
     l3: tuple[int, int]
     """Sets and ways; zeros where there is none."""
@@ -70,28 +65,37 @@ class Chip:
 def chip(target: Target, threads: int) -> Chip:
     """The first `threads` cores of the target's unit.
 
-    Raises NncError where the unit is not an AArch64 processor.
+    Raises NncError where the unit is no processor whose instructions are known, or has wider vectors than QEMU.
     """
-    unit = target.unit
-    if unit.kind != "cpu" or unit.architecture != "aarch64":
-        what = unit.architecture if unit.kind == "cpu" else f"a {unit.kind}"
-        hint = "leave out --latency emulated, or choose a target with an AArch64 processor (nnc targets)"
-        raise NncError(f"{target.spec}: only code of AArch64 processors is emulated, not {what}", hint)
+    isa, unit = _isa(target), target.unit
     memory = LINE / (target.dram.gbps * target.dram.efficiency * 1e9)
     l3 = LINE / (unit.l3_gbps * 1e9) if unit.l3_bytes and unit.l3_gbps else 0.0
     made: list[Core] = []
     for cluster in unit.clusters:
-        made += _cores(cluster, target, len(made), l3 or memory, memory)
-    return Chip(tuple(made[:threads]), _shape(unit.l3_bytes, _L3_WAYS) if l3 else (0, 0), l3, memory)
+        made += _cores(cluster, target, isa, len(made), l3 or memory, memory)
+    return Chip(isa, tuple(made[:threads]), _shape(unit.l3_bytes, _L3_WAYS) if l3 else (0, 0), l3, memory)
 
 
-def _cores(cluster: Cluster, target: Target, first: int, l3: float, memory: float) -> list[Core]:
+def _isa(target: Target) -> Isa:
+    unit = target.unit
+    isa = BY_ARCHITECTURE.get(unit.architecture) if unit.kind == "cpu" else None
+    if isa is None:
+        what = unit.architecture if unit.kind == "cpu" else f"a {unit.kind}"
+        hint = "leave out --latency emulated, or choose a target with such a processor (nnc targets)"
+        raise NncError(f"{target.spec}: only code of AArch64 and x86-64 processors is emulated, not {what}", hint)
+    if unit.vector_bits and unit.vector_bits > isa.vector_bits:
+        hint = 'leave out --latency emulated, or describe a target with mcpu = "x86-64-v3" and vector_bits = 256'
+        raise NncError(f"{target.spec}: QEMU executes no vectors of {unit.vector_bits} bits", hint)
+    return isa
+
+
+def _cores(cluster: Cluster, target: Target, isa: Isa, first: int, l3: float, memory: float) -> list[Core]:
     """The cores of a cluster, which are number `first` and up; seconds per line of what all share."""
     known, hertz = cores.find("cpu", cluster.core), cluster.clock_ghz * 1e9
     alone = LINE / (cluster.dram_gbps * 1e9) if cluster.dram_gbps else memory
     return [
         Core(
-            processor=_processor(known, cluster, target),
+            processor=_processor(known, cluster, target, isa),
             hertz=hertz,
             window=known.window if known else _WINDOW,
             l1d=_shape(cluster.l1d_bytes, known.l1d_ways if known else _L1D_WAYS),
@@ -105,16 +109,16 @@ def _cores(cluster: Cluster, target: Target, first: int, l3: float, memory: floa
     ]
 
 
-def _processor(known: Type | None, cluster: Cluster, target: Target) -> Processor:
+def _processor(known: Type | None, cluster: Cluster, target: Target, isa: Isa) -> Processor:
     """What llvm-mca is asked about: the core type's model, or that of the core that the code is generated for.
 
     However many vectors of products the model starts per cycle, the core does not exceed the target's peak.
     """
     cpu = known.mca if known and known.mca else str(target.unit.tvm.get("mcpu", "generic"))
     dtypes = target.unit.dtypes if target.unit.int8_dot else [each for each in target.unit.dtypes if each != "int8"]
-    limits = ((_PRODUCTS[dtype][0], cluster.macs_per_cycle[dtype] / _PRODUCTS[dtype][1]) for dtype in dtypes)
-    # Whatever the code uses is to be read; whether the core has it was decided when the code was generated.
-    return Processor(cpu, "aarch64-linux-gnu", ("+fullfp16", "+dotprod"), tuple(limits))
+    products = [(isa.products[dtype], cluster.macs_per_cycle[dtype]) for dtype in dtypes if dtype in isa.products]
+    limits = ((pattern, macs / count) for (pattern, count), macs in products)
+    return Processor(cpu, isa.architecture, tuple(limits))
 
 
 def _shape(size: int, ways: int) -> tuple[int, int]:

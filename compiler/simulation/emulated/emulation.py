@@ -14,6 +14,7 @@ from pathlib import Path
 from nnc.errors import NncError
 from nnc.lowering import cross, emulate
 from nnc.simulation.emulated.core import Chip
+from nnc.simulation.emulated.isa import AARCH64, Isa
 from nnc.simulation.emulated.trace import Trace
 
 _PLUGIN = ("plugin.c", "caches.c")
@@ -30,7 +31,7 @@ def run(library: Path, chip: Chip, arguments: Sequence[str] = (), *, warm: int =
     """
     if not library.is_file():
         raise NncError(f"{library}: no such file")
-    command, files = emulator(), _made()
+    command, files = emulator(chip.isa), _made(chip.isa.architecture)
     with tempfile.TemporaryDirectory(prefix="nnc-") as name:
         folder = Path(name)
         out, linked = folder / "trace.txt", folder / "library.so"
@@ -43,17 +44,21 @@ def run(library: Path, chip: Chip, arguments: Sequence[str] = (), *, warm: int =
             cross.run(["env", "-i", *command, "-plugin", plugin, *words], subject=str(library))
         except NncError as error:
             raise NncError(error.message.replace(str(linked), library.name), error.hint) from None
-        return Trace.read(out)
+        return Trace.read(out, chip.isa)
 
 
-def emulator() -> list[str | Path]:
-    """The command that an AArch64 program is appended to; NncError where QEMU has no plugins."""
-    if platform.machine() == "aarch64":
-        qemu = shutil.which("qemu-aarch64")
+def emulator(isa: Isa) -> list[str | Path]:
+    """The command that a program is appended to; NncError where QEMU has no plugins."""
+    if isa.architecture == platform.machine():
+        name = f"qemu-{isa.architecture}"
+        qemu = shutil.which(name)
         if qemu is None:
-            raise NncError("qemu-aarch64 is not installed, which counts instructions on AArch64 too", _HINT)
-        return [qemu, "-cpu", "max"]
-    command = emulate.emulator()
+            raise NncError(f"{name} is not installed, which counts instructions of this processor too", _HINT)
+        command: list[str | Path] = [qemu, "-cpu", "max"]
+    elif isa is AARCH64:
+        command = emulate.emulator()
+    else:
+        raise NncError(f"code of {isa.architecture} is emulated on such a machine only", "leave out --latency emulated")
     try:
         listed = cross.run([command[0], "--help"])
     except NncError as error:
@@ -63,10 +68,10 @@ def emulator() -> list[str | Path]:
     return command
 
 
-def _made() -> Path:
+def _made(architecture: str) -> Path:
     """The folder with plugin.so and driver; compiled once and kept in the cache folder."""
     sources = {file: _source(file) for file in (*_PLUGIN, *_DRIVER, "caches.h", "marks.h", "plugin_api.h", "nnc.h")}
-    key = hashlib.sha256(repr((sorted(sources.items()), platform.machine())).encode()).hexdigest()[:16]
+    key = hashlib.sha256(repr((sorted(sources.items()), platform.machine(), architecture)).encode()).hexdigest()[:16]
     folder = cross.cache_folder() / f"emulated-{key}"
     if not (folder / "driver").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +80,7 @@ def _made() -> Path:
             made.mkdir()
             for file, text in sources.items():
                 (made / file).write_text(text, "utf-8")
-            _compile(made)
+            _compile(made, architecture)
             if not folder.exists():  # another process may have been faster
                 made.rename(folder)
     return folder
@@ -86,7 +91,7 @@ def _source(name: str) -> str:
     return resources.files(package).joinpath(name).read_text("utf-8")
 
 
-def _compile(folder: Path) -> None:
+def _compile(folder: Path, architecture: str) -> None:
     package = importlib.util.find_spec("tvm_ffi")
     if package is None or package.origin is None:
         raise NncError("the headers of apache-tvm-ffi are not installed", "pip install apache-tvm-ffi==0.1.14.post1")
@@ -95,4 +100,4 @@ def _compile(folder: Path) -> None:
     plugin = [folder / name for name in _PLUGIN]
     cross.run([*cross.compiler(here), *flags, "-fPIC", "-shared", *plugin, "-o", folder / "plugin.so"])
     driver = [folder / name for name in _DRIVER]
-    cross.run([*cross.compiler("aarch64"), *flags, *includes, "-rdynamic", *driver, "-ldl", "-o", folder / "driver"])
+    cross.run([*cross.compiler(architecture), *flags, *includes, "-rdynamic", *driver, "-ldl", "-o", folder / "driver"])

@@ -29,8 +29,8 @@ _L2_CYCLES, _L3_SECONDS, _MEMORY_SECONDS = 10, 20e-9, 130e-9
 # [I] Misses of a core that the memory serves at the same time, at most.
 _OUTSTANDING = 8
 
-# A word of 64 bits per access, two per cycle: the port of the first cache has 128 bits.
-_ACCESSES_PER_CYCLE = 2.0
+# Bits that QEMU moves in one access, at most.
+_ACCESS_BITS = 64
 
 # Bits of a line pass between cores when a kernel is spread: the job, its parts one by one, and what is left of them.
 _HANDOVERS = 3
@@ -86,7 +86,7 @@ class _Spent:
 
 def steps(trace: Trace, chip: Chip) -> list[Step]:
     """What every step of the traced run costs on the chip, in order. A step that was never seen costs nothing."""
-    sizes = np.array([len(block) // 4 for block in trace.blocks])
+    sizes = np.array([len(block) for block in trace.blocks])
     cycles = _block_cycles(trace, chip, sizes)
     made = []
     for number in range(1 + max((step for step, _ in trace.shares), default=-1)):
@@ -104,7 +104,7 @@ def _block_cycles(trace: Trace, chip: Chip, sizes: np.ndarray) -> dict[mca.Proce
     for processor, chosen in hot.items():
         indices = sorted(chosen)
         found[processor] = sizes.astype(float)
-        found[processor][indices] = mca.cycles_of_code([trace.blocks[i] for i in indices], processor)
+        found[processor][indices] = mca.cycles_of_code([b"".join(trace.blocks[i]) for i in indices], processor)
     return found
 
 
@@ -159,7 +159,7 @@ def _spent(share: Share, core: Core, cycles: dict[mca.Processor, np.ndarray], si
     lines = seen.memory_streamed + seen.memory_alone + seen.written_back
     return _Spent(
         compute=float(counts @ cycles[core.processor][indices]),
-        cache=seen.accesses / _ACCESSES_PER_CYCLE + moved,
+        cache=seen.accesses * _ACCESS_BITS / core.processor.isa.load_bits + moved,
         memory=lines * core.memory_line_cycles,
         waiting=_waiting(seen, core, instructions),
         instructions=int(instructions),

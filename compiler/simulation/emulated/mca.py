@@ -27,6 +27,7 @@ import numpy as np
 
 from nnc.errors import NncError
 from nnc.lowering import cross
+from nnc.simulation.emulated.isa import BY_ARCHITECTURE, Isa
 
 #: The oldest LLVM whose models of cores and whose options are those that are needed.
 OLDEST = 19
@@ -41,35 +42,33 @@ _WORK, _LEAST, _MOST = 3000, 3, 7
 _BATCH = 256
 
 
-# An instruction that no compiler writes, "hint #127", and what AArch64 has that targets may use.
-_BETWEEN = 0xD5032FFF.to_bytes(4, "little")
-_EVERY = "+v8.6a,+fullfp16,+dotprod,+fp16fml,+i8mm,+bf16"
-
-
 @dataclass(frozen=True)
 class Processor:
     """What llvm-mca is asked about."""
 
     cpu: str
     """LLVM's name of the core, or of one that stands for it: "cortex-a57", "znver3"."""
-    triple: str = "aarch64-linux-gnu"
-    features: tuple[str, ...] = ()
-    """Of instructions, beyond those of the core: "+fullfp16"."""
+    architecture: str = "aarch64"
+    """Of instruction sets, one of isa.py."""
     limits: tuple[tuple[str, float], ...] = ()
     """Instructions per cycle at most, by a regular expression of the instruction: what was measured of the core, or of
     the one that LLVM's stands for. Models err: that of the Cortex-A55 starts two 128-bit fmla per cycle, the core one.
     """
 
+    @property
+    def isa(self) -> Isa:
+        return BY_ARCHITECTURE[self.architecture]
+
 
 def cycles_of_code(blocks: Sequence[bytes], processor: Processor) -> np.ndarray:
-    """Cycles of every block of AArch64 machine code, float64 [blocks].
+    """Cycles of every block of machine code, float64 [blocks].
 
     Raises NncError where LLVM's tools are missing, or have no model of the processor.
     """
     return _remembered(
         [block.hex() for block in blocks],
         processor,
-        lambda missing: _simulate(disassembled([bytes.fromhex(block) for block in missing]), processor),
+        lambda missing: _simulate(disassembled([bytes.fromhex(block) for block in missing], processor.isa), processor),
     )
 
 
@@ -78,14 +77,13 @@ def cycles_of_assembly(blocks: Sequence[str], processor: Processor) -> np.ndarra
     return _remembered(blocks, processor, lambda missing: _simulate(missing, processor))
 
 
-def disassembled(blocks: Sequence[bytes]) -> list[str]:
-    """The instructions of blocks of AArch64 code, one a line; those that LLVM does not know are left out."""
-    code = _BETWEEN.join(blocks)
-    words = "\n".join(f"0x{byte:02x}" for byte in code)
-    output = _run([tool("llvm-mc"), "--disassemble", "-triple=aarch64-linux-gnu", f"-mattr={_EVERY}"], words)
-    lines = [line.strip() for line in output.splitlines()]
+def disassembled(blocks: Sequence[bytes], isa: Isa) -> list[str]:
+    """The instructions of blocks of code, one a line; those that LLVM does not know are left out."""
+    words = "\n".join(f"0x{byte:02x}" for byte in isa.between.join(blocks))
+    options = ["--disassemble", f"-triple={isa.triple}", f"-mattr={','.join(isa.features)}"]
+    lines = [line.strip() for line in _run([tool("llvm-mc"), *options], words).splitlines()]
     text = "\n".join(line for line in lines if line and not line.startswith("."))
-    return [block.strip() for block in text.split("hint\t#127")]
+    return [block.strip() for block in text.split(isa.between_text)]
 
 
 @cache
@@ -146,8 +144,8 @@ def _batches(indices: np.ndarray) -> Iterable[np.ndarray]:
 def _batch(blocks: Sequence[str], processor: Processor, iterations: int) -> list[float]:
     """Cycles per iteration; of blocks without instructions that LLVM knows, one per line."""
     text = "".join(f"# LLVM-MCA-BEGIN {i}\n{block}\n# LLVM-MCA-END {i}\n" for i, block in enumerate(blocks))
-    options = [f"-mtriple={processor.triple}", f"-mcpu={processor.cpu}", f"-iterations={iterations}"]
-    features = [f"-mattr={','.join(processor.features)}"] if processor.features else []
+    options = [f"-mtriple={processor.isa.triple}", f"-mcpu={processor.cpu}", f"-iterations={iterations}"]
+    features = [f"-mattr={','.join(processor.isa.features)}"]
     views = ["--resource-pressure=0", "--instruction-info=0", "--skip-unsupported-instructions=any"]
     output = _run([tool("llvm-mca"), *options, *features, *views], text)
     regions = re.findall(r"Code Region - (\d+)\s+Iterations: .*?\n.*?Total Cycles: +(\d+)", output, re.DOTALL)

@@ -1,9 +1,9 @@
 // A plugin of QEMU that counts the blocks a program executes, by step of a network and by worker, and simulates caches.
 //
-//   qemu-aarch64 -plugin plugin.so,out=FILE[,caches=TEXT] driver ...
+//   qemu-ARCHITECTURE -plugin plugin.so,out=FILE[,caches=TEXT] driver ...
 //
 // The driver says through marks (marks.h) which step and which worker it stands for. FILE has a line per block that was
-// executed, "B ADDRESS WORD WORD ...", the words of its instructions in hexadecimal; the first has number 0. A line
+// executed, "B ADDRESS CODE CODE ...", its instructions byte by byte in hexadecimal; the first has number 0. A line
 // "S STEP WORKER A A A A A A A A NUMBER:COUNT ..." says how often blocks were executed between two marks, after the eight
 // numbers of Traffic in caches.h. "E" ends the file.
 
@@ -21,13 +21,13 @@ EXPORT int qemu_plugin_version = 1;
 typedef struct Block {
   uint64_t count;  // since the last mark; translated code adds to it
   uint64_t address;
-  size_t size;
-  int number;  // in the file; -1 before it is there
+  size_t size;  // of its text
+  int number;   // in the file; -1 before it is there
   struct Block *next, *next_of_all;
-  uint32_t words[];
+  char text[];  // " CODE CODE ...", as in the file
 } Block;
 
-enum { kBuckets = 1 << 16 };
+enum { kBuckets = 1 << 16, kLongest = 15 };  // an instruction has so many bytes at most
 
 static Block *buckets[kBuckets], *blocks;
 static FILE* out;
@@ -39,9 +39,7 @@ static int core;  // whose caches are used
 
 static void WriteBlock(Block* block) {
   block->number = written++;
-  fprintf(out, "B %" PRIx64, block->address);
-  for (size_t i = 0; i < block->size; ++i) fprintf(out, " %08" PRIx32, block->words[i]);
-  fputc('\n', out);
+  fprintf(out, "B %" PRIx64 "%s\n", block->address, block->text);
 }
 
 // Write down what was counted since the last mark, unless nobody wants to know, and start from zero.
@@ -81,30 +79,31 @@ static void OnMemory(unsigned vcpu, qemu_plugin_meminfo_t info, uint64_t address
 // --- Translation -----------------------------------------------------------------------------------------------------
 
 // The block with this code at this address: QEMU may translate it several times.
-static Block* Known(uint64_t address, const uint32_t* words, size_t size) {
+static Block* Known(uint64_t address, const char* text, size_t size) {
   Block** bucket = &buckets[(address >> 2) % kBuckets];
   for (Block* block = *bucket; block; block = block->next) {
-    bool same = block->address == address && block->size == size;
-    if (same && !memcmp(block->words, words, size * sizeof *words)) return block;
+    if (block->address == address && block->size == size && !memcmp(block->text, text, size)) return block;
   }
-  Block* block = calloc(1, sizeof *block + size * sizeof *words);
+  Block* block = calloc(1, sizeof *block + size + 1);
   *block = (Block){.address = address, .size = size, .number = -1, .next = *bucket, .next_of_all = blocks};
-  memcpy(block->words, words, size * sizeof *words);
+  memcpy(block->text, text, size);
   return blocks = *bucket = block;
 }
 
 static void OnTranslate(qemu_plugin_id_t id, struct qemu_plugin_tb* translated) {
-  size_t size = qemu_plugin_tb_n_insns(translated);
-  uint32_t* words = calloc(size, sizeof *words);
-  for (size_t i = 0; i < size; ++i) {
+  size_t count = qemu_plugin_tb_n_insns(translated);
+  char *text = calloc(count * (1 + 2 * kLongest) + 1, 1), *end = text;
+  for (size_t i = 0; i < count; ++i) {
     struct qemu_plugin_insn* instruction = qemu_plugin_tb_get_insn(translated, i);
-    memcpy(&words[i], qemu_plugin_insn_data(instruction), sizeof *words);
+    const uint8_t* code = qemu_plugin_insn_data(instruction);
+    *end++ = ' ';
+    for (size_t at = 0; at < qemu_plugin_insn_size(instruction); ++at) end += sprintf(end, "%02x", code[at]);
     if (is_caching) {
       qemu_plugin_register_vcpu_mem_cb(instruction, OnMemory, QEMU_PLUGIN_CB_NO_REGS, QEMU_PLUGIN_MEM_RW, NULL);
     }
   }
-  Block* block = Known(qemu_plugin_tb_vaddr(translated), words, size);
-  free(words);
+  Block* block = Known(qemu_plugin_tb_vaddr(translated), text, (size_t)(end - text));
+  free(text);
   qemu_plugin_register_vcpu_tb_exec_inline(translated, QEMU_PLUGIN_INLINE_ADD_U64, &block->count, 1);
 }
 

@@ -38,6 +38,7 @@ extern size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb* block);
 extern uint64_t qemu_plugin_tb_vaddr(const struct qemu_plugin_tb* block);
 extern struct qemu_plugin_insn* qemu_plugin_tb_get_insn(const struct qemu_plugin_tb* block, size_t index);
 extern const void* qemu_plugin_insn_data(const struct qemu_plugin_insn* instruction);
+extern size_t qemu_plugin_insn_size(const struct qemu_plugin_insn* instruction);
 extern unsigned qemu_plugin_mem_size_shift(qemu_plugin_meminfo_t info);
 extern bool qemu_plugin_mem_is_store(qemu_plugin_meminfo_t info);
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Self
 
 from nnc.errors import NncError
+from nnc.simulation.emulated.isa import Isa
+
+_PAGE = 4096
+
+_LONGEST_READ = 8  # bytes of an instruction that QEMU reads at once
 
 
 @dataclass
@@ -49,20 +54,23 @@ class Share:
     """By block, how often it was executed."""
 
 
+Block = tuple[bytes, ...]
+"""The instructions of a block, as they are in memory."""
+
+
 @dataclass(frozen=True)
 class Trace:
     """One run."""
 
-    blocks: list[bytes]
-    """The code of every block, little-endian words of AArch64."""
+    blocks: list[Block]
     shares: dict[tuple[int, int], Share]
     """By step and worker: 0 is the first core where it works alone, 1 the first core among others, and so on."""
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls, path: Path, isa: Isa) -> Self:
         """Raises NncError where the file ends early."""
         addresses: list[int] = []
-        blocks: list[bytes] = []
+        blocks: list[Block] = []
         shares: defaultdict[tuple[int, int], Share] = defaultdict(Share)
         try:
             lines = path.read_text("ascii").splitlines()
@@ -72,7 +80,7 @@ class Trace:
                 kind, *words = line.split(" ")
                 if kind == "B":
                     addresses.append(int(words[0], 16))
-                    blocks.append(b"".join(int(word, 16).to_bytes(4, "little") for word in words[1:]))
+                    blocks.append(tuple(map(bytes.fromhex, words[1:])))
                 else:
                     share = shares[int(words[0]), int(words[1])]
                     share.traffic.add(Traffic(*(int(words[index]) for index in range(2, 10))))
@@ -80,19 +88,19 @@ class Trace:
                         share.counts[int(number)] += int(count)
         except (OSError, ValueError, TypeError, IndexError) as error:
             raise NncError(f"the emulation was cut short: {path.name} is damaged", "try again") from error
-        return cls(_joined(addresses, blocks, shares.values()), dict(shares))
+        return cls(_joined(addresses, blocks, shares.values(), isa), dict(shares))
 
 
-def _joined(addresses: list[int], blocks: list[bytes], shares: Iterable[Share]) -> list[bytes]:
+def _joined(addresses: list[int], blocks: list[Block], shares: Iterable[Share], isa: Isa) -> list[Block]:
     """The blocks, those that QEMU cut in the middle put together again; the second part's counts become zero.
 
     QEMU ends a block at the end of a page, and after 512 instructions: loops that are unrolled fall into pieces.
     """
     starts = {address: number for number, address in enumerate(addresses)}
-    made, listed = list(blocks), list(shares)
+    made, listed = [_executed(*each, starts) for each in zip(addresses, blocks, strict=True)], list(shares)
     for number in sorted(range(len(blocks)), key=lambda number: -addresses[number]):  # the last parts first
-        after = starts.get(addresses[number] + len(blocks[number]))
-        if after is None or _branches(blocks[number]):
+        after = starts.get(addresses[number] + sum(map(len, made[number])))
+        if after is None or isa.is_branch(made[number][-1]):
             continue
         if all(share.counts.get(number, 0) == share.counts.get(after, 0) for share in listed):
             made[number] += made[after]
@@ -101,6 +109,9 @@ def _joined(addresses: list[int], blocks: list[bytes], shares: Iterable[Share]) 
     return made
 
 
-def _branches(code: bytes) -> bool:
-    """Whether the last instruction is a branch, an exception or a system instruction (Arm A64, bits 28-26 are 101)."""
-    return code[-1] >> 2 & 7 == 5
+def _executed(address: int, block: Block, starts: Container[int]) -> Block:
+    """A block without an instruction that crosses the end of a page: QEMU tells of those of its first bytes that it had
+    read, and leaves it to the next block."""
+    end = address + sum(map(len, block))
+    is_cut = -end % _PAGE < _LONGEST_READ and len(block) > 1 and end not in starts and end - len(block[-1]) in starts
+    return block[:-1] if is_cut else block

@@ -37,12 +37,12 @@ int __tvm_ffi_kernel(void* self, const Argument* arguments, int32_t count, void*
 def kernel(tmp_path: Path, tools: None) -> Callable[..., Path]:
     """A library with one kernel, from the C code of its body and what stands before it."""
 
-    def make(body: str, before: str = "", flags: tuple[str, ...] = ("-O2",)) -> Path:
+    def make(body: str, before: str = "", flags: tuple[str, ...] = ("-O2",), architecture: str = "aarch64") -> Path:
         source, library = tmp_path / "kernel.c", tmp_path / "kernel.so"
         head, _, last = _KERNEL.rpartition("int __tvm_ffi_kernel")
         source.write_text(f"{head}{before}\nint __tvm_ffi_kernel{last % body}")
         flags = (*flags, "-shared", "-fPIC", "-fno-builtin")
-        cross.run([*cross.compiler("aarch64"), *flags, source, "-o", library])
+        cross.run([*cross.compiler(architecture), *flags, source, "-o", library])
         return library
 
     return make

@@ -1,8 +1,10 @@
 """Kernels and networks in emulation: what their code must cost, and what is said where they can't be emulated."""
 
 import json
+import platform
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from nnc.lowering import build
 from nnc.simulation import emulated
 from nnc.simulation.emulated import emulation, latency
 from nnc.simulation.emulated.core import chip
+from nnc.simulation.emulated.isa import AARCH64, X86_64
 from nnc.simulation.emulated.layers import layers
 from nnc.simulation.emulated.trace import Trace
 
@@ -126,11 +129,10 @@ def test_a_file_that_is_no_library_is_one_line(tmp_path: Path, tools: None) -> N
 
 
 @pytest.mark.parametrize(
-    ("spec", "what"),
-    [("x86", "x86_64"), ("qcs605:gpu", "a gpu"), ("qcs605:dsp", "a dsp"), ("jetson-nano:gpu", "a gpu")],
+    ("spec", "what"), [("qcs605:gpu", "a gpu"), ("qcs605:dsp", "a dsp"), ("jetson-nano:gpu", "a gpu")]
 )
-def test_only_aarch64_processors_are_emulated(spec: str, what: str) -> None:
-    with pytest.raises(NncError, match=f"only code of AArch64 processors is emulated, not {what}") as caught:
+def test_only_processors_are_emulated(spec: str, what: str) -> None:
+    with pytest.raises(NncError, match=f"only code of .* processors is emulated, not {what}") as caught:
         emulated.require(target.load(spec))
     assert "leave out --latency emulated" in caught.value.hint
 
@@ -138,19 +140,18 @@ def test_only_aarch64_processors_are_emulated(spec: str, what: str) -> None:
 def test_a_qemu_without_plugins_is_told(monkeypatch: pytest.MonkeyPatch, tools: None) -> None:
     monkeypatch.setattr(emulation.cross, "run", lambda *_: "usage: qemu-aarch64 [options] program")
     with pytest.raises(NncError, match="this QEMU has no plugins"):
-        emulation.emulator()
+        emulation.emulator(AARCH64)
 
 
 def test_a_trace_that_ends_early_is_told(tmp_path: Path) -> None:
-    for text in ("", "B 1000 d503201f\nS 0 1 5 0 0 0 0 0 0 0 0:1", "B 1000 d503201f\nS 0 1 5 0\nE"):
+    for text in ("", "B 1000 1f2003d5\nS 0 1 5 0 0 0 0 0 0 0 0:1", "B 1000 1f2003d5\nS 0 1 5 0\nE"):
         (tmp_path / "trace.txt").write_text(text)
         with pytest.raises(NncError, match="the emulation was cut short"):
-            Trace.read(tmp_path / "trace.txt")
+            Trace.read(tmp_path / "trace.txt", AARCH64)
 
 
 def test_blocks_that_qemu_cut_are_put_together(tmp_path: Path) -> None:
-    nop, branch = "d503201f", "54ffffc1"
-    fmla = "4e3fcfc0"
+    nop, branch, fmla = "1f2003d5", "c1ffff54", "c0cf3f4e"
     text = [
         f"B 1000 {fmla} {fmla}",
         f"B 1008 {fmla} {branch}",
@@ -159,9 +160,71 @@ def test_blocks_that_qemu_cut_are_put_together(tmp_path: Path) -> None:
         "E",
     ]
     (tmp_path / "trace.txt").write_text("\n".join(text))
-    trace = Trace.read(tmp_path / "trace.txt")
-    assert len(trace.blocks[0]) == 16  # the branch ends it
+    trace = Trace.read(tmp_path / "trace.txt", AARCH64)
+    assert len(trace.blocks[0]) == 4  # the branch ends it
     assert dict(trace.shares[0, 1].counts) == {0: 7, 2: 7}
+
+
+def test_an_instruction_across_the_end_of_a_page_is_counted_once(tmp_path: Path) -> None:
+    """QEMU shows of it what is in front of the end, leaves it out, and begins a block with it."""
+    nop, fma, jne = "90", "c4e265b8d1", "75f0"
+    text = [f"B 1ffb {nop} {nop} {fma[:6]}", f"B 1ffd {fma} {jne}", "S 0 1 0 0 0 0 0 0 0 0 0:5 1:5", "E"]
+    (tmp_path / "trace.txt").write_text("\n".join(text))
+    trace = Trace.read(tmp_path / "trace.txt", X86_64)
+    assert trace.blocks[0] == tuple(map(bytes.fromhex, (nop, nop, fma, jne)))
+    assert dict(trace.shares[0, 1].counts) == {0: 5}
+
+
+@pytest.mark.parametrize(
+    ("code", "leaves"),
+    [
+        ("75f0", True), ("0f8400010000", True), ("e8fcffffff", True), ("ffe0", True), ("41ffd4", True), ("c3", True),
+        ("f2c3", True), ("0f05", True), ("ffc0", False), ("48ffc7", False), ("c4e265b8d1", False), ("0f1f00", False),
+        ("4883c001", False), ("90", False),
+    ],
+)  # fmt: skip
+def test_x86_instructions_that_leave_a_block(code: str, leaves: bool) -> None:
+    assert X86_64.is_branch(bytes.fromhex(code)) is leaves
+
+
+# --- x86
+
+_X86 = """kind = "cpu"
+vector_bits = %d
+vector_registers = 16
+channel_multiple = 8
+int8_dot = false
+tvm = { kind = "llvm", mtriple = "x86_64-unknown-linux-gnu", mcpu = "x86-64-v3" }"""
+
+
+def x86(folder: Path, bits: int = 256) -> target.Target:
+    """This machine with vectors of so many bits."""
+    text = resources.files("nnc.targets").joinpath("x86.toml").read_text("utf-8")
+    (folder / "avx2.toml").write_text(text.replace('kind = "cpu"', _X86 % bits, 1), "utf-8")
+    return target.load(str(folder / "avx2.toml"))
+
+
+def test_vectors_that_qemu_does_not_execute_are_told(tmp_path: Path) -> None:
+    with pytest.raises(NncError, match="QEMU executes no vectors of 512 bits") as caught:
+        emulated.require(x86(tmp_path, bits=512))
+    assert "vector_bits = 256" in caught.value.hint
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="code of x86 is emulated on x86")
+def test_code_of_x86_is_emulated_on_x86(kernel: Callable[..., Path], tmp_path: Path) -> None:
+    chosen = x86(tmp_path)
+    emulated.require(chosen)
+    one, three = (
+        emulated.kernel(
+            kernel(SUM % count, architecture="x86_64"),
+            "kernel",
+            ["+float32:12000"],
+            chosen,
+        )
+        for count in (4000, 12000)
+    )
+    assert 2.5 <= (three.cycles - one.cycles) / 8000 <= 5  # addss takes three or four cycles, and the next one waits for it
+    assert three.bound == "compute"
 
 
 # --- networks
