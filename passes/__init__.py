@@ -29,6 +29,7 @@ from nnc.passes.split_conv_spatial import SplitConvSpatial
 from nnc.passes.split_conv_svd import SplitConvSvd
 from nnc.passes.split_conv_tucker import SplitConvTucker
 from nnc.passes.split_gemm_svd import SplitGemmSvd
+from nnc.passes.train_quantized import TrainQuantized
 from nnc.rewrite import Pass
 
 #: Exact passes that need neither parameters nor data, in the order in which they leave the fewest nodes.
@@ -50,6 +51,6 @@ GRAPH_PASSES: tuple[type[Pass], ...] = (
 #: Every pass that a recipe can name.
 PASSES: tuple[type[Pass], ...] = (
     *GRAPH_PASSES, Compress, PruneChannels, SplitGemmSvd, SplitConvSvd, SplitConvSpatial, SplitConvCp, SplitConvTucker,
-    ReduceResolution, FineTune, PruneGradually, EqualizeRanges, InsertQdq, RoundAdaptively, CorrectBias, CastFp16,
-    PackWeights, CheckAccuracy,
+    ReduceResolution, FineTune, PruneGradually, EqualizeRanges, InsertQdq, TrainQuantized, RoundAdaptively, CorrectBias,
+    CastFp16, PackWeights, CheckAccuracy,
 )  # fmt: skip

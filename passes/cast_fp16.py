@@ -54,7 +54,7 @@ class CastFp16(Pass):
 
         def compute() -> dict[str, float | None]:
             found = quantize.ranges(
-                graph, tensors, data, Scheme("int8", symmetric=True), "min-max",
+                graph, tensors, data, lambda tensor: Scheme("int8", symmetric=True), "min-max",
                 progress=lambda done, total: context.progress("calibration", done, total),
             )  # fmt: skip
             return {name: None if ends is None else max(map(abs, ends)) for name, ends in found.items()}

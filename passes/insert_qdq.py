@@ -1,8 +1,8 @@
 """insert-qdq: integers of 8 bits instead of floats, with scales that calibration data tells."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import onnx_graphsurgeon as gs
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,7 +17,7 @@ from nnc.quantize.precision import DropBudget
 from nnc.rewrite import Context, Effect, Pass, selected
 
 Dtype = Literal["int8", "uint8"]
-Bits = Literal[4, 8]
+Bits = Annotated[int, Field(ge=2, le=8)]
 
 #: The opset of ONNX from which on neighbours along an axis can share a scale.
 _BLOCKS_FROM = 21
@@ -32,6 +32,7 @@ class LayerOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     weight_bits: Bits | None = Field(default=None, description="bits of their weights")
+    activation_bits: Bits | None = Field(default=None, description="bits of the activations that they read")
     per_channel: bool | None = Field(default=None, description="a scale for every output channel")
     weight_only: bool | None = Field(default=None, description="quantize their weights, and let them read floats")
     keep_float: bool = Field(default=False, description="leave them in floats")
@@ -44,7 +45,8 @@ class InsertQdq(Pass):
 
     What a layer reads is quantized, and both sides of a residual Add; not what is between a layer and the Relu or Clip
     behind it. Inputs and outputs of the network stay float32. What only moves values (Concat, MaxPool, Reshape,
-    Transpose, ...) has one scale on both sides. Weights of 4 bits are stored in 8, since few runtimes read the others.
+    Transpose, ...) has one scale on both sides. Fewer bits than 8 are stored in 8, since few runtimes read the others:
+    weights use few of the integers, and a Clip, which a Relu turns into, keeps activations at few.
 
     With `weight_only`, Gemm(x, W) -> Gemm(x, DequantizeLinear(W8)): the weights take a quarter of the memory, and
     nothing is rounded on the way. With a `budget`, the layers that rounding hurts most stay in floats, as few as keep
@@ -72,6 +74,7 @@ class InsertQdq(Pass):
     activation_symmetric: bool | None = Field(None, description="zero is in the middle; without it, as the target's")
     weight_dtype: Dtype | None = Field(None, description="type of weights; without it, the target's")
     weight_bits: Bits = Field(8, description="bits of weights")
+    activation_bits: Bits = Field(8, description="bits of what layers read; element-wise operators read 8")
     weight_method: Literal["min-max", "mse"] = Field("min-max", description="how the ranges of weights are found")
     per_channel: bool | None = Field(None, description="a scale for every output channel; without it, as the target's")
     weight_only: bool = Field(False, description="quantize the weights of Gemm and MatMul and nothing else")
@@ -107,7 +110,9 @@ class InsertQdq(Pass):
         return self._insert(graph, placement, ranges, context)
 
     def _insert(self, graph: gs.Graph, placement: Placement, ranges: quantize.Ranges, context: Context) -> int:
-        config = quantize.Config(self._activations(context), lambda node: self._layer(node, context))
+        config = quantize.Config(
+            lambda tensors: self._activations(tensors, placement, context), lambda node: self._layer(node, context)
+        )
         changes = placement.layers or placement.products
         return quantize.insert(graph, placement, ranges, config) if changes else 0
 
@@ -157,10 +162,13 @@ class InsertQdq(Pass):
             hint = "leave it out, or convert the model with onnx.version_converter"
             raise NncError(f"group_size: needs a model of opset {_BLOCKS_FROM} or newer, not {graph.opset}", hint)
 
-    def _activations(self, context: Context) -> Scheme:
-        given = Scheme.of(context.target.unit.quantization.activations)
+    def _activations(self, tensors: Sequence[gs.Tensor], placement: Placement, context: Context) -> Scheme:
+        """How tensors that share a scale are quantized: in as few bits as one of the layers that read them wants."""
+        given, layers = Scheme.of(context.target.unit.quantization.activations), {id(each) for each in placement.layers}
         symmetric = given.symmetric if self.activation_symmetric is None else self.activation_symmetric
-        return Scheme(self.activation_dtype or given.dtype, symmetric)
+        readers = (node for tensor in tensors for node in tensor.outputs if id(node) in layers)
+        bits = min((self._options(node.name).activation_bits or self.activation_bits for node in readers), default=8)
+        return Scheme(self.activation_dtype or given.dtype, symmetric, bits=bits)
 
     def _layer(self, node: gs.Node, context: Context) -> quantize.LayerConfig:
         options = self._options(node.name)
@@ -179,13 +187,15 @@ class InsertQdq(Pass):
 
     def _spelled(self, node: gs.Node, context: Context) -> str:
         """'int8 per channel, reads uint8'."""
-        config, reads = self._layer(node, context), self._activations(context).dtype
+        config = self._layer(node, context)
         weights = config.weights
         scales = (
             f"per {config.block} inputs" if config.block else "per channel" if weights.per_channel else "per tensor"
         )
-        bits = f"{weights.bits} bits of " if weights.bits != 8 else ""
-        return f"{bits}{weights.dtype} {scales}, reads {'float32' if self._is_weight_only(node) else reads}"
+        reads = self.activation_dtype or context.target.unit.quantization.activations.dtype
+        own = self._options(node.name).activation_bits or self.activation_bits
+        read = "float32" if self._is_weight_only(node) else f"{_of(own)}{reads}"
+        return f"{_of(weights.bits)}{weights.dtype} {scales}, reads {read}"
 
     def _is_weight_only(self, node: gs.Node) -> bool:
         own = self._options(node.name).weight_only
@@ -218,25 +228,36 @@ class InsertQdq(Pass):
             missing = [tensor for tensor in placement.sources if tensor.name not in ranges]
             if not missing or not placement.layers:
                 return placement
-            ranges |= self._measured(graph, missing, self._activations(context), context)
+            ranges |= self._measured(graph, missing, placement, context)
 
     def _measured(
-        self, graph: gs.Graph, tensors: list[gs.Variable], scheme: Scheme, context: Context
+        self, graph: gs.Graph, tensors: list[gs.Variable], placement: Placement, context: Context
     ) -> dict[str, tuple[float, float] | None]:
         """The ranges of tensors, kept for later compiles."""
         data = context.calibration.subset(context.seed, self.samples)
         names = [tensor.name for tensor in tensors]
-        options = (self.method, self.percentile, self.samples, context.seed, scheme, names)
+        schemes = {
+            id(tensor): scheme
+            for group in placement.groups
+            for scheme in [self._activations(group, placement, context)]
+            for tensor in group
+        }
+        used = [schemes[id(tensor)] for tensor in tensors]
+        options = (self.method, self.percentile, self.samples, context.seed, used, names)
         key = digest(graph_digest(graph), context.data_key, repr(options))
 
         def compute() -> dict[str, tuple[float, float] | None]:
             return quantize.ranges(
-                graph, tensors, data, scheme, self.method, self.percentile,
+                graph, tensors, data, lambda tensor: schemes[id(tensor)], self.method, self.percentile,
                 lambda done, total: context.progress("calibration", done, total),
             )  # fmt: skip
 
         found = context.once("ranges", key, compute)
         return {name: None if ends is None else (ends[0], ends[1]) for name, ends in found.items()}
+
+
+def _of(bits: int) -> str:
+    return f"{bits} bits of " if bits != 8 else ""
 
 
 def _extra_ms(floats: gs.Graph, quantized: gs.Graph, context: Context) -> dict[str, float]:

@@ -1,11 +1,11 @@
 """Quantization: how numbers become integers, which tensors of a network do, and the ranges that decide it.
 
 `scheme` is the arithmetic, `observe` and `calibration` find ranges on data, `placement` says which tensors are
-quantized and which of them share a scale, `insertion` writes the QDQ graph, and `lookup` reads it again. `precision`
-says which layers had better stay in floats.
+quantized and which of them share a scale, `insertion` writes the QDQ graph, and `lookup` reads it again; `grid` has few
+bits in bytes. `precision` says which layers had better stay in floats.
 """
 
-from nnc.quantize import precision
+from nnc.quantize import grid, precision
 from nnc.quantize.calibration import Ranges, ranges
 from nnc.quantize.insertion import Config, LayerConfig, insert
 from nnc.quantize.lookup import QuantizedLayer, layers
@@ -24,6 +24,6 @@ from nnc.quantize.scheme import (
 
 __all__ = [
     "LEAST_SCALE", "METHODS", "Config", "LayerConfig", "Method", "Placement", "QuantizedLayer", "Ranges", "Scheme",
-    "dequantized", "fake_quantized", "insert", "layers", "output_axis", "place", "precision", "quantized",
+    "dequantized", "fake_quantized", "grid", "insert", "layers", "output_axis", "place", "precision", "quantized",
     "ranges", "scale_zero_point", "weight_scale",
 ]  # fmt: skip

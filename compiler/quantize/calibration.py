@@ -23,7 +23,7 @@ def ranges(
     graph: gs.Graph,
     tensors: Sequence[gs.Variable],
     dataset: Dataset,
-    scheme: Scheme,
+    scheme: Callable[[gs.Variable], Scheme],
     method: Method,
     percentile: float = 99.99,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -37,9 +37,10 @@ def ranges(
     total = len(parts) * len(dataset)
     for index, part in enumerate(parts):
         observers = {tensor.name: observer(method, percentile) for tensor in part}
+        schemes = {tensor.name: scheme(tensor) for tensor in part}
         for done in _observe(graph, observers, dataset):
             progress(index * len(dataset) + done, total)
-        found |= {name: each.range(scheme) if each.finite else None for name, each in observers.items()}
+        found |= {name: each.range(schemes[name]) if each.finite else None for name, each in observers.items()}
     return found
 
 

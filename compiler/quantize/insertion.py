@@ -9,6 +9,8 @@ import onnx_graphsurgeon as gs
 
 from nnc import graph as graphs
 from nnc.digests import digest
+from nnc.proto import is_standard
+from nnc.quantize import grid
 from nnc.quantize.calibration import Ranges
 from nnc.quantize.placement import Placement, made_of_integers, moves, operands
 from nnc.quantize.scheme import (
@@ -40,7 +42,8 @@ class LayerConfig:
 class Config:
     """How a graph is quantized."""
 
-    activations: Scheme
+    activations: Callable[[Sequence[gs.Tensor]], Scheme]
+    """By tensors that share a scale."""
     layer: Callable[[gs.Node], LayerConfig]
 
 
@@ -50,6 +53,13 @@ class _Parameters:
 
     scale: gs.Constant
     zero: gs.Constant
+    limits: tuple[int, int]
+    """The least and the largest integer, which may be nearer than those of the type."""
+
+    @property
+    def is_narrow(self) -> bool:
+        dtype = np.iinfo(self.zero.values.dtype)
+        return self.limits[1] - self.limits[0] < dtype.max - dtype.min - 1  # symmetric schemes leave one out
 
     @property
     def step(self) -> float:
@@ -64,9 +74,10 @@ def insert(graph: gs.Graph, placement: Placement, ranges: Ranges, config: Config
     writer = _Writer(graph)
     steps: dict[int, float] = {}
     for group in placement.groups:
-        parameters = _group_parameters(writer, group, placement, ranges, config.activations)
+        scheme = config.activations(group)
+        parameters = _group_parameters(writer, group, placement, ranges, scheme)
         steps |= {id(tensor): parameters.step for tensor in group}
-        steps |= _write_group(writer, group, parameters, placement, config.activations)
+        steps |= _write_group(writer, group, parameters, placement, scheme)
     for node in placement.layers:
         _quantize_weights(writer, node, steps, config.layer(node))
     for node in placement.products:
@@ -83,6 +94,7 @@ class _Writer:
         tensors = (tensor for node in graph.nodes for tensor in (*node.inputs, *node.outputs))
         self._tensors = {tensor.name for tensor in (*tensors, *graph.inputs, *graph.outputs)}
         self._nodes = {node.name for node in graph.nodes}
+        self.ends = {id(tensor) for tensor in graph.outputs}
         self.made: list[gs.Node] = []
         self._weights: dict[tuple[object, ...], gs.Variable] = {}
 
@@ -124,11 +136,23 @@ def _group_parameters(
     given = [tensor.inputs[0] for tensor in group if made_of_integers(tensor)]
     known = {(_number(node, 1), _number(node, 2), node.inputs[0].dtype) for node in given}
     if len(known) == 1 and given[0].inputs[1].values.size == 1 and len(given[0].inputs) > 2:
-        return _Parameters(*given[0].inputs[1:3])
+        return _Parameters(given[0].inputs[1], given[0].inputs[2], _limits(given[0], scheme.bits))
     ends = [_ends(tensor, ranges) for tensor in group if id(tensor) not in placement.moved]
-    scale, zero = scale_zero_point(min(low for low, _ in ends), max(high for _, high in ends), scheme)
-    name = group[0].name
-    return _Parameters(writer.constant(f"{name}/scale", scale), writer.constant(f"{name}/zero", zero))
+    low, high = min(low for low, _ in ends), max(high for _, high in ends)
+    fitting = scheme.above(low)
+    scale, zero = scale_zero_point(low, high, fitting)
+    name, limits = group[0].name, fitting.limits
+    return _Parameters(writer.constant(f"{name}/scale", scale), writer.constant(f"{name}/zero", zero), limits)
+
+
+def _limits(dequantize: gs.Node, bits: int) -> tuple[int, int]:
+    """The integers that a DequantizeLinear reads, where they are of few bits; else those of their type."""
+    source = dequantize.inputs[0]
+    maker = source.inputs[0] if source.inputs else None
+    if bits == 8 or maker is None or not is_standard(maker, "QuantizeLinear"):
+        dtype = np.iinfo(source.dtype)
+        return int(dtype.min), int(dtype.max)
+    return grid.limits(maker, grid.bounding(maker, ()))
 
 
 def _number(node: gs.Node, index: int) -> object:
@@ -155,30 +179,52 @@ def _write_group(
     writer: _Writer, group: list[gs.Tensor], parameters: _Parameters, placement: Placement, scheme: Scheme
 ) -> dict[int, float]:
     """Let readers read what the tensors are after rounding; returns the steps of the tensors that they read now."""
-    steps = {}
+    steps, held = {}, {id(tensor) for tensor in group}
     for tensor in group:
         if made_of_integers(tensor):
             steps[id(tensor)] = float(tensor.inputs[0].inputs[1].values.max())
             continue
         readers = [node for node in tensor.outputs if node.op != "QuantizeLinear"]
         if isinstance(tensor, gs.Constant):
-            integers = quantized(tensor.values, parameters.scale.values, parameters.zero.values, scheme)
+            fitting = scheme.above(float(parameters.limits[0] - parameters.zero.values))
+            integers = quantized(tensor.values, parameters.scale.values, parameters.zero.values, fitting)
             rounded = writer.dequantize(tensor.name, integers, parameters.scale.values, parameters.zero.values, None)
             readers = [node for node in readers if id(node) in placement.integer or moves(node)]
         else:
-            rounded = _pair(writer, tensor, parameters)
+            is_on_grid = id(tensor) in placement.moved and all(id(each) in held for each in moves(tensor.inputs[0]))
+            clipped = _clipped(writer, tensor, parameters) if parameters.is_narrow and not is_on_grid else tensor
+            rounded = _pair(writer, tensor.name, clipped, parameters)
         steps[id(rounded)] = parameters.step
         for node in readers:
             _redirect(node, tensor, rounded)
     return steps
 
 
-def _pair(writer: _Writer, tensor: gs.Tensor, parameters: _Parameters) -> gs.Variable:
+def _pair(writer: _Writer, name: str, tensor: gs.Tensor, parameters: _Parameters) -> gs.Variable:
     both = [parameters.scale, parameters.zero]
-    integers = writer.node(
-        "QuantizeLinear", f"{tensor.name}/quantized", [tensor, *both], tensor, parameters.zero.values.dtype
-    )
-    return writer.node("DequantizeLinear", f"{tensor.name}/dequantized", [integers, *both], tensor, np.float32)
+    integers = writer.node("QuantizeLinear", f"{name}/quantized", [tensor, *both], tensor, both[1].values.dtype)
+    return writer.node("DequantizeLinear", f"{name}/dequantized", [integers, *both], tensor, np.float32)
+
+
+def _clipped(writer: _Writer, tensor: gs.Tensor, parameters: _Parameters) -> gs.Tensor:
+    """The values of a tensor within the ends of a grid of few bits: a Relu or Clip that makes them does that, too."""
+    low, high = grid.ends(parameters.scale.values, parameters.zero.values, *parameters.limits)
+    maker = tensor.inputs[0] if tensor.inputs else None
+    is_read = any(node.op == "QuantizeLinear" for node in tensor.outputs) or id(tensor) in writer.ends
+    if maker is None or is_read or not is_standard(maker, "Clip", "Relu") or not _is_constant(maker.inputs[1:]):
+        bounds = [writer.constant(f"{tensor.name}/{end}", each) for end, each in (("low", low), ("high", high))]
+        return writer.node("Clip", f"{tensor.name}/clipped", [tensor, *bounds], tensor, np.float32)
+    own = [np.float32(0.0)] if maker.op == "Relu" else [None if e.is_empty() else e.values for e in maker.inputs[1:3]]
+    least, most = (*own, None, None)[:2]
+    low = low if least is None else np.maximum(low, least)
+    high = high if most is None else np.maximum(np.minimum(high, most), low)
+    bounds = [writer.constant(f"{tensor.name}/{end}", np.asarray(each)) for end, each in (("low", low), ("high", high))]
+    maker.op, maker.attrs, maker.inputs = "Clip", {}, [maker.inputs[0], *bounds]
+    return tensor
+
+
+def _is_constant(tensors: Sequence[gs.Tensor]) -> bool:
+    return all(isinstance(each, gs.Constant) or each.is_empty() for each in tensors)
 
 
 def _redirect(node: gs.Node, old: gs.Tensor, new: gs.Tensor) -> None:
@@ -200,7 +246,7 @@ def _quantize_weights(writer: _Writer, node: gs.Node, steps: dict[int, float], c
     axis = output_axis(node) if config.weights.per_channel else None
     scale, zero = weight_scale(W.values, config.weights, axis, config.method)
     if bias is not None:
-        scale = _roomy(scale, W.values, bias, step, axis)
+        scale = roomy(scale, W.values, bias, step, axis)
     integers = quantized(W.values, scale, zero, config.weights, axis)
     node.inputs[index] = writer.dequantize(W.name, integers, scale, zero, axis)
     if bias is not None:
@@ -244,7 +290,7 @@ def _bias(node: gs.Node) -> np.ndarray | None:
     return np.broadcast_to(values.reshape(-1), (channels,))
 
 
-def _roomy(scale: np.ndarray, W: np.ndarray, bias: np.ndarray, step: float, axis: int | None) -> np.ndarray:
+def roomy(scale: np.ndarray, W: np.ndarray, bias: np.ndarray, step: float, axis: int | None) -> np.ndarray:
     """Scales of weights at which the bias fits into int32, as it may not where it is far above the weights.
 
     Where all weights are 0, any scale holds them, and the bias alone decides.

@@ -1,7 +1,6 @@
 """The integers of a layer in a QDQ graph, for passes that change them."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -50,11 +49,14 @@ class QuantizedLayer:
 
     @property
     def scheme(self) -> Scheme:
-        """How the weights are quantized; integers that all fit into 4 bits are of 4 bits."""
-        dtype: Literal["int8", "uint8"] = "uint8" if self.integers.dtype == np.uint8 else "int8"
-        symmetric = bool(np.all(self.zero == (128 if dtype == "uint8" else 0)))
-        four = dtype == "int8" and symmetric and np.abs(self.integers.astype(np.int16)).max(initial=0) <= 8
-        return Scheme(dtype, symmetric, self.axis is not None, 4 if four else 8)
+        """How the weights are quantized: in as few bits as hold their integers, as long as no zero point says more."""
+        largest = int(np.abs(self.integers.astype(np.int16)).max(initial=0))
+        if self.integers.dtype == np.uint8:
+            bits = max(2, largest.bit_length(), int(self.zero.max(initial=0)).bit_length())
+            return Scheme("uint8", bool(np.all(self.zero == 2 ** (bits - 1))), self.axis is not None, bits)
+        symmetric = not np.any(self.zero)
+        bits = min(8, max(2, largest.bit_length() + 1)) if symmetric else 8
+        return Scheme("int8", symmetric, self.axis is not None, bits)
 
     @property
     def weight(self) -> np.ndarray:
@@ -80,7 +82,7 @@ class QuantizedLayer:
 
     def set_integers(self, integers: np.ndarray) -> None:
         """Replace the weights; nodes that share them keep the old ones."""
-        maker = self._own(self.index)
+        maker = self.own(self.index)
         old = maker.inputs[0]
         maker.inputs[0] = gs.Constant(f"{maker.name}/integers", integers.astype(old.values.dtype))
 
@@ -94,12 +96,12 @@ class QuantizedLayer:
         if isinstance(tensor, gs.Constant):
             self.node.inputs[2] = gs.Constant(f"{self.node.outputs[0].name}/bias", bias.astype(np.float32))
             return
-        maker = self._own(2)
+        maker = self.own(2)
         steps = maker.inputs[1].values.astype(np.float64)
         stored = np.clip(np.rint(bias / steps), -MOST_BIAS, MOST_BIAS).astype(np.int32)
         maker.inputs[0] = gs.Constant(f"{maker.name}/integers", stored)
 
-    def _own(self, index: int) -> gs.Node:
+    def own(self, index: int) -> gs.Node:
         """The DequantizeLinear in front of an input, which only this layer reads afterwards."""
         tensor = self.node.inputs[index]
         maker = tensor.inputs[0]

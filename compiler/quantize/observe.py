@@ -142,6 +142,7 @@ class Histogram(MinMax):
             return 0.0, 0.0
         if self._method == "percentile":
             return self._quantiles()
+        scheme = scheme.above(self.low)
         low, high = min(self.low, 0.0), max(self.high, 0.0)
         loss = self._divergence if self._method == "entropy" else self._squared_error
         _, share = min((loss(share * low, share * high, scheme), -share) for share in _SHARES)

@@ -1,6 +1,6 @@
 """Affine quantization: real = (integer - zero) * scale."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -29,6 +29,8 @@ class Scheme:
     per_channel: bool = False
     bits: int = 8
     """Integers of fewer bits are stored in 8."""
+    positive: bool = False
+    """Symmetric, of fewer than 8 bits: no value is below zero, so that all integers are for those above."""
 
     @staticmethod
     def of(scheme: target.Scheme, bits: int = 8) -> "Scheme":
@@ -38,9 +40,15 @@ class Scheme:
     @property
     def limits(self) -> tuple[int, int]:
         """The least and the largest integer; symmetric, both are as far from zero."""
+        if self.positive:
+            return self.centre, self.centre + 2**self.bits - 1
         least, largest = (-(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1)
         shift = 2 ** (self.bits - 1) if self.dtype == "uint8" else 0
         return least + shift + (1 if self.symmetric else 0), largest + shift
+
+    def above(self, low: float) -> "Scheme":
+        """The scheme for values from `low`: one byte has room for twice the integers of a few bits above its zero."""
+        return replace(self, positive=self.symmetric and self.bits < 8 and low >= 0)
 
     @property
     def centre(self) -> int:

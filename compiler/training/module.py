@@ -61,6 +61,12 @@ class GraphModule(nn.Module):
                 elif tensor.values.dtype.kind in "fiub":
                     self._buffers[name] = torch.from_numpy(np.array(tensor.values))
 
+    def constant(self, name: str) -> Tensor:
+        """A parameter or buffer by its name in the graph, which may hold dots."""
+        found = self._parameters.get(name, self._buffers.get(name))
+        assert found is not None, f"'{name}' is a constant of the graph"
+        return found
+
     def train(self, mode: bool = True) -> GraphModule:
         """As torch's: BatchNormalization takes the statistics of the batch while training."""
         self.mode.normalizes = mode

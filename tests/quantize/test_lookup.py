@@ -18,7 +18,7 @@ def quantized(text: str, bits: int = 8) -> gs.Graph:
     placement = quantize.place(graph)
     ranges = {tensor.name: (-4.0, 4.0) for tensor in placement.sources}
     weights = LayerConfig(Scheme("int8", True, True, bits))
-    quantize.insert(graph, placement, ranges, Config(Scheme("uint8", False), lambda node: weights))
+    quantize.insert(graph, placement, ranges, Config(lambda tensors: Scheme("uint8", False), lambda node: weights))
     verify.check_invariants(graph)
     return graph
 
