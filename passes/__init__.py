@@ -22,6 +22,7 @@ from nnc.passes.prune_gradually import PruneGradually
 from nnc.passes.reduce_resolution import ReduceResolution
 from nnc.passes.remove_dead_nodes import RemoveDeadNodes
 from nnc.passes.remove_identity import RemoveIdentity
+from nnc.passes.restructure_bottlenecks import RestructureBottlenecks
 from nnc.passes.round_adaptively import RoundAdaptively
 from nnc.passes.simplify_shapes import SimplifyShapes
 from nnc.passes.split_conv_cp import SplitConvCp
@@ -51,6 +52,6 @@ GRAPH_PASSES: tuple[type[Pass], ...] = (
 #: Every pass that a recipe can name.
 PASSES: tuple[type[Pass], ...] = (
     *GRAPH_PASSES, Compress, PruneChannels, SplitGemmSvd, SplitConvSvd, SplitConvSpatial, SplitConvCp, SplitConvTucker,
-    ReduceResolution, FineTune, PruneGradually, EqualizeRanges, InsertQdq, TrainQuantized, RoundAdaptively, CorrectBias,
-    CastFp16, PackWeights, CheckAccuracy,
+    ReduceResolution, RestructureBottlenecks, FineTune, PruneGradually, EqualizeRanges, InsertQdq, RoundAdaptively,
+    CorrectBias, CastFp16, PackWeights, CheckAccuracy,
 )  # fmt: skip

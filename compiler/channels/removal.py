@@ -32,8 +32,8 @@ def remove(graph: gs.Graph, channels: Channels, ids: Collection[int], *, hollow:
             raise ValueError(f"no channel of '{name}' would be left")
     removal.slice_constants()
     for node in list(graph.nodes):
-        if node.op in _ADAPTED and proto.is_standard(node, node.op) and removal.touches(node):
-            _ADAPTED[node.op](removal, node)
+        if node.op in ADAPTED and proto.is_standard(node, node.op) and removal.touches(node):
+            ADAPTED[node.op](removal, node)
     removal.replace_shuffles()
     removal.finish()
 
@@ -286,7 +286,8 @@ def _resize(removal: _Removal, node: gs.Node) -> None:
         removal.tell(node, 3, [sizes[axis] for axis in node.attrs.get("axes", range(len(sizes)))])
 
 
-_ADAPTED: dict[str, Callable[[_Removal, gs.Node], None]] = {
+#: Operators that are told of sizes along the axis of channels, and what tells them of others.
+ADAPTED: dict[str, Callable[[_Removal, gs.Node], None]] = {
     "Conv": _convolution, "ConvTranspose": _convolution, "Reshape": _resized, "Expand": _resized, "Squeeze": _squeeze,
     "Split": _split, "Slice": _slice, "Gather": _gather, "Pad": _pad, "Resize": _resize,
 }  # fmt: skip

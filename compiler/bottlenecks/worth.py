@@ -1,0 +1,75 @@
+"""What the channels of blocks, and whole blocks, are worth to a network: what its outputs lose without them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from nnc import elimination, importance, sensitivity
+from nnc import graph as graphs
+from nnc.bottlenecks.blocks import Block, leave_out
+from nnc.calibrate import Flow
+from nnc.channels import Channels, Group
+from nnc.elimination import Ranking
+from nnc.proto import is_standard
+from nnc.rewrite import Context
+
+#: Calibration data as `nnc.calibrate.samples` gives them, or none.
+Samples: TypeAlias = Mapping[str, np.ndarray] | None
+
+#: Samples on which the outputs without a block are compared with those with it.
+_COMPARED = 64
+
+
+def rank(
+    graph: gs.Graph, traced: Channels, groups: Sequence[Group], samples: Samples, context: Context
+) -> list[Ranking]:
+    """The order in which groups lose their channels, and what that costs.
+
+    With samples, errors are shares of the energy of the outputs; without, what is lost of the weights, as information.
+    """
+    if not groups or samples is None:
+        return importance.rank("l2", graph, traced, groups, None, context)
+    return elimination.rank(graph, traced, groups, samples, context)
+
+
+def without(
+    graph: gs.Graph, left_out: Sequence[Block], blocks: Sequence[Block], samples: Samples, context: Context
+) -> dict[str, float]:
+    """What it costs to leave out each block of `left_out`, by name and counted as `rank` does, among all `blocks`."""
+    if samples is None:
+        return {block.name: _information(block, blocks) for block in left_out}
+    few = {name: values[:_COMPARED] for name, values in samples.items()}
+    whole = sensitivity.before_softmax(graph)
+    expected = {name: values for name, values in Flow(whole, few).outputs().items() if values.dtype.kind == "f"}
+    lost = {}
+    for index, block in enumerate(left_out):
+        context.progress("leave out blocks", index, len(left_out))
+        rest = graphs.copy(whole)
+        leave_out(rest, [block])
+        lost[block.name] = _lost(expected, Flow(rest, few).outputs())
+    return lost
+
+
+def _lost(expected: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> float:
+    """The share of the outputs' variance over the samples that is lost; errors in the mean are up to biases."""
+    shares = [
+        float((found[name] - values).var(0, dtype=np.float64).sum() / (values.var(0, dtype=np.float64).sum() or 1.0))
+        for name, values in expected.items()
+    ]
+    return float(np.mean(shares))
+
+
+def _information(block: Block, blocks: Sequence[Block]) -> float:
+    """-log(1 - s) of the block's share s of the energy that the blocks of its stage add up."""
+    stage = sum(_energy(each) for each in blocks if each.stage == block.stage)
+    return -math.log1p(-min(_energy(block) / (stage or 1.0), 1 - 1e-9))
+
+
+def _energy(block: Block) -> float:
+    """Of what a block gives, as BatchNormalization scales it or else as its weights are."""
+    last = block.y.inputs[0]
+    scale = last if is_standard(last, "BatchNormalization") else block.project
+    return float(np.square(scale.inputs[1].values, dtype=np.float64).sum())
