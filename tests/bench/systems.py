@@ -12,10 +12,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 
+from gradual_quantized import gradual_quantized
+from low_rank import low_rank
 from table import Row, Workshop, main
 
 #: One section per system; each is a module of this folder, called like it.
-SECTIONS: dict[str, Callable[[Workshop], Iterator[Row]]] = {}
+SECTIONS: dict[str, Callable[[Workshop], Iterator[Row]]] = {
+    "low_rank": low_rank,
+    "gradual_quantized": gradual_quantized,
+}
 
 if __name__ == "__main__":
     sys.exit(main(__doc__, SECTIONS, Workshop))

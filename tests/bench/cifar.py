@@ -1,0 +1,67 @@
+"""CIFAR-10 for the tables that train: the sample data as nnc reads them, and networks trained on them here."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from table import DATA, Workshop, nnc
+
+#: What networks of nnc's own are trained with.
+PREPROCESS = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2470, 0.2435, 0.2616]}
+
+Pass = Mapping[str, object]
+
+
+def decoded(shop: Workshop, name: str) -> Path:
+    """The images of "train" (50,000) or "test" (5,000), whose JPEGs are badly damaged, as an .npz that nnc reads."""
+    path = shop.folder / f"cifar10_{name}.npz"
+    if not path.exists():
+        with np.load(DATA / f"cifar10/{name}_jpeg.npz") as stored:
+            blob, offsets, labels = (stored[key] for key in ("jpeg", "offsets", "labels"))
+        parts = pairwise(offsets.tolist())
+        images = np.stack([np.asarray(Image.open(io.BytesIO(blob[start:end].tobytes()))) for start, end in parts])
+        np.savez(path, images=images, labels=labels)
+    return path
+
+
+def trained(shop: Workshop, network: str, width: float, learning: Mapping[str, object]) -> Path:
+    """A reference network for 32x32 images and 10 classes, trained by fine-tune from random weights."""
+    name = f"{network}_{width:g}"
+    random, out = shop.folder / f"{name}_random.onnx", shop.folder / name
+    if not random.exists():
+        nnc("network", network, "--input", 32, "--classes", 10, "--width", width, "-o", random)
+    data = {key: decoded(shop, key) for key in ("train", "test")}
+    compiled(random, out, [{"name": "fine-tune", **learning}], data, PREPROCESS)
+    return out / "model.onnx"
+
+
+def compiled(
+    model: Path, out: Path, passes: Sequence[Pass], data: Mapping[str, Path], prepared: Mapping[str, Any],
+    target: str = "x86", lower: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """The report of a compile into `out`; what an earlier run did of the same is not done again."""
+    recipe = out.with_name(f"{out.name}.toml")
+    sections = [
+        ("[data]", {key: str(path.resolve()) for key, path in data.items()}),
+        ("[data.preprocess]", {key: prepared[key] for key in ("mean", "std")}),
+        *(("[[pass]]", pass_) for pass_ in passes),
+    ]
+    lines = [line for title, entries in sections for line in (title, *(f"{k} = {toml(v)}" for k, v in entries.items()))]
+    recipe.write_text("\n".join(lines) + "\n")
+    nnc("compile", recipe, model, "--target", target, "-o", out, "--quiet", *(() if lower else ("--no-lower",)))
+    report: dict[str, Any] = json.loads((out / "report.json").read_text())
+    return report
+
+
+def toml(value: object) -> str:
+    """JSON, but for tables."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {toml(item)}" for key, item in value.items()) + " }"
+    return json.dumps(value)

@@ -1,0 +1,78 @@
+"""Gradual pruning, quantization-aware training and distillation of activation boundaries in one recipe (Shin, Oh 2022,
+DenseNet-201 on CIFAR-10 on a Jetson Xavier): the section gradual_quantized.
+
+DenseNet-201 itself is compiled untrained: size, MACs and the predicted figures don't depend on the weights. What
+training keeps of the accuracy is seen on a narrow DenseNet that is trained here from random weights.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from cifar import PREPROCESS, decoded, trained
+from table import DATA, Row, Workshop, nnc
+
+RECIPE, TARGET = "gradual-quantized-distilled", "jetson-xavier"
+
+#: What is said of accuracy: the recipe's own bound.
+DROP = 0.02
+
+#: Of DenseNet-201 nothing is trained, and little is looked at.
+UNTRAINED = (
+    *("prune-gradually.epochs=0", 'prune-gradually.importance="l2"', "prune-gradually.refit=false"),
+    *("train-quantized.epochs=0", "train-quantized.calibration_samples=16", "check-accuracy.max_drop=1.0"),
+)
+
+#: The narrow one: a DenseNet-121 of a quarter of the width, trained for a few minutes on two cores.
+NETWORK, WIDTH = "densenet121", 0.25
+FROM_SCRATCH = {"epochs": 3, "samples": 10000, "batch": 64, "learning_rate": 0.05}
+TRAINED = (
+    *("prune-gradually.epochs=4", "prune-gradually.samples=2000", "prune-gradually.batch=64"),
+    *('prune-gradually.importance="l2"', "prune-gradually.refit=false", "prune-gradually.round_to=2"),
+    *("train-quantized.epochs=2", "train-quantized.samples=2000", "train-quantized.batch=64"),
+    "check-accuracy.max_drop=1.0",
+)
+
+
+def gradual_quantized(shop: Workshop) -> Iterator[Row]:
+    """DenseNet-201 at full size, and the accuracy of a narrow DenseNet."""
+    if not DATA.exists():
+        yield Row("gradual, quantized, distilled", "", f"left out: no data folder {DATA}", None)
+        return
+    model = shop.folder / "densenet201_cifar10.onnx"
+    if not model.exists():
+        nnc("network", "densenet201", "--input", 32, "--classes", 10, "-o", model)
+    report = compiled(shop, model, UNTRAINED)
+    for key, what in (("size", "bytes of the model"), ("macs", "MACs")):
+        yield Row(f"densenet201, untrained: {what}, before / after", "", f"{report['ratios'][key]:.2f}", None)
+    for key, what in (("latency", "predicted latency"), ("memory", "predicted memory of activations")):
+        yield Row(f"densenet201 on {TARGET}: {what}, before / after", "", f"{report['ratios'][key]:.2f}", None)
+    narrow = trained(shop, NETWORK, WIDTH, FROM_SCRATCH)
+    yield from accuracy(f"{NETWORK}, width {WIDTH}, trained here", compiled(shop, narrow, TRAINED))
+
+
+def accuracy(name: str, report: dict[str, Any]) -> Iterator[Row]:
+    """The accuracy before, after each pass that trains, and what is left of the network."""
+    before = report["before"]["accuracy"]
+    stages = {row["name"]: row["accuracy"] for row in report["passes"] if row["effect"] == "trained"}
+    for what, value in {"as it came": before, **stages}.items():
+        yield Row(f"{name}: top-1, {what}", "", f"{value:.1%}", None)
+    size, macs = (f"{report['ratios'][key]:.2f}" for key in ("size", "macs"))
+    yield Row(f"{name}: size and MACs, before / after", "", f"{size} and {macs}", None)
+    drop = before - report["after"]["accuracy"]
+    yield Row(f"{name}: drop", f"<= {DROP:.0%}", f"{drop:.1%}", drop <= DROP)
+
+
+def compiled(shop: Workshop, model: Any, settings: tuple[str, ...]) -> dict[str, Any]:
+    """The report of the recipe with these settings."""
+    out = shop.folder / f"{model.parent.name if model.stem == 'model' else model.stem}-{RECIPE}"
+    mean, std = (json.dumps(PREPROCESS[key]) for key in ("mean", "std"))
+    recipe = out.with_name(f"{out.name}.toml")
+    recipe.write_text(nnc("recipes", RECIPE) + f"\n[data.preprocess]\nmean = {mean}\nstd = {std}\n")
+    data = [part for key in ("train", "test") for part in ("--data", f"{key}={decoded(shop, key)}")]
+    sets = [part for each in settings for part in ("--set", each)]
+    nnc("compile", recipe, model, "--target", TARGET, "-o", out, "--quiet", "--no-lower", *data, *sets)
+    report: dict[str, Any] = json.loads((out / "report.json").read_text())
+    return report
