@@ -52,6 +52,6 @@ GRAPH_PASSES: tuple[type[Pass], ...] = (
 #: Every pass that a recipe can name.
 PASSES: tuple[type[Pass], ...] = (
     *GRAPH_PASSES, Compress, PruneChannels, SplitGemmSvd, SplitConvSvd, SplitConvSpatial, SplitConvCp, SplitConvTucker,
-    ReduceResolution, RestructureBottlenecks, FineTune, PruneGradually, EqualizeRanges, InsertQdq, RoundAdaptively,
-    CorrectBias, CastFp16, PackWeights, CheckAccuracy,
+    ReduceResolution, RestructureBottlenecks, FineTune, PruneGradually, EqualizeRanges, InsertQdq, TrainQuantized,
+    RoundAdaptively, CorrectBias, CastFp16, PackWeights, CheckAccuracy,
 )  # fmt: skip

@@ -68,6 +68,7 @@ SET = {
     "prune": ("prune-channels.budget.macs=0.85",),
     "compress": ("compress.budget.macs=0.85", "compress.round_to=2"),
     "low-rank-then-prune": ("prune-gradually.budget.params=0.9", "prune-gradually.round_to=2"),
+    "gradual-quantized-distilled": ("prune-gradually.budget.macs=0.85",),
 }
 
 
