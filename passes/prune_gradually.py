@@ -28,8 +28,8 @@ class PruneGradually(TrainingPass, StructuredPruning):
     Trained, as by fine-tune and with its parameters: teachers, early stop, and a compile that was killed goes on from
     the last epoch. Over the `ramp` what was removed follows a cubic curve, fast at first; then the network only trains.
     Channels go as in prune-channels, judged on the training data where there are no calibration data. With
-    `granularity = "weights"` shapes stay, and the smallest weights become zeros, which pack-weights stores in little
-    more than a bit for each of their bytes. Declines what prune-channels declines.
+    `granularity = "weights"` shapes stay and the smallest weights become zeros: pack-weights makes them small in the
+    library, which is as fast as before. Declines what prune-channels declines.
 
     Reference: Zhu, Gupta, To prune, or not to prune: exploring the efficacy of pruning for model compression, 2017;
     Lee et al., Layer-adaptive sparsity for the magnitude-based pruning, ICLR 2021.
@@ -39,6 +39,9 @@ class PruneGradually(TrainingPass, StructuredPruning):
 
     granularity: Literal["channels", "weights"] = Field(
         "channels", description="whole channels make layers narrower; single weights become zeros, 'sparsity' of them"
+    )
+    sparsity: float | None = Field(
+        None, ge=0, lt=1, description="share of the channels to remove, or of the weights to make zero"
     )
     ramp: float = Field(0.5, gt=0, le=1, description="share of the epochs in which it prunes")
     steps: int | None = Field(
