@@ -149,7 +149,16 @@ class Artifact:
 
     def check_files(self) -> None:
         """Refuse a library that is not what the compile wrote, such as half of a file."""
-        for path in (self.library_path, *self.library_files):
+        self._check(self.library_path, *self.library_files)
+
+    def checked_model(self) -> Path:
+        """The path of model.onnx; NncError where it or the weights beside it are not what the compile wrote."""
+        names = [name for name in self.lock["results"] if name.startswith(self.model_path.name)]
+        self._check(self.model_path, *(self.folder / name for name in names))
+        return self.model_path
+
+    def _check(self, *paths: Path) -> None:
+        for path in dict.fromkeys(paths):
             if file_digest(path) != self.lock["results"].get(path.name):
                 raise NncError(f"{path}: not the file that the compile wrote", "compile again")
 

@@ -130,7 +130,7 @@ def _sides(artifact: Artifact, other: Artifact | None, runtime: Prepare) -> tupl
     inputs = artifact.random_inputs()
     own = Side(_library, artifact.library_path, artifact.checked(inputs))
     if other is None:
-        return own, Side(runtime, artifact.model_path, own.inputs)
+        return own, Side(runtime, artifact.checked_model(), own.inputs)
     return own, Side(_library, other.library_path, other.checked(inputs))
 
 

@@ -59,7 +59,7 @@ def evaluate(
         inputs = [gs.Variable(tensor.name, tensor.dtype, list(tensor.shape)) for tensor in artifact.inputs]
         run, runtime, batch = _library(artifact, threads), artifact.runtime, inputs[0].shape[0]
     else:
-        run = graphs.load(artifact.model_path if artifact else model, shapes)
+        run = graphs.load(artifact.checked_model() if artifact else model, shapes)
         inputs, runtime, batch = run.inputs, accuracy.runtime(run), 1
     dataset = Dataset.open(data, preprocess, inputs)
     if samples is not None:

@@ -161,7 +161,7 @@ def _expected(artifact: Artifact, inputs: Mapping[str, np.ndarray]) -> tuple[lis
         outputs = artifact.run(inputs)
         source = artifact.runtime.replace("the library", "this library")
     except NncError:  # no emulator, or a newer processor than this one
-        graph = graphs.load(artifact.model_path)
+        graph = graphs.load(artifact.checked_model())
         outputs = Session(graph, optimized=not verify.rounds(graph)).run(dict(inputs))
         source = "onnxruntime"
     return [outputs[name] for name in artifact.outputs], source

@@ -240,6 +240,18 @@ def test_a_damaged_library_is_refused(project: Path) -> None:
         Artifact.open(out).library()
 
 
+@x86
+def test_a_damaged_model_is_refused(project: Path) -> None:
+    out = with_library(project, {})
+    artifact = Artifact.open(out)
+    assert artifact.checked_model() == out / "model.onnx"
+    content = bytearray((out / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (out / "model.onnx").write_bytes(content)
+    with pytest.raises(NncError, match=r"model\.onnx: not the file that the compile wrote"):
+        benchmark.compare(artifact, 1, None, silent)
+
+
 def test_code_for_a_newer_processor_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = with_library(project, {"mcpu": "x86-64-v3", "mattr": ["+avxvnni"]})
     here = {"tvm": {"mcpu": "x86-64-v2", "mattr": []}}
