@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 
 from nnc.data import Dataset
 from nnc.errors import NncError
-from nnc.training import hidden
+from nnc.training import hidden, steps
 from nnc.training.feed import Batch, Feed
 from nnc.training.losses import Loss, Teacher
 from nnc.training.module import GraphModule
@@ -78,20 +77,8 @@ def train(
         return Result()
     if not list(module.parameters()):
         raise NncError("the network has no weights in float32 to train", "train before it is quantized")
-    with _deterministic(plan.seed):
+    with steps.deterministic(plan.seed):
         return _Run(module, plan, span, constrain or (lambda done: None)).run()
-
-
-@contextmanager
-def _deterministic(seed: int) -> Iterator[None]:
-    """torch's own random numbers from a seed, as they were afterwards; cuDNN takes no algorithm that varies."""
-    kept = torch.get_rng_state()
-    torch.manual_seed(seed)
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    try:
-        yield
-    finally:
-        torch.set_rng_state(kept)
 
 
 class _Run:
@@ -102,7 +89,7 @@ class _Run:
         self.state = State.of(module, plan, span)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.module = module.to(self.device)
-        _put_channels_last(module)
+        steps.put_channels_last(module)
         data = plan.data if self.options.samples is None else plan.data.subset(plan.seed, self.options.samples)
         if len(data) < 2:
             raise NncError(f"{data.path}: 1 sample is not enough to train on")
@@ -112,8 +99,10 @@ class _Run:
             self.held = self._feed(held)
         self.feed = self._feed(data)
         self.loss = Loss(module, self.options, self._teacher()).to(self.device)
-        self.optimizer = _optimizer([*_grouped(module, self.options), *_grouped(self.loss, self.options)], self.options)
-        self.dtype = _sixteen_bits(self.options, self.device)
+        self.optimizer = steps.optimizer(
+            [*steps.grouped(module, self.options), *steps.grouped(self.loss, self.options)], self.options
+        )
+        self.dtype = steps.sixteen_bits(self.options, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.result = Result()
         self.best: dict[str, Any] | None = None
@@ -183,13 +172,15 @@ class _Run:
         """One step; returns its loss, how many classes were right, and of how many samples."""
         inputs, labels = self._moved(batch)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.options.learning_rate * rate(done, self.options.warmup)
+            group["lr"] = self.options.learning_rate * steps.rate(done, self.options.warmup)
         self.optimizer.zero_grad()
         loss, outputs = self._forward(inputs, labels)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise NncError(f"the loss is {value} in epoch {len(self.result.losses) + 1}", "lower 'learning_rate'")
         self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        steps.shorten(self.optimizer, self.options.gradient_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return value, _right(outputs, labels), len(next(iter(inputs.values())))
@@ -288,44 +279,6 @@ class _Run:
         self.best, self.since_best = saved["best"], saved["since_best"]
         self.result = Result(saved["losses"], saved["accuracies"], saved["epochs"] - self.span.first)
         return int(saved["epochs"])
-
-
-def rate(done: float, warmup: float) -> float:
-    """The learning rate as a share of its peak: up over the warm-up, then down to 0 along a cosine.
-
-    Loshchilov and Hutter, SGDR: stochastic gradient descent with warm restarts, ICLR 2017, without restarts.
-    """
-    if done < warmup:
-        return (done + 1e-3) / (warmup + 1e-3)
-    return 0.5 + 0.5 * math.cos(math.pi * (done - warmup) / (1 - warmup))
-
-
-def _put_channels_last(module: torch.nn.Module) -> None:
-    """Let convolutions read their weights in the order in which they are fastest."""
-    for parameter in module.parameters():
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-
-
-def _grouped(module: torch.nn.Module, options: Options) -> list[dict[str, Any]]:
-    """Parameters with weight decay, which are those of more than one axis, and those without."""
-    parameters = [each for each in module.parameters() if each.requires_grad]
-    wide, narrow = ([each for each in parameters if (each.dim() > 1) is matrix] for matrix in (True, False))
-    groups = [{"params": wide, "weight_decay": options.weight_decay}, {"params": narrow, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
-
-
-def _optimizer(groups: list[dict[str, Any]], options: Options) -> torch.optim.Optimizer:
-    if options.optimizer == "adamw":
-        return torch.optim.AdamW(groups, options.learning_rate)
-    return torch.optim.SGD(groups, options.learning_rate, momentum=0.9, nesterov=True)
-
-
-def _sixteen_bits(options: Options, device: torch.device) -> torch.dtype | None:
-    """The type that mixed precision computes in; None for float32 alone."""
-    if options.precision == "float32" or (options.precision == "auto" and device.type == "cpu"):
-        return None
-    return torch.bfloat16 if device.type == "cpu" or torch.cuda.is_bf16_supported() else torch.float16
 
 
 def _right(outputs: torch.Tensor, labels: torch.Tensor | None) -> int:

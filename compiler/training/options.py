@@ -49,6 +49,9 @@ class Options(BaseModel):
     batch: int = Field(128, ge=2, description="samples per step")
     learning_rate: float = Field(0.01, gt=0, description="at its peak; it rises over the warm-up and falls to 0")
     optimizer: Literal["sgd", "adamw"] = Field("sgd", description="sgd has a momentum of 0.9, Nesterov's")
+    gradient_norm: float = Field(
+        1.0, gt=0, description="length to which longer gradients are cut: one batch must not throw weights far off"
+    )
     weight_decay: float = Field(1e-4, ge=0, description="of weights; biases, scales and steps have none")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps over which the learning rate rises")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target that all classes get alike")

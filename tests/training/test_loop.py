@@ -15,10 +15,11 @@ import torch
 from nnc import testing
 from nnc.data import Dataset, Preprocess
 from nnc.errors import NncError
-from nnc.training import feed, hidden, losses
-from nnc.training.loop import Plan, Result, Span, rate, train
+from nnc.training import feed, hidden, losses, steps
+from nnc.training.loop import Plan, Result, Span, train
 from nnc.training.module import GraphModule
 from nnc.training.options import Augment, Distill, Options
+from nnc.training.steps import rate
 
 NET = """
 net (float[1, 3, 8, 8] x) => (float[1, 4] y)
@@ -268,3 +269,29 @@ def test_crops_are_parts_of_the_image_over_black() -> None:
     mirrored = (flipped == pixels[:, :, ::-1]).all((1, 2, 3))
     assert 60 < mirrored.sum() < 140
     np.testing.assert_array_equal(flipped[~mirrored], pixels[~mirrored])
+
+
+def test_gradients_are_cut_to_a_length() -> None:
+    weights = [torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(2, 2))]
+    optimizer = torch.optim.SGD([{"params": weights[:1]}, {"params": weights[1:]}], 1.0)
+    for factor, expected in ((10.0, 1.0), (0.1, 0.1 * 7**0.5)):
+        for each in weights:
+            each.grad = torch.full_like(each, factor)
+        steps.shorten(optimizer, 1.0)
+        length = torch.cat([each.grad.flatten() for each in weights if each.grad is not None]).norm()
+        assert float(length) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_network_that_nothing_normalizes_learns(images: Path) -> None:
+    """Without a limit, the first long gradients throw its weights to where it learns no more."""
+
+    def learned(most: float) -> float:
+        rng = np.random.default_rng(0)
+        folded = NET.replace("BatchNormalization(c1, s1, b1, m1, v1)", "Mul(c1, s1)").replace("float[8] s1", "float s1")
+        shapes = {"W1": (8, 3, 3, 3), "W2": (8, 8, 3, 3), "W3": (8, 4)}
+        weights = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+        graph = testing.graph(folded.replace(" float[8] b1, float[8] m1, float[8] v1,", ""), s1=8.0, **weights)
+        return trained(images, graph, learning_rate=0.1, epochs=6, gradient_norm=most)[1].accuracies[-1]
+
+    assert learned(1.0) > 0.95
+    assert learned(1e9) < 0.6
