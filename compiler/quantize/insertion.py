@@ -195,6 +195,7 @@ def _write_group(
             clipped = _clipped(writer, tensor, parameters) if parameters.is_narrow and not is_on_grid else tensor
             rounded = _pair(writer, tensor.name, clipped, parameters)
         steps[id(rounded)] = parameters.step
+        held.add(id(rounded))
         for node in readers:
             _redirect(node, tensor, rounded)
     return steps
