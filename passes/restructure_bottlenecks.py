@@ -86,8 +86,10 @@ class RestructureBottlenecks(Pass):
         samples = calibrate.samples(graph, context.calibration, context.seed) if context.calibration else None
         multiple = self.round_to or context.target.unit.channel_multiple
         plan = Choice.of(graph, blocks, self.methods, multiple, samples, context)
-        if not plan.groups and self.budget.share < 1:
-            raise unreachable(self.budget.share, 1.0)
+        if not plan.groups:
+            if self.budget.share < 1:
+                raise unreachable(self.budget.share, 1.0)
+            return
         solution = plan.within(self.budget.metric, self.budget.share)
         self._predict(plan, solution, samples is not None)
         ids, dropped = plan.removed(solution.state), plan.dropped(solution.state)

@@ -47,7 +47,7 @@ def narrow(graph: gs.Graph, blocks: Sequence[Block], wanted: Wanted, context: Co
     places = Places(blocks, traced).of(wanted)
     narrower = [(group, width) for key, (group, width) in places.items() if width < len(group.ids) and key not in gone]
     if not narrower and not dropped:
-        return
+        return  # without looking at the data
     samples = calibrate.samples(graph, context.calibration, context.seed) if context.calibration else None
     rankings = worth.rank(graph, traced, [group for group, _ in narrower], samples, context)
     lost = [each.ids[: len(each.ids) - width] for each, (_, width) in zip(rankings, narrower, strict=True)]
@@ -60,6 +60,8 @@ def take_out(
     refit: bool,
 ) -> None:  # fmt: skip
     """Take channels and blocks out, in place, and fit what is behind them to what it gave before."""
+    if not ids.size and not dropped:
+        return
     original = graphs.copy(graph)
     changed = pruning.readers(traced.groups, ids)
     changed |= {reader.name for block in dropped for reader in block.given.outputs}

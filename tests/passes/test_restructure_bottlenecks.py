@@ -276,6 +276,11 @@ def test_budgets_are_kept(metric: str, measured: bool, tmp_path: Path) -> None:
     assert made.explanation.predicted["macs"] == measure(result.graph).macs
 
 
+def test_a_budget_of_everything_keeps_everything() -> None:
+    for graph in (network(), testing.graph("net (float[1, 2] x) => (float[1, 2] y) { y = Relu(x) }")):
+        assert not testing.run(RestructureBottlenecks.model_validate({"budget": {"macs": 1.0}}), graph).changed
+
+
 def test_a_pass_says_what_becomes_of_every_block() -> None:
     graph = network()
     made = context(graph)
