@@ -33,13 +33,15 @@ class TrainQuantized(TrainingPass):
     Trained, as fine-tune is; `distill` learns from the network that the recipe began with. BatchNormalization is folded
     before; where it can't be, its statistics stay. Declines the layers that insert-qdq declines.
 
-    Reference: Esser et al., Learned step size quantization, ICLR 2020; Jacob et al., Quantization and training of
-    neural networks for efficient integer-arithmetic-only inference, CVPR 2018.
+    Reference: Esser et al., Learned step size quantization, ICLR 2020; Jain et al., Trained quantization thresholds for
+    accurate and efficient fixed-point inference of deep neural networks, MLSys 2020.
     """
 
     name: ClassVar[str] = "train-quantized"
     quantizes: ClassVar[bool] = True
 
+    optimizer: Literal["sgd", "adamw"] = Field("adamw", description="sgd has a momentum of 0.9, Nesterov's")
+    learning_rate: float = Field(0.0005, gt=0, description="at its peak; it rises over the warm-up and falls to 0")
     weight_bits: Bits = Field(8, description="bits of weights")
     activation_bits: Bits = Field(8, description="bits of what layers read; element-wise operators read 8")
     ends_bits: Bits = Field(8, description="bits of the first and the last layer, where the others have fewer")

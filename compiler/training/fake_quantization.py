@@ -3,11 +3,13 @@
 Esser et al., Learned step size quantization, ICLR 2020 (arXiv:1902.08153): v = clamp(round(x / s), least, largest) * s,
 where the gradient passes the rounding as if it were not there. That of s is v - x / s inside the range and its end
 outside, which is what differentiating the two operators one after the other gives.
+
+Learned is the logarithm of each step, as in Jain et al., Trained quantization thresholds, MLSys 2020: steps stay
+positive, and those of large and of small tensors change by similar shares without factors of their own.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -27,26 +29,6 @@ from nnc.training.site import Compute, Operator, Site, Tensor
 Limits: TypeAlias = tuple[int, int]
 Floats: TypeAlias = Mapping[str, tuple[np.ndarray, np.ndarray | None]]
 """Weights and the bias of layers, float32, by name."""
-
-
-class Step(torch.autograd.Function):
-    """A step s = start * exp(change), which stays positive.
-
-    The gradient is such that gradient descent moves s as in the paper, where s itself is learned with gradients times
-    `factor`, 1 / sqrt(values * largest integer); Adam, which looks at signs, moves all steps by the same share.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, change: Tensor, start: Tensor, factor: float) -> Tensor:
-        step = start * change.exp()
-        ctx.save_for_backward(step)
-        ctx.factor = factor
-        return step
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        (step,) = ctx.saved_tensors
-        return gradients[0] * ctx.factor / step, None, None
 
 
 class Quantize(torch.autograd.Function):
@@ -128,11 +110,11 @@ class FakeQuantization:
         if id(site.node) not in self._limits:
             return OPERATORS["QuantizeLinear"](site)
         limits = self._limits[id(site.node)]
-        step = self._step(site, limits)
+        step = self._step(site)
         return lambda x, change, zero=None: quantized(x, step(change), zero, limits)
 
     def _dequantize(self, site: Site) -> Compute:
-        integers, scale = site.node.inputs[:2]
+        scale = site.node.inputs[1]
         axis = site.attr("axis", 1) % max(site.rank, 1)
         if id(site.node) in self._limits:
             return self._weights(site, axis, self._limits[id(site.node)])
@@ -140,12 +122,12 @@ class FakeQuantization:
             return self._bias(*self._biased[id(site.node)])
         if scale.name not in self._starts:
             return OPERATORS["DequantizeLinear"](site)
-        step = self._step(site, self._limits.get(id(integers.inputs[0]) if integers.inputs else 0, (0, 255)))
+        step = self._step(site)
         return lambda x, change, zero=None: (x.float() - _offset(zero, x)) * step(change)
 
     def _weights(self, site: Site, axis: int, limits: Limits) -> Compute:
         """Weights after rounding, from those that are learned."""
-        step = self._step(site, limits)
+        step = self._step(site)
 
         def compute(W: Tensor, change: Tensor, zero: Tensor | None = None) -> Tensor:
             scale = along(step(change), W.dim(), axis)
@@ -171,17 +153,10 @@ class FakeQuantization:
         change = self._module.constant(scale).detach()
         return torch.from_numpy(self._starts[scale]).to(change.device) * change.exp()
 
-    def _step(self, site: Site, limits: Limits) -> Callable[[Tensor], Tensor]:
+    def _step(self, site: Site) -> Callable[[Tensor], Tensor]:
         """From the learned change of a step to the step."""
         start = torch.from_numpy(self._starts[site.node.inputs[1].name])
-        values = math.prod(site.shape() if isinstance(site.node.inputs[0], gs.Constant) else site.shape()[1:])
-        factor = 1 / math.sqrt(values / start.numel() * (limits[1] - limits[0]) / 2)
-
-        def step(change: Tensor) -> Tensor:
-            result: Tensor = Step.apply(change, start.to(change.device), factor)
-            return result
-
-        return step
+        return lambda change: start.to(change.device) * change.exp()
 
     # -- the way back
 
