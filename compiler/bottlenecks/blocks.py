@@ -15,6 +15,7 @@ from itertools import takewhile
 import onnx_graphsurgeon as gs
 
 from nnc.layers import Layer
+from nnc.measure import has_shape
 from nnc.pattern import NoMatch
 from nnc.proto import is_standard
 from nnc.rewrite import Driver
@@ -100,10 +101,10 @@ def find(graph: gs.Graph, refuse: Callable[[gs.Node, str], None] = lambda node, 
     found: list[Block] = []
     stage = place = 0
     for node in graph.nodes:
-        if not is_standard(node, "Conv") or (layer := Layer.of(node)) is None or not layer.is_depthwise:
+        if not _is_depthwise(node):
             continue
         try:
-            block = _around(layer)
+            block = _around(node)
         except NoMatch as reason:
             refuse(node, str(reason))
             continue
@@ -113,15 +114,24 @@ def find(graph: gs.Graph, refuse: Callable[[gs.Node, str], None] = lambda node, 
     return found
 
 
-def _around(layer: Layer) -> Block:
+def _is_depthwise(node: gs.Node) -> bool:
+    """Whether every channel is convolved by itself."""
+    groups = node.attrs.get("group", 1) if is_standard(node, "Conv") and has_shape(*node.inputs[:2]) else 1
+    return bool(1 < groups == node.inputs[0].shape[1])
+
+
+def _around(depthwise: gs.Node) -> Block:
     """The block around a depthwise convolution; NoMatch where there is none."""
+    layer = Layer.of(depthwise)
+    if layer is None:
+        raise NoMatch("no inverted residual: its weights are quantized or computed")
     if layer.outputs != layer.inputs:
         raise NoMatch("no inverted residual: it gives several channels for one")
-    project = _project(layer.node)
+    project = _project(depthwise)
     y = _end(project)
-    expand = _expand(layer.node)
-    x = expand.inputs[0] if expand else _unpadded(layer.node.inputs[0])
-    return Block(expand, layer.node, project, x, y, _shortcut(x, y))
+    expand = _expand(depthwise)
+    x = expand.inputs[0] if expand else _unpadded(depthwise.inputs[0])
+    return Block(expand, depthwise, project, x, y, _shortcut(x, y))
 
 
 def _project(depthwise: gs.Node) -> gs.Node:

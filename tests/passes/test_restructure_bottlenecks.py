@@ -422,6 +422,14 @@ def test_what_the_network_has_not_is_one_line(options: dict[str, Any], message: 
 
 
 @pytest.mark.data
+def test_quantized_blocks_stay(data: Path) -> None:
+    graph = graphs.load(data / "models/imagenet_mobilenet_v2_1.0_224_qdq.onnx")
+    result = restructured(graph, budget={"macs": 1.0})
+    assert len(result.skipped) == 17
+    assert set(result.skipped.values()) == {"no inverted residual: its weights are quantized or computed"}
+
+
+@pytest.mark.data
 def test_pretrained_mobilenet_v2(data: Path) -> None:
     graph = graphs.load(data / "models/imagenet_mobilenet_v2_1.0_224.onnx")
     assert len(bottlenecks.find(graph)) == 17
