@@ -1,4 +1,4 @@
-"""Half precision: which nodes may compute in float16, and the graph in which they do."""
+"""Half precision: which nodes may compute in float16, the graph in which they do, and the one that processors run."""
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
@@ -27,6 +27,9 @@ _SENSITIVE = (
 
 #: Operators that add up many values of one channel.
 _SUMS = ("AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum")
+
+#: Attributes that fix the type of what an operator writes.
+_TYPE_ATTRIBUTES = {"dtype", "output_dtype", "to"}
 
 _QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 
@@ -188,3 +191,99 @@ class _Casting:
         node.outputs[index] = half
         self._append(half, tensor)
         self.casts[id(tensor), "float16"] = half
+
+
+def executed(graph: gs.Graph, kind: str) -> gs.Graph:
+    """What a unit of a kind ("cpu", "gpu", "dsp") runs: only the kernels of GPUs compute in float16.
+
+    For others a copy in which float32 takes its place, so that every value is at least as exact: the Casts between the
+    two go, and inputs and outputs of the graph keep their types.
+    """
+    if kind == "gpu" or not any(_is_half(tensor) for node in graph.nodes for tensor in (*node.inputs, *node.outputs)):
+        return graph
+    copied = graphs.copy(graph)
+    _Widening(copied).run()
+    return copied
+
+
+def _is_half(tensor: gs.Tensor) -> bool:
+    return tensor.dtype is not None and np.dtype(tensor.dtype) == np.float16
+
+
+class _Widening:
+    def __init__(self, graph: gs.Graph) -> None:
+        self.graph = graph
+        self.nodes: list[gs.Node] = []
+        self.wide: dict[int, gs.Tensor] = {}  # by id of a tensor, what is read instead of it
+        self.given, self.ends = ({id(tensor) for tensor in side} for side in (graph.inputs, graph.outputs))
+        tensors = [tensor for node in graph.nodes for tensor in (*node.inputs, *node.outputs)]
+        self.names = {tensor.name for tensor in (*tensors, *graph.inputs, *graph.outputs)}
+        self.node_names = {node.name for node in graph.nodes}
+        self.alive = tensors  # ids are good while their objects live
+
+    def run(self) -> None:
+        for tensor in self.graph.inputs:
+            if _is_half(tensor) and tensor.outputs:
+                self.wide[id(tensor)] = self._cast(tensor, self._variable(tensor))
+        for node in list(self.graph.nodes):
+            can_widen = any(map(_is_half, node.inputs)) and not node.attrs.keys() & _TYPE_ATTRIBUTES
+            node.inputs = [self._read(tensor) for tensor in node.inputs]
+            if not self._drop(node):
+                self.nodes.append(node)
+                for index, tensor in enumerate(node.outputs):
+                    if _is_half(tensor):
+                        self._widen(node, index, can_widen)
+        self.graph.nodes = self.nodes
+
+    def _drop(self, node: gs.Node) -> bool:
+        """Take out a Cast that does nothing any more; whether it is one."""
+        source, result = node.inputs[0], node.outputs[0]
+        if not is_standard(node, "Cast") or source.dtype != np.float32 or isinstance(source, gs.Constant):
+            return False
+        is_end = id(result) in self.ends
+        if not (_is_half(result) or result.dtype == np.float32) or (is_end and not self._can_be(source, result)):
+            return False
+        node.inputs.clear()
+        node.outputs.clear()
+        self.wide[id(result)] = source
+        if is_end:
+            self._replace(source, result)
+        return True
+
+    def _can_be(self, source: gs.Tensor, end: gs.Tensor) -> bool:
+        """Whether the node that writes a tensor can write an output of the graph instead."""
+        return end.dtype == np.float32 and bool(source.inputs) and id(source) not in self.ends
+
+    def _replace(self, old: gs.Tensor, new: gs.Tensor) -> None:
+        maker = old.inputs[0]
+        maker.outputs = [new if each is old else each for each in maker.outputs]
+        for reader in list(old.outputs):
+            reader.inputs = [new if each is old else each for each in reader.inputs]
+        self.wide = {key: new if each is old else each for key, each in self.wide.items()}
+
+    def _widen(self, node: gs.Node, index: int, can_widen: bool) -> None:
+        """Let a node that is in `nodes` write float32 instead of float16; what it can't is cast behind."""
+        tensor = node.outputs[index]
+        result = self._variable(tensor)
+        if can_widen:
+            node.outputs[index] = result
+            if id(tensor) in self.ends:
+                self._cast(result, tensor)
+        elif tensor.outputs:
+            self._cast(tensor, result)
+        self.wide[id(tensor)] = result
+
+    def _read(self, tensor: gs.Tensor) -> gs.Tensor:
+        if isinstance(tensor, gs.Constant) and _is_half(tensor) and id(tensor) not in self.wide:
+            name = graphs.unique(f"{tensor.name}/float32", self.names)
+            self.wide[id(tensor)] = gs.Constant(name, tensor.values.astype(np.float32))
+        return self.wide.get(id(tensor), tensor)
+
+    def _variable(self, like: gs.Tensor) -> gs.Variable:
+        return gs.Variable(graphs.unique(f"{like.name}/float32", self.names), np.dtype(np.float32), like.shape)
+
+    def _cast(self, source: gs.Tensor, result: gs.Tensor) -> gs.Tensor:
+        name = graphs.unique(f"{result.name}/Cast", self.node_names)
+        to = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(result.dtype))
+        self.nodes.append(gs.Node("Cast", name, {"to": to}, inputs=[source], outputs=[result]))
+        return result

@@ -18,6 +18,8 @@ class CastFp16(Pass):
 
     y = Conv(x, W)  ->  y = Cast(Conv(Cast(x), W16))
 
+    The code for processors computes them in float32: there only model.onnx is smaller, and what GPUs run is faster.
+
     Approximate. Declines where float16 does not suffice: operators that easily leave its range (Exp, Pow, Softmax and
     the like), weights that are too large or too small for it, what is quantized, and with calibration data the nodes
     that read, add up or write values near its largest number, 65504. Fold BatchNormalization before.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from nnc import integers
+from nnc import halving, integers
 from nnc.lowering.dsp.unit import Dsp
 from nnc.lowering.gpu.unit import Gpu
 from nnc.lowering.kernels.unit import Unit, dot_of
@@ -30,7 +30,8 @@ class Prepared:
 
 def prepared(graph: gs.Graph, unit: Unit) -> Prepared:
     """A copy of a graph in which moves are settled, weights folded or held, and signals are images."""
-    graph, stored = graph.copy(), dot_of(unit).dtype
+    kind = "gpu" if isinstance(unit, Gpu) else "dsp" if isinstance(unit, Dsp) else "cpu"
+    graph, stored = halving.executed(graph, kind).copy(), dot_of(unit).dtype
     settle(graph, stored)
     layers = {id(node): integers.layer(node, wide=isinstance(unit, Dsp)) for node in graph.nodes}
     # GPUs multiply the floats that integers stand for.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from nnc import measure
+from nnc import halving, measure
 from nnc.simulation import roofline
 from nnc.simulation.kernels import Kernel, kernels, peak_bytes
 from nnc.simulation.machine import WIDTHS, fastest, machine
@@ -53,7 +53,8 @@ class Prediction:
 
 def predict(graph: gs.Graph, target: Target, threads: int | None = None) -> Prediction:
     """Costs of one inference of `graph`, whose tensors have static shapes, on `threads` cores of the target's unit."""
-    executed, threads = kernels(graph, target.unit.kind == "dsp"), threads or target.unit.threads
+    graph, threads = halving.executed(graph, target.unit.kind), threads or target.unit.threads
+    executed = kernels(graph, target.unit.kind == "dsp")
     todo = work(executed)
     dtypes = np.array([_arithmetic(kernel, target) for kernel in executed])
     costs = {dtype: _cost(todo, target, threads, dtype) for dtype in target.unit.dtypes}

@@ -1,0 +1,117 @@
+"""What processors run of a graph in float16: float32 with the same inputs and outputs, and Casts only at the ends."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import pytest
+
+from nnc import graph as graphs
+from nnc import halving, lowering, networks, pipeline, target, testing, verify
+from nnc.passes.cast_fp16 import CastFp16
+from nnc.passes.fold_batchnorm import FoldBatchNorm
+from nnc.simulation.analytic import predict
+
+NATIVE = """
+<ir_version: 8, opset_import: ["" : 17]>
+net (float16[1, 4, 6, 6] x, int32[1, 4, 6, 6] n) => (float16[1, 4, 6, 6] r, float[1, 4, 6, 6] y, float16[1, 4, 6, 6] z)
+<float16[4, 4, 1, 1] W, float16[4] b>
+{
+    c = Conv(x, W, b)
+    r = Relu(c)
+    m = Cast<to = 10>(n)
+    s = Add(r, m)
+    y = Cast<to = 1>(s)
+    t = Conv(s, W)
+    z = Identity(t)
+}
+"""
+
+
+def dtypes(graph: gs.Graph) -> set[str]:
+    return {np.dtype(tensor.dtype).name for node in graph.nodes for tensor in (*node.inputs, *node.outputs)}
+
+
+def halved(graph: gs.Graph) -> gs.Graph:
+    return testing.run(CastFp16(), graph).graph
+
+
+def network(name: str) -> gs.Graph:
+    return graphs.from_model(networks.build(name, input_size=32, width=0.25, classes=10))
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "densenet121", "shufflenet_v2"])
+def test_the_network_before_it_was_cast(name: str) -> None:
+    before = testing.run(FoldBatchNorm(), network(name)).graph
+    wide = halving.executed(halved(before), "cpu")
+    verify.check_invariants(wide)
+    assert [node.op for node in wide.nodes] == [node.op for node in before.nodes]
+    assert "float16" not in dtypes(wide)
+    inputs = verify.probe_inputs(before, 0)
+    assert verify.snr_db(verify.outputs(before, inputs), verify.outputs(wide, inputs)) > 40
+
+
+@pytest.mark.parametrize("kind", ["cpu", "dsp"])
+def test_ends_keep_their_types(kind: str) -> None:
+    graph = testing.graph(NATIVE)
+    wide = halving.executed(graph, kind)
+    verify.check_invariants(wide)
+    assert [np.dtype(each.dtype).name for each in (*wide.inputs, *wide.outputs)] == [
+        "float16", "int32", "float16", "float32", "float16",
+    ]  # fmt: skip
+    assert sorted(node.op for node in wide.nodes) == sorted(
+        ["Cast", "Conv", "Relu", "Cast", "Cast", "Cast", "Add", "Conv", "Identity", "Cast"]
+    )
+    assert wide.outputs[1].inputs[0].op == "Add"
+    inputs = verify.probe_inputs(graph, 0)
+    expected, found = verify.outputs(graph, inputs), verify.outputs(wide, inputs)
+    assert all(verify.difference(expected[name], found[name]) < 2e-3 for name in expected)
+    assert "float16" in dtypes(graph)
+
+
+def test_what_has_no_halves_or_runs_on_a_gpu_stays() -> None:
+    floats = testing.graph(NATIVE.replace("float16", "float").replace("to = 10", "to = 1"))
+    assert halving.executed(floats, "cpu") is floats
+    graph = testing.graph(NATIVE)
+    assert halving.executed(graph, "gpu") is graph
+
+
+def test_attributes_that_fix_a_type_are_kept() -> None:
+    graph = testing.graph(
+        "net (float16[4, 4] x) => (float16[4, 4] y) { e = EyeLike<dtype = 10>(x) s = Add(e, x) y = Relu(s) }"
+    )
+    wide = halving.executed(graph, "cpu")
+    verify.check_invariants(wide)
+    assert {node.op: np.dtype(node.outputs[0].dtype).name for node in wide.nodes} == {
+        "EyeLike": "float16", "Add": "float32", "Relu": "float32", "Cast": "float16"
+    }  # fmt: skip
+
+
+def test_an_input_that_is_an_output() -> None:
+    graph = testing.graph("net (float[2] x) => (float16[2] h, float[2] y) { h = Cast<to = 10>(x) y = Cast<to = 1>(h) }")
+    wide = halving.executed(graph, "cpu")
+    verify.check_invariants(wide)
+    found = verify.outputs(wide, {"x": np.float32([1, 2])})
+    assert (found["h"].dtype, found["y"].tolist()) == (np.float16, [1, 2])
+
+
+@pytest.mark.parametrize("chip", ["x86", "qcs605", "raspberry-pi-3"])
+def test_processors_are_predicted_to_compute_in_float32(chip: str) -> None:
+    graph = network("resnet18")
+    half = pipeline.run(graph, [FoldBatchNorm(), CastFp16()], pipeline.Context(target.load(chip)))[0]
+    before, after = (predict(each, target.load(chip)) for each in (graph, half))
+    assert {layer.dtype for layer in after.layers} == {"float32"}
+    assert after.latency_ms >= 0.99 * before.latency_ms
+    assert after.peak_activation_bytes == before.peak_activation_bytes
+
+
+def test_kernels_of_gpus_are_predicted_in_float16() -> None:
+    predicted = predict(halved(network("resnet18")), target.load("qcs605:gpu"))
+    assert "float16" in {layer.dtype for layer in predicted.layers if layer.macs}
+
+
+def test_libraries_have_the_kernels_of_float32(tmp_path: Path) -> None:
+    before = testing.graph(NATIVE.replace("float16", "float").replace("to = 10", "to = 1"))
+    built = [lowering.build(each, target.load("x86"), tmp_path).kernels for each in (before, testing.graph(NATIVE))]
+    floats, halves = ([each.template for each in kernels if "Conv" in each.op] for kernels in built)
+    assert halves == floats == ["conv2d", "conv2d"]
