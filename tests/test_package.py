@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import tarfile
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from nnc.artifact import Artifact
 from nnc.compilation import Job
 from nnc.errors import NncError
 from nnc.lowering import cross, emulate
+from nnc.lowering.build import _includes
 from nnc.lowering.gpu import nvrtc
 
 x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="this machine runs no x86 library")
@@ -305,7 +307,7 @@ static int Run(void* const* arrays) {
 }
 static const int64_t shape[] = {1};
 static const NncTensor tensors[] = {{"done", "<i4", 0, shape}};
-const NncNetwork nnc_network = {0, 1, tensors, 4, Load, Run};
+const NncNetwork nnc_network = {0, 1, tensors, 4, 1, Load, Run};
 """
 
 
@@ -314,8 +316,10 @@ const NncNetwork nnc_network = {0, 1, tensors, 4, Load, Run};
 def test_every_task_of_every_job_runs_once(tmp_path: Path, board: Path, trap: int) -> None:
     """And an instruction that the processor does not have is one line."""
     (tmp_path / "jobs.c").write_text(JOBS)
-    flags = ["-shared", "-fPIC", "-O1", f"-DTRAP={trap}", f"-I{board / 'source'}"]
-    cross.run([*cross.compiler("x86_64"), *flags, tmp_path / "jobs.c", "-o", tmp_path / "jobs.so"])
+    (tmp_path / "threads.c").write_text(resources.files("nnc.lowering").joinpath("threads.c").read_text("utf-8"))
+    flags = ["-shared", "-fPIC", "-O1", "-pthread", f"-DTRAP={trap}", f"-I{board / 'source'}", *_includes()]
+    sources = (tmp_path / "jobs.c", tmp_path / "threads.c")
+    cross.run([*cross.compiler("x86_64"), *flags, *sources, "-o", tmp_path / "jobs.so"])
     shutil.copytree(board, tmp_path / "board")
     np.save(tmp_path / "board/expected.npy", np.array(5 * sum(1 + job % 7 for job in range(20000)), np.int32))
     done = run(tmp_path / "board", "--check", "--module", tmp_path / "jobs.so")

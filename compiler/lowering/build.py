@@ -36,6 +36,8 @@ from nnc.target import Target
 
 Progress = Callable[[str, int, int], None]
 
+_UNEQUAL_TASKS = 8
+
 _HEADERS = ("include", "3rdparty/dlpack/include")  # of the package tvm_ffi
 
 
@@ -91,8 +93,10 @@ def build(
         folder = Path(name)
         objects = _kernels(program, names, machine, folder, progress)
         weights = Weights(folder, packing.marked_layers(graph), program.alignment)
-        (folder / "network.h").write_text(_header(program, names, plan, weights, threads), "utf-8")
-        objects += [*_sources(folder), weights.source()]
+        (folder / "network.h").write_text(
+            _header(program, names, plan, weights, threads, _tasks(target, threads)), "utf-8"
+        )
+        objects += [*_sources(folder, target), weights.source()]
         progress("link the library", 0, 1)
         if target.unit.kind == "dsp":
             library = dsp.link(objects, target, [*_includes(), f"-I{folder}"], folder)
@@ -173,7 +177,14 @@ def _kernels(
 # -- tables
 
 
-def _header(program: Program, names: dict[Hashable, str], plan: Plan, weights: Weights, threads: int) -> str:
+def _tasks(target: Target, threads: int) -> int:
+    """Tasks per thread that a kernel is split into: so many that slow cores can leave some to fast ones."""
+    return 1 if target.unit.kind == "dsp" or threads <= target.unit.clusters[0].count else _UNEQUAL_TASKS
+
+
+def _header(
+    program: Program, names: dict[Hashable, str], plan: Plan, weights: Weights, threads: int, tasks: int
+) -> str:
     """network.h: the steps of the program, and what it reads and writes, as tables of C."""
     caller = {
         id(tensor.root()[0]): index
@@ -214,7 +225,7 @@ def _header(program: Program, names: dict[Hashable, str], plan: Plan, weights: W
             f"enum {{ NETWORK_COUNT = {len(steps)}, NETWORK_MAX_TENSORS = {most} }};",
             f"static const uint64_t NETWORK_WORKSPACE = {max(plan.bytes, program.alignment) + program.slack};",
             *weights.table(),
-            *_interface(program, threads),
+            *_interface(program, threads, tasks),
             "static const Step NETWORK_STEPS[] = {",
             *steps,
             "  {0}};\n",
@@ -222,7 +233,7 @@ def _header(program: Program, names: dict[Hashable, str], plan: Plan, weights: W
     )
 
 
-def _interface(program: Program, threads: int) -> list[str]:
+def _interface(program: Program, threads: int, tasks: int) -> list[str]:
     """What nnc.h tells of the inputs and outputs."""
     arrays = []
     for name, tensor in (*program.inputs.items(), *program.outputs.items()):
@@ -231,7 +242,8 @@ def _interface(program: Program, threads: int) -> list[str]:
         arrays.append(f'  {{{_text(name)}, "{type_code}", {len(tensor.shape)}, (const int64_t[]){{{shape}}}}},')
     inputs, outputs = len(program.inputs), len(program.outputs)
     return [
-        f"enum {{ NETWORK_INPUTS = {inputs}, NETWORK_OUTPUTS = {outputs}, NETWORK_THREADS = {threads} }};",
+        f"enum {{ NETWORK_INPUTS = {inputs}, NETWORK_OUTPUTS = {outputs} }};",
+        f"enum {{ NETWORK_THREADS = {threads}, NETWORK_TASKS = {tasks} }};",
         "static const NncTensor NETWORK_ARRAYS[] = {",
         *arrays,
         "};",
@@ -255,11 +267,12 @@ def _dl_type(dtype: Any) -> str:
 # -- the library
 
 
-def _sources(folder: Path) -> list[Path]:
-    """What is linked besides the kernels: network.c, and inflate.c for packed weights."""
-    for name in ("network.c", "inflate.c", "nnc.h"):
+def _sources(folder: Path, target: Target) -> list[Path]:
+    """What is linked besides the kernels: network.c, inflate.c for packed weights and, on processors, threads.c."""
+    code = ("network.c", "inflate.c") if target.unit.kind == "dsp" else ("network.c", "inflate.c", "threads.c")
+    for name in (*code, "nnc.h"):
         (folder / name).write_text(resources.files("nnc.lowering").joinpath(name).read_text("utf-8"), "utf-8")
-    return [folder / "network.c", folder / "inflate.c"]
+    return [folder / name for name in code]
 
 
 def _includes() -> list[str]:
@@ -273,7 +286,7 @@ def _includes() -> list[str]:
 def _link(program: Program, objects: Sequence[Path], target: Target, machine: tvm.target.Target, folder: Path) -> Path:
     """Link everything into module.so."""
     # Symbols of one network must never stand for those of another in the same process.
-    options = [*_includes(), f"-I{folder}", f"-Wa,-I{folder}", "-std=c11", "-g0", "-Wl,-Bsymbolic"]
+    options = [*_includes(), f"-I{folder}", f"-Wa,-I{folder}", "-std=gnu11", "-g0", "-pthread", "-Wl,-Bsymbolic"]
 
     def fcompile(file: str, made: list[str], **_: Any) -> None:
         cross.link([*made, *objects], file, target, options)

@@ -28,17 +28,18 @@ class Library:
         try:
             self._module = tvm.runtime.load_module(str(path.resolve()))
             self._machine = relax.VirtualMachine(self._module, self._device)
-            tvm.get_global_func("runtime.config_threadpool")(1, threads)
-            self._load_weights()
+            tvm.get_global_func("runtime.config_threadpool")(1, threads)  # of libraries without threads of their own
+            for name, arguments in (("start_threads", (threads,)), ("load_weights", ())):
+                self._call(name, *arguments)
         except Exception as error:  # TVM raises RuntimeError, OSError and others of its own
             reason = str(error).strip().splitlines()[0]
             raise NncError(f"{path}: can't be loaded on this {platform.machine()} machine: {reason}") from error
         self._tensor = tvm.runtime.tensor
 
-    def _load_weights(self) -> None:
-        """Decode packed weights now, not in the first inference; libraries of older versions have none."""
-        if self._module.implements_function("load_weights", query_imports=True):
-            self._module.get_function("load_weights", query_imports=True)()
+    def _call(self, name: str, *arguments: int) -> None:
+        """Call a function that libraries of older versions don't have."""
+        if self._module.implements_function(name, query_imports=True):
+            self._module.get_function(name, query_imports=True)(*arguments)
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The outputs for `inputs`, both in the model's order, with the shapes and dtypes it declares."""

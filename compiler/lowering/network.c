@@ -204,4 +204,4 @@ static int RunArrays(void* const* arrays) {
 }
 
 EXPORT const NncNetwork nnc_network = {NETWORK_INPUTS,  NETWORK_OUTPUTS, NETWORK_ARRAYS,
-                                       NETWORK_THREADS, LoadWeights,     RunArrays};
+                                       NETWORK_THREADS, NETWORK_TASKS,   LoadWeights,    RunArrays};
