@@ -67,7 +67,6 @@ net (float[1, 3, 16, 16] image) => (float[1, 4] scores, float[1, 8, 16, 16] dept
 SET = {
     "prune": ("prune-channels.budget.macs=0.85",),
     "compress": ("compress.budget.macs=0.85", "compress.round_to=2"),
-    "low-rank-then-prune": ("prune-gradually.budget.params=0.9", "prune-gradually.round_to=2"),
     "gradual-quantized-distilled": ("prune-gradually.budget.macs=0.85",),
     "prune-and-decompose": ("compress.budget.latency=0.9", "compress.round_to=2"),
     "restructure-mobilenet": ("restructure-bottlenecks.budget.macs=1.0",),

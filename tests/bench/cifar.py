@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from PIL import Image
 from table import DATA, Workshop, nnc
+
+from nnc.networks.network import Network
+from nnc.networks.vgg import PLAN_A
 
 #: What networks of nnc's own are trained with.
 PREPROCESS = {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2470, 0.2435, 0.2616]}
@@ -31,12 +35,37 @@ def decoded(shop: Workshop, name: str) -> Path:
     return path
 
 
-def trained(shop: Workshop, network: str, width: float, learning: Mapping[str, object]) -> Path:
-    """A reference network for 32x32 images and 10 classes, trained by fine-tune from random weights."""
-    name = f"{network}_{width:g}"
-    random, out = shop.folder / f"{name}_random.onnx", shop.folder / name
-    if not random.exists():
-        nnc("network", network, "--input", 32, "--classes", 10, "--width", width, "-o", random)
+def reference(shop: Workshop, network: str, width: float) -> Path:
+    """A reference network for 32x32 images and 10 classes, with random weights."""
+    path = shop.folder / f"{network}_{width:g}.onnx"
+    if not path.exists():
+        nnc("network", network, "--input", 32, "--classes", 10, "--width", width, "-o", path)
+    return path
+
+
+def vgg(shop: Workshop, width: float, units: int) -> Path:
+    """Convolutions as in VGG-11 with BatchNormalization, this much as wide, and fully connected layers of `units`.
+
+    VGG's own are of 4096 units and hold nine tenths of its weights; random weights.
+    """
+    path = shop.folder / f"vgg11_bn_{width:g}_{units}.onnx"
+    net = Network("vgg11_bn", (32, 32), 10, width, seed=0)
+    x = net.input
+    for stage, filters in enumerate(PLAN_A, start=1):
+        for index, each in enumerate(filters, start=1):
+            name = f"conv{stage}_{index}"
+            x = net.relu(net.batch_norm(net.conv(x, name, net.scaled(each), 3), f"{name}.bn"), f"{name}.relu")
+        x = net.max_pool(x, f"pool{stage}", 2, 2)
+    x = net.flatten(x, "flatten")
+    for name in ("fc6", "fc7"):
+        x = net.relu(net.linear(x, name, units), f"{name}.relu")
+    onnx.save(net.finish(net.linear(x, "fc8", net.classes)), path)
+    return path
+
+
+def trained(shop: Workshop, random: Path, learning: Mapping[str, object]) -> Path:
+    """A network that fine-tune trained from the random weights that it has."""
+    out = shop.folder / f"{random.stem}-trained"
     data = {key: decoded(shop, key) for key in ("train", "test")}
     compiled(random, out, [{"name": "fine-tune", **learning}], data, PREPROCESS)
     return out / "model.onnx"
