@@ -35,12 +35,12 @@ def decoded(shop: Workshop, name: str) -> Path:
     return path
 
 
-def reference(shop: Workshop, network: str, width: float) -> Path:
-    """A reference network for 32x32 images and 10 classes, with random weights."""
-    path = shop.folder / f"{network}_{width:g}.onnx"
-    if not path.exists():
-        nnc("network", network, "--input", 32, "--classes", 10, "--width", width, "-o", path)
-    return path
+def trained(shop: Workshop, network: str, width: float, learning: Mapping[str, object]) -> Path:
+    """A reference network for 32x32 images and 10 classes, trained by fine-tune from random weights."""
+    random = shop.folder / f"{network}_{width:g}.onnx"
+    if not random.exists():
+        nnc("network", network, "--input", 32, "--classes", 10, "--width", width, "-o", random)
+    return from_scratch(shop, random, learning)
 
 
 def vgg(shop: Workshop, width: float, units: int) -> Path:
@@ -63,7 +63,7 @@ def vgg(shop: Workshop, width: float, units: int) -> Path:
     return path
 
 
-def trained(shop: Workshop, random: Path, learning: Mapping[str, object]) -> Path:
+def from_scratch(shop: Workshop, random: Path, learning: Mapping[str, object]) -> Path:
     """A network that fine-tune trained from the random weights that it has."""
     out = shop.folder / f"{random.stem}-trained"
     data = {key: decoded(shop, key) for key in ("train", "test")}

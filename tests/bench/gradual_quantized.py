@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cifar import PREPROCESS, decoded, reference, trained
+from cifar import PREPROCESS, decoded, trained
 from table import DATA, Row, Workshop, nnc
 
 RECIPE, UNITS = "gradual-quantized-distilled", ("jetson-xavier:gpu", "jetson-xavier:cpu")
@@ -51,7 +51,7 @@ def gradual_quantized(shop: Workshop) -> Iterator[Row]:
         ratios = compiled(shop, model, unit, few, UNTRAINED)["ratios"]
         for key, what in (("size", "file"), ("macs", "MACs"), ("latency", "latency"), ("memory", "activations")):
             yield Row(f"densenet201, untrained, on {unit}: {what}, before / after", "", f"{ratios[key]:.2f}", None)
-    narrow = trained(shop, reference(shop, NETWORK, WIDTH), FROM_SCRATCH)
+    narrow = trained(shop, NETWORK, WIDTH, FROM_SCRATCH)
     data = {key: decoded(shop, key) for key in ("train", "test")}
     report = compiled(shop, narrow, UNITS[0], data, TRAINED)
     yield from accuracy(f"{NETWORK}, width {WIDTH}, trained here", report)

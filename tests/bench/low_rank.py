@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cifar import PREPROCESS, Pass, compiled, decoded, trained, vgg
+from cifar import PREPROCESS, Pass, compiled, decoded, from_scratch, vgg
 from table import DATA, THREADS, Row, Workshop, facts, nnc, samples
 
 from nnc import graph as graphs
@@ -52,7 +52,7 @@ def low_rank(shop: Workshop) -> Iterator[Row]:
     if not DATA.exists():
         yield Row("low-rank, then pruned", f">= {TIME}", f"left out: no data folder {DATA}", None)
         return
-    model = trained(shop, vgg(shop, WIDTH, UNITS), FROM_SCRATCH)
+    model = from_scratch(shop, vgg(shop, WIDTH, UNITS), FROM_SCRATCH)
     images = {key: decoded(shop, key) for key in ("train", "test")}
     yield from compared(Bench("vgg", model, shop.folder, images, PREPROCESS, 1500))
     images = {"train": DATA / "cifar10/calibration.npz", "test": DATA / "cifar10/test.npz"}
