@@ -347,3 +347,12 @@ def test_an_empty_subset_is_refused(tmp_path: Path) -> None:
 def test_wrong_preprocessing_is_refused(fields: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Preprocess.model_validate(fields)
+
+
+@pytest.mark.parametrize(("shape", "found"), [((5, 2), "'a' 1, 'b' 5"), ((), "'a' 1, 'b' a single number")])
+def test_inputs_without_a_batch_in_common(tmp_path: Path, shape: tuple[int, ...], found: str) -> None:
+    np.savez(tmp_path / "two.npz", a=np.zeros((4, 7)), b=np.zeros((4, *shape[1:])))
+    inputs = [gs.Variable("a", np.float32, [1, 7]), gs.Variable("b", np.float32, list(shape))]
+    with pytest.raises(NncError) as error:
+        Dataset.open(tmp_path / "two.npz", None, inputs)
+    assert error.value.message.endswith(f"the inputs of the model have no batch in common: {found}")

@@ -60,10 +60,20 @@ class Member:
         return data
 
 
+def _require_batch(path: Path, inputs: Sequence[gs.Variable]) -> None:
+    """Refuse inputs of which samples can't be parts: all must begin with the same batch."""
+    sizes = {tensor.name: tensor.shape[0] if tensor.shape else "a single number" for tensor in inputs}
+    if len(set(sizes.values())) > 1 or "a single number" in sizes.values():
+        found = ", ".join(f"'{name}' {size}" for name, size in sizes.items())
+        hint = "samples are along the first dimension of all inputs; --shape fixes open ones"
+        raise NncError(f"{path}: the inputs of the model have no batch in common: {found}", hint)
+
+
 class Tensors:
     """Arrays that are ready for the model, one per graph input."""
 
     def __init__(self, path: Path, arrays: Mapping[str, Member], inputs: Sequence[gs.Variable]) -> None:
+        _require_batch(path, inputs)
         for tensor in inputs:
             shape = arrays[tensor.name].shape
             if shape[1:] != tuple(tensor.shape[1:]):
