@@ -130,7 +130,7 @@ def _class(node: gs.Node) -> str:
 
 def _channels(node: gs.Node) -> int:
     shape: Sequence[int] = node.outputs[0].shape or (1,)  # the product of two vectors is a number
-    return shape[-1] if node.op in ("Gemm", "MatMul") else shape[1]
+    return max(1, shape[-1] if node.op in ("Gemm", "MatMul") else shape[1])  # there may be none
 
 
 def _terms(node: gs.Node) -> int:

@@ -224,6 +224,11 @@ def test_layers_of_other_shapes(
     assert only.latency_ms > 0.007
 
 
+def test_a_layer_without_outputs_costs_nothing(board: Target) -> None:
+    nothing = layer("Conv", (1, 4, 8, 8), (0, 4, 3, 3), (1, 0, 6, 6))
+    assert 0 <= predict(nothing, board).latency_ms < 0.1
+
+
 def test_energy_is_idle_power_macs_and_memory_traffic(board: Target) -> None:
     prediction = predict(CONV, board)
     idle = 2.0 * prediction.latency_ms
