@@ -223,7 +223,7 @@ def test_code_of_x86_is_emulated_on_x86(kernel: Callable[..., Path], tmp_path: P
         )
         for count in (4000, 12000)
     )
-    assert 2.5 <= (three.cycles - one.cycles) / 8000 <= 5  # addss takes three or four cycles, and the next one waits for it
+    assert 2.5 <= (three.cycles - one.cycles) / 8000 <= 5  # one addss after another
     assert three.bound == "compute"
 
 
