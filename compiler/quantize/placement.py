@@ -124,6 +124,8 @@ def unfit(node: gs.Node) -> str | None:
         return "it computes a constant, which fold-constants can do"
     if node.op != "MatMul" and not isinstance(W, gs.Constant):
         return "its weights are computed"
+    if 0 in W.shape:
+        return "it has no weights"
     if node.op == "Gemm" and node.attrs.get("transA", 0):
         return "its input is transposed"
     return None

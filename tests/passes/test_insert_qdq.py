@@ -508,6 +508,15 @@ def test_what_is_not_finite_stays_float(tmp_path: Path) -> None:
     assert list(quantize.layers(result.graph)) == ["a"]
 
 
+def test_layers_without_weights_stay(tmp_path: Path) -> None:
+    text = """net (float[1, 4] x) => (float[1, 3] y, float[1, 0] z) <float[4, 3] V, float[4, 0] W>
+    { y = Gemm(x, V) z = MatMul(x, W) }"""
+    graph = testing.graph(text)
+    assert inserted(graph, tmp_path).skipped == {"z": "it has no weights"}
+    result = testing.run(InsertQdq(weight_only=True), graph)
+    assert (result.changed, result.skipped) == (1, {"z": "it has no weights"})
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_constants_that_are_not_finite_stay_float(tmp_path: Path) -> None:
     text = """net (float[1, 4, 1, 1] x) => (float[1, 4, 1, 1] y) <float[4, 4, 1, 1] V, float[4, 4, 1, 1] W>
