@@ -6,7 +6,7 @@ ONNX frontend and gets the default schedule of `schedule.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from nnc.lowering import frontend, model
 from nnc.lowering.kernels.unit import Unit
 from nnc.lowering.operators import MOVES, OPERATORS
 from nnc.lowering.pieces import Piece, Refused, Value, Work, constant, reason
+from nnc.proto import is_standard
 
 _OF_SHAPES = ("EyeLike", "Shape", "Size")
 
@@ -35,17 +36,26 @@ def lower(node: gs.Node, unit: Unit, machine: tvm.target.Target, opset: int = OP
     try:
         return work.finish(results(work))
     except Refused as refusal:
-        raise NncError(
-            f"node '{node.name}' ({node.op}): nnc can't lower it: {refusal}",
-            "--no-lower writes model.onnx, which runs in onnxruntime",
-        ) from refusal
+        raise _error(node, refusal) from refusal
+
+
+def require_standard(nodes: Iterable[gs.Node]) -> None:
+    """Raise NncError for an operator that is not of the ONNX standard: nobody knows what it makes."""
+    for node in nodes:
+        if not is_standard(node, node.op):
+            raise _error(node, Refused(f"it is an operator of the domain '{node.domain}'"))
+
+
+def _error(node: gs.Node, refusal: Refused) -> NncError:
+    return NncError(
+        f"node '{node.name}' ({node.op}): nnc can't lower it: {refusal}",
+        "--no-lower writes model.onnx, which runs in onnxruntime",
+    )
 
 
 def results(work: Work) -> list[Value]:
     """Append the pieces of a node; returns its outputs."""
     node = work.node
-    if node.domain not in (None, "", "ai.onnx"):
-        raise Refused(f"it is an operator of the domain '{node.domain}'")
     if any(tensor.name and model.static_shape(tensor) is None for tensor in node.outputs):
         raise Refused("the shape of what it makes depends on values")
     if node.op.startswith("Random"):

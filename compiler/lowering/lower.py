@@ -48,6 +48,7 @@ def lower(
 
     Raises NncError for a node that nnc can't lower.
     """
+    generic.require_standard(graph.nodes)
     ready = prepared(graph, unit)
     graph = ready.graph
     lowering = Lowering(unit, machine, ready, schedules or Unknown())

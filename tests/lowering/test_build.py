@@ -516,3 +516,11 @@ def random_network(seed: int) -> Draft:
 @pytest.mark.parametrize("seed", range(6))
 def test_random_networks(compare: Compare, seed: int) -> None:
     compare(random_network(seed), WIDTHS[seed % 2].values[0])  # type: ignore[arg-type]
+
+
+def test_operators_of_other_domains_are_refused(tmp_path: Path) -> None:
+    x, y, z = (gs.Variable(name, np.float32, shape) for name, shape in (("x", [3]), ("y", None), ("z", [3])))
+    nodes = [gs.Node("Add", "n0", {}, [x, x], [y], domain="my.ops"), gs.Node("Relu", "n1", {}, [y], [z])]
+    with pytest.raises(NncError, match=r"node 'n0' \(Add\): .* it is an operator of the domain 'my\.ops'"):
+        lowering.build(gs.Graph(nodes, [x], [z]), target.load("x86"), tmp_path)
+    assert not list(tmp_path.iterdir())

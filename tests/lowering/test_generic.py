@@ -602,13 +602,6 @@ def test_refusals_name_the_node(op: str) -> None:
     assert raised.value.hint == "--no-lower writes model.onnx, which runs in onnxruntime"
 
 
-def test_refuses_other_domains() -> None:
-    y = gs.Variable("y", np.float32, [3])
-    node = gs.Node("Add", "n0", {}, [gs.Variable("x", np.float32, [3])] * 2, [y], domain="my.ops")
-    with pytest.raises(NncError, match=r"it is an operator of the domain 'my\.ops'"):
-        generic.lower(node, *AVX2)
-
-
 def test_says_which_inner_operator_is_refused() -> None:
     y = gs.Variable("y", np.float32, [3])
     node = gs.Node("Bernoulli", "n0", {}, [gs.Variable("x", np.float32, [3])], [y])
