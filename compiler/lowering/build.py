@@ -5,8 +5,10 @@ The library is an executable of Relax's virtual machine: its one function `main`
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +39,8 @@ from nnc.target import Target
 Progress = Callable[[str, int, int], None]
 
 _UNEQUAL_TASKS = 8
+
+_LEAST_ROOM = 1 << 20  # bytes on the disk, more than a kernel takes
 
 _HEADERS = ("include", "3rdparty/dlpack/include")  # of the package tvm_ffi
 
@@ -168,10 +172,17 @@ def _kernels(
     for done, (name, function) in enumerate(functions.items()):
         progress("compile kernels", done, len(functions))
         built = tvm.tirx.build(tvm.IRModule({name: function.with_attr("global_symbol", name)}), machine)
+        _require_room(folder)
         objects.append(folder / f"{name}.o")
         built.write_to_file(str(objects[-1]))
     progress("compile kernels", len(functions), len(functions))
     return objects
+
+
+def _require_room(folder: Path) -> None:
+    """Raise OSError on a disk that is nearly full: LLVM ends the process when it can't write a file."""
+    if shutil.disk_usage(folder).free < _LEAST_ROOM:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
 # -- tables

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -523,4 +524,14 @@ def test_operators_of_other_domains_are_refused(tmp_path: Path) -> None:
     nodes = [gs.Node("Add", "n0", {}, [x, x], [y], domain="my.ops"), gs.Node("Relu", "n1", {}, [y], [z])]
     with pytest.raises(NncError, match=r"node 'n0' \(Add\): .* it is an operator of the domain 'my\.ops'"):
         lowering.build(gs.Graph(nodes, [x], [z]), target.load("x86"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_told_before_llvm_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    x, y = (gs.Variable(name, np.float32, [3]) for name in "xy")
+    graph = gs.Graph([gs.Node("Relu", "n0", {}, [x], [y])], [x], [y])
+    with pytest.raises(OSError, match="No space left on device"):
+        lowering.build(graph, target.load("x86"), tmp_path)
     assert not list(tmp_path.iterdir())
