@@ -26,8 +26,8 @@ class CorrectBias(Pass):
     x are those that BatchNormalization in the imported model tells: E[x] of a normal distribution, cut off by Relu or
     Clip; that corrects the rounding of weights only.
 
-    Approximate. Declines where a layer is not quantized, can't add a number to every output, was not in the graph that
-    insert-qdq met, and without data where no BatchNormalization tells what the layer reads.
+    Approximate. Declines where a layer is not quantized, can't add a number to every output, gives what is not finite,
+    was not in the graph that insert-qdq met, and without data where no BatchNormalization tells what the layer reads.
 
     Reference: Nagel et al., Data-free quantization through weight equalization and bias correction, ICCV 2019.
     """
@@ -59,9 +59,14 @@ class CorrectBias(Pass):
             if not self._fits(name, twins, context):
                 continue
             x, layer = twins.read(name), twins.simulated[name]
-            shift, deviation = _mean_error(layer, x, twins, name, context.seed)
-            twins.release(name)
-            changed += self._shift(graph, twins, name, shift, deviation)
+            try:
+                shift, deviation = _mean_error(layer, x, twins, name, context.seed)
+            except calibrate.NotFinite as error:
+                context.skip(layer.node, error.message)
+            else:
+                changed += self._shift(graph, twins, name, shift, deviation)
+            finally:
+                twins.release(name)
         return changed
 
     def _analytic(self, graph: gs.Graph, original: gs.Graph, context: Context) -> int:

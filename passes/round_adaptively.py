@@ -26,8 +26,8 @@ class RoundAdaptively(Pass):
     also makes up for the errors before it. Rounding is up, down or further, whatever lowers the quadratic error: by
     column-wise feedback of errors, then by coordinate descent. Scales and biases are fitted, too.
 
-    Approximate. Declines where a layer is not quantized or was not when the recipe's insert-qdq met it, and where it
-    has too many columns.
+    Approximate. Declines where a layer is not quantized or was not when the recipe's insert-qdq met it, where it has
+    too many columns, and where what it reads or gives is not finite.
 
     Reference: Nagel et al., Up or down? Adaptive rounding for post-training quantization, ICML 2020; Frantar et al.,
     GPTQ, ICLR 2023.
@@ -51,8 +51,11 @@ class RoundAdaptively(Pass):
             context.progress("round weights", done, len(twins.layers))
             if reason := self._refusal(name, twins):
                 context.skip(layer.node, reason)
-            elif self._round(graph, twins, name, context):
-                changed += 1
+                continue
+            try:
+                changed += self._round(graph, twins, name, context)
+            except calibrate.NotFinite as error:
+                context.skip(layer.node, error.message)
         return changed
 
     def _refusal(self, name: str, twins: Twins) -> str:
@@ -66,8 +69,10 @@ class RoundAdaptively(Pass):
     def _round(self, graph: gs.Graph, twins: Twins, name: str, context: Context) -> bool:
         """Round one layer; whether that changed it."""
         stored, simulated = twins.layers[name], twins.simulated[name]
-        moments = calibrate.moments(simulated, twins.read(name), twins.target(name), context.seed)
-        twins.release(name)
+        try:
+            moments = calibrate.moments(simulated, twins.read(name), twins.target(name), context.seed)
+        finally:
+            twins.release(name)
         whole = moments[0].with_(moments[1])
         floats = Layer.of(twins.originals[name])
         assert floats is not None, "the simulated layer is one"

@@ -8,9 +8,9 @@ original computed from what the layers before it now give.
 
 from nnc.calibrate.fitting import fitted, ridge
 from nnc.calibrate.flow import FLOW_BYTES, MOST_SAMPLES, Flow, samples
-from nnc.calibrate.statistics import Moments, Slack, channel_moments, input_moments, moments, shrunk
+from nnc.calibrate.statistics import Moments, NotFinite, Slack, channel_moments, input_moments, moments, shrunk
 
 __all__ = [
-    "FLOW_BYTES", "MOST_SAMPLES", "Flow", "Moments", "Slack", "channel_moments", "fitted", "input_moments", "moments",
-    "ridge", "samples", "shrunk",
+    "FLOW_BYTES", "MOST_SAMPLES", "Flow", "Moments", "NotFinite", "Slack", "channel_moments", "fitted", "input_moments",
+    "moments", "ridge", "samples", "shrunk",
 ]  # fmt: skip

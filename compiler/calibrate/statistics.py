@@ -18,6 +18,10 @@ _CHUNK_VALUES = 1 << 22
 _INDEPENDENT = 8
 
 
+class NotFinite(NncError):
+    """What a layer reads or shall give has no second moments; passes may leave the layer alone and say this."""
+
+
 @dataclass(frozen=True)
 class Moments:
     """Second moments of a layer's inputs x (its patches) and targets y about their means, float64.
@@ -93,7 +97,7 @@ def moments(
 
     One of every other sample, one of those between, so that what is fitted to the one half is tested on the other;
     `Moments.with_` has both. The samples of all batches are numbered through. Positions are drawn at random where there
-    are more than the layer needs to be determined. Raises NncError where x or the targets are not finite.
+    are more than the layer needs to be determined. Raises NotFinite where x or the targets are not finite.
     """
     halves = _Sums(), _Sums()
     near = y_near = np.zeros(())
@@ -208,7 +212,7 @@ def channel_moments(x: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _require_finite(layer: Layer, tensor: gs.Tensor, moments: np.ndarray) -> None:
     if not np.isfinite(moments).all():
-        raise NncError(
+        raise NotFinite(
             f"'{tensor.name}' of '{layer.node.name}' is not finite on the calibration data",
             "check the data and [data.preprocess]",
         )

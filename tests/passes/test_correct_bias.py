@@ -127,3 +127,11 @@ def test_the_mean_of_a_clipped_normal(low: float, high: float) -> None:
     mean, deviation = np.array([-1.0, 0.3, 5.0, 2.0]), np.array([1.0, 2.0, 3.0, 0.0])
     drawn = mean + deviation * np.random.default_rng(0).standard_normal((400_000, 4))
     np.testing.assert_allclose(clipped_mean(mean, deviation, low, high), np.clip(drawn, low, high).mean(0), atol=0.02)
+
+
+def test_a_layer_whose_outputs_are_not_finite_stays(tmp_path: Path) -> None:
+    text = """net (float[1, 3, 8, 8] x) => (float y) <float[3, 3, 1, 1] V, float[3] A, float[6, 3, 1, 1] W, float[6] B>
+    { a = Conv(x, V, A) b = Sigmoid(a) y = Conv(b, W, B) }"""
+    graph = testing.graph(text, A=[0, np.inf, 0])
+    _, skipped = run(graph, dataset(tmp_path, graph), INSERT, CorrectBias())
+    assert skipped == {"a": "'a' of 'a' is not finite on the calibration data"}

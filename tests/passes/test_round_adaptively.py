@@ -165,3 +165,12 @@ class RoundTrip(Pass):
 
     def run(self, graph: gs.Graph, context: pipeline.Context) -> int:
         return 0
+
+
+def test_a_layer_whose_outputs_are_not_finite_stays(tmp_path: Path) -> None:
+    text = """net (float[1, 3, 8, 8] x) => (float y) <float[3, 3, 1, 1] V, float[3] A, float[6, 3, 1, 1] W, float[6] B>
+    { a = Conv(x, V, A) b = Sigmoid(a) y = Conv(b, W, B) }"""
+    graph = testing.graph(text, A=[0, np.inf, 0])
+    _, context = run(graph, dataset(tmp_path, graph), INSERT, RoundAdaptively())
+    skipped = {each["node"]: each["reason"] for each in context.skipped.values()}
+    assert skipped == {"a": "'a' of 'a' is not finite on the calibration data"}
