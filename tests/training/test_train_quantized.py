@@ -17,6 +17,7 @@ from nnc.passes.insert_qdq import InsertQdq, LayerOptions
 from nnc.passes.train_quantized import TrainQuantized
 from nnc.session import Session
 from nnc.training.fake_quantization import FakeQuantization, quantized
+from nnc.training.module import GraphModule
 
 NET = """
 net (float[1, 3, 8, 8] x) => (float[1, 4] y)
@@ -48,7 +49,7 @@ def network(seed: int = 0) -> gs.Graph:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Dataset:
+def images(tmp_path: Path) -> Dataset:
     """Four colours."""
     rng = np.random.default_rng(0)
     labels = np.arange(96) % 4
@@ -58,36 +59,36 @@ def data(tmp_path: Path) -> Dataset:
     return Dataset.open(tmp_path / "images.npz", Preprocess(mean=(0.5,), std=(0.25,)), network().inputs)
 
 
-def context(data: Dataset, chip: str = "x86", graph: gs.Graph | None = None) -> pipeline.Context:
+def context(images: Dataset, chip: str = "x86", graph: gs.Graph | None = None) -> pipeline.Context:
     graph = graph or network()
-    return pipeline.Context(target.load(chip), train=data, test=data, calibration=data, imported=graph)
+    return pipeline.Context(target.load(chip), train=images, test=images, calibration=images, imported=graph)
 
 
 def options(**given: Any) -> TrainQuantized:
     return TrainQuantized(**({"epochs": 8, "batch": 16, "learning_rate": 0.005, "optimizer": "adamw"} | given))
 
 
-def outputs(graph: gs.Graph, data: Dataset) -> np.ndarray:
+def outputs(graph: gs.Graph, images: Dataset) -> np.ndarray:
     """Of onnxruntime without its optimizations, for every sample."""
     session = Session(graph, optimized=False)
-    return np.concatenate([next(iter(session.run(each).values())) for each in data.batches(1)])
+    return np.concatenate([next(iter(session.run(each).values())) for each in images.batches(1)])
 
 
-def through_torch(graph: gs.Graph, data: Dataset) -> np.ndarray:
+def through_torch(graph: gs.Graph, images: Dataset) -> np.ndarray:
     """Of the module that training works with."""
     module = FakeQuantization(graph, {}).module().eval()
-    inputs = {name: torch.from_numpy(values) for name, values in next(data.batches(len(data))).items()}
+    inputs = {name: torch.from_numpy(values) for name, values in next(images.batches(len(images))).items()}
     with torch.no_grad():
         return next(iter(module(inputs).values())).numpy()
 
 
-def integers(graph: gs.Graph, data: Dataset) -> dict[str, np.ndarray]:
+def integers(graph: gs.Graph, images: Dataset) -> dict[str, np.ndarray]:
     """The values of every QuantizeLinear's output by what it reads, before a Clip."""
     nodes = [node for node in graph.nodes if node.op == "QuantizeLinear"]
     names = {node.outputs[0].name: node.inputs[0].name for node in nodes}
     session = Session(graph, outputs=list(names), optimized=False)
     found: dict[str, list[np.ndarray]] = {}
-    for each in data.batches(1):
+    for each in images.batches(1):
         written = session.run(each)
         for name, read in names.items():
             found.setdefault(read.removesuffix("/clipped"), []).append(written[name])
@@ -96,42 +97,44 @@ def integers(graph: gs.Graph, data: Dataset) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("chip", ["x86", "jetson-xavier:gpu"])
 @pytest.mark.parametrize(("weights", "activations"), [(8, 8), (4, 4), (2, 3)])
-def test_what_is_trained_is_what_onnxruntime_computes(data: Dataset, chip: str, weights: int, activations: int) -> None:
+def test_what_is_trained_is_what_onnxruntime_computes(
+    images: Dataset, chip: str, weights: int, activations: int
+) -> None:
     """To the bit in integers: the outputs, which are sums of them, differ by rounding of floats at most."""
     pass_ = options(weight_bits=weights, activation_bits=activations, epochs=2)
-    result = testing.run(pass_, network(), context(data, chip))
-    expected, found = outputs(result.graph, data), through_torch(result.graph, data)
+    result = testing.run(pass_, network(), context(images, chip))
+    expected, found = outputs(result.graph, images), through_torch(result.graph, images)
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
     assert (found.argmax(1) == expected.argmax(1)).all()
 
 
-def test_what_is_trained_is_what_is_stored(data: Dataset) -> None:
+def test_what_is_trained_is_what_is_stored(images: Dataset) -> None:
     """The module at the end of training and the graph that it is written into, which is read anew."""
     graph = network()
-    FoldBatchNorm().run(graph, context(data))
-    InsertQdq(weight_bits=4, activation_bits=4).run(graph, context(data))
+    FoldBatchNorm().run(graph, context(images))
+    InsertQdq(weight_bits=4, activation_bits=4).run(graph, context(images))
     quantization = FakeQuantization(graph, {})
     module = quantization.module()
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=rng), alpha=0.3 if "scale" in name else 1.0)
-    inputs = {name: torch.from_numpy(values) for name, values in next(data.batches(len(data))).items()}
+    inputs = {name: torch.from_numpy(values) for name, values in next(images.batches(len(images))).items()}
     with torch.no_grad():
         expected = module.eval()(inputs)["y"].numpy()
     assert quantization.write_back(module) == 4
     verify.check_invariants(graph)
-    np.testing.assert_allclose(outputs(graph, data), expected, atol=1e-3 * np.abs(expected).max())
+    np.testing.assert_allclose(outputs(graph, images), expected, atol=1e-3 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("chip", ["x86", "jetson-xavier:gpu"])
-def test_few_bits_are_few_integers(data: Dataset, chip: str) -> None:
-    graph = testing.run(options(weight_bits=3, activation_bits=4, epochs=2), network(), context(data, chip)).graph
+def test_few_bits_are_few_integers(images: Dataset, chip: str) -> None:
+    graph = testing.run(options(weight_bits=3, activation_bits=4, epochs=2), network(), context(images, chip)).graph
     stored = quantize.layers(graph)
     assert {name: len(np.unique(layer.integers)) <= 7 for name, layer in stored.items()} == {
         "n1": False, "c2": True, "c3": True, "y": False
     }  # fmt: skip
-    found = integers(graph, data)
+    found = integers(graph, images)
     assert {name: len(np.unique(values)) <= 16 for name, values in found.items()} == {
         "x": False, "r1": True, "r2": True, "c3": False, "r3": False, "p": False, "f": False
     }  # fmt: skip
@@ -139,72 +142,72 @@ def test_few_bits_are_few_integers(data: Dataset, chip: str) -> None:
     assert [node.op for node in graph.nodes].count("Clip") == 2, "in place of Relu"
 
 
-def test_the_library_computes_the_same_integers(data: Dataset, tmp_path: Path) -> None:
-    graph = testing.run(options(weight_bits=4, activation_bits=4, epochs=2), network(), context(data)).graph
+def test_the_library_computes_the_same_integers(images: Dataset, tmp_path: Path) -> None:
+    graph = testing.run(options(weight_bits=4, activation_bits=4, epochs=2), network(), context(images)).graph
     built = lowering.build(graph, target.load("x86"), tmp_path, threads=2)
     layers = [kernel for kernel in built.kernels if "Conv" in kernel.op or "Gemm" in kernel.op]
     assert {kernel.template for kernel in layers} <= {"int8_conv2d", "int8_gemm"}
-    library, expected = Library(built.files[0], 2), outputs(graph, data)
-    found = np.concatenate([library.run([*each.values()])[0] for each in data.batches(1)])
+    library, expected = Library(built.files[0], 2), outputs(graph, images)
+    found = np.concatenate([library.run([*each.values()])[0] for each in images.batches(1)])
     np.testing.assert_allclose(found, expected, atol=1e-2 * np.abs(expected).max())
     assert np.mean(np.abs(found - expected) > 1e-5 * np.abs(expected).max()) < 0.1, "a tie rarely goes the other way"
 
 
-def test_zero_epochs_are_insert_qdq(data: Dataset) -> None:
+def test_zero_epochs_are_insert_qdq(images: Dataset) -> None:
     folded = testing.run(FoldBatchNorm(), network()).graph
     same = {"weight_bits": 4, "activation_bits": 4, "method": "mse", "weight_method": "mse"}
     end = LayerOptions(weight_bits=8, activation_bits=8)
-    expected = testing.run(InsertQdq(**same, layers={"n1": end, "y": end}), folded, context(data)).graph
-    found = testing.run(options(epochs=0, weight_bits=4, activation_bits=4), network(), context(data)).graph
+    expected = testing.run(InsertQdq(**same, layers={"n1": end, "y": end}), folded, context(images)).graph
+    found = testing.run(options(epochs=0, weight_bits=4, activation_bits=4), network(), context(images)).graph
     assert graphs.to_model(found) == graphs.to_model(expected)
 
 
-def test_training_wins_back_what_few_bits_lose(data: Dataset) -> None:
+def test_training_wins_back_what_few_bits_lose(images: Dataset) -> None:
     from nnc.passes.fine_tune import FineTune
 
-    floats = testing.run(FineTune(epochs=10, batch=16, learning_rate=0.05), network(), context(data)).graph
-    given = context(data, graph=floats)
+    floats = testing.run(FineTune(epochs=10, batch=16, learning_rate=0.05), network(), context(images)).graph
+    given = context(images, graph=floats)
     before, after = (
         testing.run(options(weight_bits=2, activation_bits=2, epochs=epochs, distill={"logits": 1.0}), floats, given)
         for epochs in (0, 8)
     )
-    expected = outputs(floats, data)
-    errors = [float(np.square(outputs(each.graph, data) - expected).mean()) for each in (before, after)]
+    expected = outputs(floats, images)
+    errors = [float(np.square(outputs(each.graph, images) - expected).mean()) for each in (before, after)]
     assert errors[1] < 0.5 * errors[0]
 
 
-def test_it_goes_on_from_integers(data: Dataset) -> None:
+def test_it_goes_on_from_integers(images: Dataset) -> None:
     """Layers that are quantized already keep their bits; all of it is trained."""
     folded = testing.run(FoldBatchNorm(), network()).graph
-    start = testing.run(InsertQdq(weight_bits=4, activation_bits=4), folded, context(data)).graph
-    result = testing.run(options(epochs=4, weight_bits=8), start, context(data))
+    start = testing.run(InsertQdq(weight_bits=4, activation_bits=4), folded, context(images)).graph
+    result = testing.run(options(epochs=4, weight_bits=8), start, context(images))
     before, after = quantize.layers(start), quantize.layers(result.graph)
     assert [layer.scheme.bits for layer in after.values()] == [4] * 4
     assert all(not np.array_equal(before[name].scale, after[name].scale) for name in before)
     assert result.skipped == {}
     assert [node.op for node in result.graph.nodes] == [node.op for node in start.nodes]
-    expected, found = outputs(result.graph, data), through_torch(result.graph, data)
+    expected, found = outputs(result.graph, images), through_torch(result.graph, images)
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
-    written = integers(result.graph, data)
+    written = integers(result.graph, images)
     assert max(len(np.unique(written[name])) for name in ("r1", "r2")) <= 16
 
 
-def test_layers_can_stay_in_floats_or_have_other_bits(data: Dataset) -> None:
+def test_layers_can_stay_in_floats_or_have_other_bits(images: Dataset) -> None:
     layers = {"c2": {"weight_bits": 5}}
     pass_ = options(weight_bits=4, epochs=1, exclude=("y",), layers=layers, ends_bits=2)
-    result = testing.run(pass_, network(), context(data))
+    result = testing.run(pass_, network(), context(images))
     found = quantize.layers(result.graph)
     assert {name: layer.scheme.bits for name, layer in found.items()} == {"n1": 4, "c2": 5, "c3": 4}
     assert result.skipped == {"y": "excluded by the recipe"}
     verify.check_invariants(result.graph)
 
 
-def test_statistics_that_are_not_folded_stay(data: Dataset) -> None:
+def test_statistics_that_are_not_folded_stay(images: Dataset) -> None:
     graph = network()
-    InsertQdq().run(graph, context(data))
+    InsertQdq().run(graph, context(images))
     quantization, before = FakeQuantization(graph, {}), dict(testing.weights(graph))
     module = quantization.module().train()
-    inputs = {name: torch.from_numpy(values) for name, values in next(data.batches(len(data))).items()}
+    inputs = {name: torch.from_numpy(values) for name, values in next(images.batches(len(images))).items()}
     module(inputs)["y"].square().sum().backward()
     with torch.no_grad():
         for parameter in module.parameters():
@@ -214,10 +217,10 @@ def test_statistics_that_are_not_folded_stay(data: Dataset) -> None:
     assert {name: np.array_equal(before[name], after[name]) for name in "smvb"} == {
         "s": False, "m": True, "v": True, "b": False
     }  # fmt: skip
-    np.testing.assert_allclose(outputs(graph, data), through_torch(graph, data), atol=1e-4)
+    np.testing.assert_allclose(outputs(graph, images), through_torch(graph, images), atol=1e-4)
 
 
-def test_equal_biases_part(data: Dataset) -> None:
+def test_equal_biases_part(images: Dataset) -> None:
     """Two layers with the same bias and, at first, the same steps share what is stored."""
     text = """
     net (float[1, 3, 8, 8] x) => (float[1, 4, 8, 8] y) <float[4, 3, 1, 1] V, float[4, 3, 1, 1] W, float[4] B>
@@ -228,7 +231,7 @@ def test_equal_biases_part(data: Dataset) -> None:
     """.replace("float[4] B>", "float[4] B, float[4, 4, 1, 1] U>")
     W = np.random.default_rng(0).standard_normal((4, 3, 1, 1))
     graph = testing.graph(text, V=W, W=W[::-1].copy(), B=np.ones(4))
-    InsertQdq(per_channel=False).run(graph, context(data, graph=graph))
+    InsertQdq(per_channel=False).run(graph, context(images, graph=graph))
     makers = [layer.node.inputs[2].inputs[0] for layer in quantize.layers(graph).values()]
     assert makers[0] is makers[1]
     quantization = FakeQuantization(graph, {})
@@ -238,33 +241,33 @@ def test_equal_biases_part(data: Dataset) -> None:
             parameter.add_(0.02 * (index + 1))
     quantization.write_back(module)
     verify.check_invariants(graph)
-    np.testing.assert_allclose(outputs(graph, data), through_torch(graph, data), atol=1e-3)
+    np.testing.assert_allclose(outputs(graph, images), through_torch(graph, images), atol=1e-3)
 
 
-def test_a_plan_places_and_does_not_train(data: Dataset) -> None:
-    given = context(data)
+def test_a_plan_places_and_does_not_train(images: Dataset) -> None:
+    given = context(images)
     given.trains = False
     result = testing.run(options(weight_bits=4), network(), given)
     assert set(result.skipped.values()) == {"only nnc compile trains"}
     assert set(quantize.layers(result.graph)) == {"n1", "c2", "c3", "y"}
 
 
-def test_training_data_tell_ranges_where_there_are_no_others(data: Dataset) -> None:
-    given = context(data)
+def test_training_data_tell_ranges_where_there_are_no_others(images: Dataset) -> None:
+    given = context(images)
     expected = testing.run(options(epochs=0), network(), given).graph
     given.calibration = None
     assert graphs.to_model(testing.run(options(epochs=0), network(), given).graph) == graphs.to_model(expected)
 
 
-def test_nothing_to_quantize(data: Dataset) -> None:
-    result = testing.run(options(exclude=("*",)), network(), context(data))
+def test_nothing_to_quantize(images: Dataset) -> None:
+    result = testing.run(options(exclude=("*",)), network(), context(images))
     assert set(result.skipped.values()) == {"excluded by the recipe"}
     assert quantize.layers(result.graph) == {}
 
 
-def test_the_same_twice(data: Dataset) -> None:
+def test_the_same_twice(images: Dataset) -> None:
     pass_ = options(weight_bits=4, activation_bits=4, epochs=2)
-    one, other = (testing.run(pass_, network(), context(data)).graph for _ in range(2))
+    one, other = (testing.run(pass_, network(), context(images)).graph for _ in range(2))
     assert graphs.to_model(one) == graphs.to_model(other)
 
 
@@ -279,3 +282,18 @@ def test_the_gradient_of_a_step_is_that_of_the_paper() -> None:
     assert step.grad is not None
     assert float(step.grad) == pytest.approx(float(expected.sum()), abs=1e-5)
     np.testing.assert_array_equal(x.grad, inside.float())  # type: ignore[arg-type]
+
+
+@pytest.mark.data
+def test_a_network_that_others_quantized(data: Path) -> None:
+    """What was not trained is what it was: outputs to the bit, and every integer."""
+    graph = graphs.load(data / "models/imagenet_mobilenet_v2_1.0_224_qdq.onnx")
+    quantization, before = FakeQuantization(graph, {}), dict(testing.weights(graph))
+    module = quantization.module().eval()
+    inputs = {name: torch.from_numpy(values) for name, values in verify.probe_inputs(graph, 0).items()}
+    with torch.no_grad():
+        found, expected = (next(iter(each(inputs).values())) for each in (module, GraphModule(graph).eval()))
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert quantization.write_back(module) == 53
+    after = testing.weights(graph)
+    assert all(np.array_equal(values, after[name]) for name, values in before.items() if name in after)
