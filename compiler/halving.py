@@ -1,4 +1,4 @@
-"""Half precision: which nodes may compute in float16, the graph in which they do, and the one that processors run."""
+"""Half precision: which nodes may compute in float16, the graph in which they do, and the one that libraries run."""
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
@@ -193,13 +193,12 @@ class _Casting:
         self.casts[id(tensor), "float16"] = half
 
 
-def executed(graph: gs.Graph, kind: str) -> gs.Graph:
-    """What a unit of a kind ("cpu", "gpu", "dsp") runs: only the kernels of GPUs compute in float16.
+def executed(graph: gs.Graph) -> gs.Graph:
+    """What a library runs: a copy in which float32 takes the place of float16, which no kernel computes in.
 
-    For others a copy in which float32 takes its place, so that every value is at least as exact: the Casts between the
-    two go, and inputs and outputs of the graph keep their types.
+    Every value is at least as exact. The Casts between the two go; inputs and outputs of the graph keep their types.
     """
-    if kind == "gpu" or not any(_is_half(tensor) for node in graph.nodes for tensor in (*node.inputs, *node.outputs)):
+    if not any(_is_half(tensor) for node in graph.nodes for tensor in (*node.inputs, *node.outputs)):
         return graph
     copied = graphs.copy(graph)
     _Widening(copied).run()

@@ -52,6 +52,7 @@ def remarks(predicted: Prediction, target: Target) -> list[str]:
         *_slower(layers, target),
         *_dequantized(layers),
         *_scalar(layers, target),
+        *_wide(layers, target),
         *_vendor(target),
     ]
 
@@ -182,6 +183,16 @@ def _scalar(layers: list[Layer], target: Target) -> Iterable[str]:
             f"{units.plural(len(scalar), 'layer')} with {units.percent(share)} of the MACs would compute in floats, "
             "one value at a time and many times slower than predicted: the vectors of "
             f"{target.spec} hold integers only; the recipe quantize makes int8 of them"
+        )
+
+
+def _wide(layers: list[Layer], target: Target) -> Iterable[str]:
+    """Layers that the vendor of a GPU computes in narrower types than nnc."""
+    narrow = [layer for layer in layers if layer.macs and layer.dtype in ("float16", "int8")]
+    if narrow and target.unit.kind == "gpu":
+        yield (
+            f"{units.plural(len(narrow), 'layer')} in float16 or int8 would be as fast as predicted in an engine that "
+            "multiplies these types; the kernels that nnc writes for GPUs multiply in float32"
         )
 
 

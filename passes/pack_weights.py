@@ -20,8 +20,8 @@ class PackWeights(Pass):
     new weights, which are not packed: it belongs at the end. Loading takes longer and the decoded weights are memory
     that processes don't share; inference is as fast as before.
 
-    Exact: every bit comes back. Declines layers that shrink by less than `min_saving`. Biases and other constants of
-    less than a kilobyte stay as they are.
+    Exact: every bit comes back. Declines layers that shrink by less than `min_saving`, and all on GPUs, whose programs
+    read weights as they are. Biases and other constants of less than a kilobyte stay as they are.
 
     Reference: Han et al., Deep compression, ICLR 2016; DEFLATE, RFC 1951.
     """
@@ -49,6 +49,9 @@ class PackWeights(Pass):
         """Whether packing a layer saves enough; what is decided is recorded."""
         if not selected(node.name, self.include, self.exclude):
             context.skip(node, "excluded by the recipe")
+            return False
+        if context.target.unit.kind == "gpu":
+            context.skip(node, "the programs of GPUs read weights as they are")
             return False
         stored = sum(map(tensor_bytes, constants))
         share = sum(packing.packed_bytes(each.values) for each in constants) / stored

@@ -30,8 +30,7 @@ class Prepared:
 
 def prepared(graph: gs.Graph, unit: Unit) -> Prepared:
     """A copy of a graph in which moves are settled, weights folded or held, and signals are images."""
-    kind = "gpu" if isinstance(unit, Gpu) else "dsp" if isinstance(unit, Dsp) else "cpu"
-    graph, stored = halving.executed(graph, kind).copy(), dot_of(unit).dtype
+    graph, stored = halving.executed(graph).copy(), dot_of(unit).dtype
     settle(graph, stored)
     layers = {id(node): integers.layer(node, wide=isinstance(unit, Dsp)) for node in graph.nodes}
     # GPUs multiply the floats that integers stand for.

@@ -53,7 +53,9 @@ class Prediction:
 
 def predict(graph: gs.Graph, target: Target, threads: int | None = None) -> Prediction:
     """Costs of one inference of `graph`, whose tensors have static shapes, on `threads` cores of the target's unit."""
-    graph, threads = halving.executed(graph, target.unit.kind), threads or target.unit.threads
+    if target.unit.kind != "gpu":  # their vendors' engines compute in float16
+        graph = halving.executed(graph)
+    threads = threads or target.unit.threads
     executed = kernels(graph, target.unit.kind == "dsp")
     todo = work(executed)
     dtypes = np.array([_arithmetic(kernel, target) for kernel in executed])

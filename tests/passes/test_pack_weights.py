@@ -8,7 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 
-from nnc import compilation, packing, recipe, target, testing
+from nnc import compilation, packing, pipeline, recipe, target, testing
 from nnc import graph as graphs
 from nnc.artifact import Artifact
 from nnc.passes.merge_duplicates import MergeDuplicates
@@ -66,6 +66,11 @@ def test_what_does_not_shrink_stays_and_says_why() -> None:
     result = testing.run(PackWeights(), testing.graph(NET, V=FOUR_BITS, W=NOISE))
     assert packing.marked(result.graph) == {"V"}
     assert result.skipped == {"y": "its weights would shrink by less than 5.0 %"}
+
+
+def test_programs_of_gpus_read_weights_as_they_are() -> None:
+    context = pipeline.Context(target.load("jetson-xavier:gpu"))
+    testing.check_unchanged(PackWeights(), net(), "GPUs read weights as they are", context)
 
 
 def test_how_much_must_be_saved() -> None:

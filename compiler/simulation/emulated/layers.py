@@ -36,7 +36,7 @@ def layers(
     all cores fetch, "dram_bytes" what they move from and to memory. "kernels" names the steps, and "why" says what the
     latency consists of. Steps that belong to no layer follow at the end.
     """
-    owners = _owners(kernels(halving.executed(graph, "cpu")))
+    owners = _owners(kernels(halving.executed(graph)))
     spent: dict[int, list[int]] = {}
     for number, each in enumerate(built):
         spent.setdefault(next((owners[node] for node in each.nodes if node in owners), -1 - number), []).append(number)
