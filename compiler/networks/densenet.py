@@ -10,12 +10,16 @@ def densenet(net: Network, growth: int, depths: tuple[int, ...]) -> Value:
     growth = net.scaled(growth)
     x = net.conv(net.input, "features.conv0", 2 * growth, 7, 2)
     x = net.max_pool(net.relu(net.batch_norm(x, "features.norm0"), "features.relu0"), "features.pool0", 3, 2, 1)
+    return classifier(net, dense_blocks(net, x, growth, depths), "classifier")
+
+
+def dense_blocks(net: Network, x: Value, growth: int, depths: tuple[int, ...]) -> Value:
+    """What lies between the stem and the classifier."""
     for block, depth in enumerate(depths, start=1):
         x = _dense_block(net, x, f"features.denseblock{block}", growth, depth)
         if block < len(depths):
             x = _transition(net, x, f"features.transition{block}")
-    x = net.relu(net.batch_norm(x, "features.norm5"), "relu")
-    return classifier(net, x, "classifier")
+    return net.relu(net.batch_norm(x, "features.norm5"), "relu")
 
 
 def _dense_block(net: Network, x: Value, name: str, growth: int, depth: int) -> Value:

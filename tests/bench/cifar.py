@@ -14,6 +14,8 @@ import onnx
 from PIL import Image
 from table import DATA, Workshop, nnc
 
+from nnc.networks.blocks import classifier
+from nnc.networks.densenet import dense_blocks
 from nnc.networks.network import Network
 from nnc.networks.vgg import PLAN_A
 
@@ -60,6 +62,15 @@ def vgg(shop: Workshop, width: float, units: int) -> Path:
     for name in ("fc6", "fc7"):
         x = net.relu(net.linear(x, name, units), f"{name}.relu")
     onnx.save(net.finish(net.linear(x, "fc8", net.classes)), path)
+    return path
+
+
+def densenet(shop: Workshop, growth: int, depth: int) -> Path:
+    """DenseNet-BC as its authors have it for CIFAR-10: three blocks of `depth` layers each; random weights."""
+    path = shop.folder / f"densenet_{growth}_{depth}.onnx"
+    net = Network("densenet", (32, 32), 10, seed=0)
+    x = dense_blocks(net, net.conv(net.input, "features.conv0", 2 * growth, 3), growth, (depth,) * 3)
+    onnx.save(net.finish(classifier(net, x, "classifier")), path)
     return path
 
 

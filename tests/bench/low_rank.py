@@ -25,8 +25,8 @@ from table import DATA, THREADS, Row, Workshop, facts, nnc, samples
 from nnc import graph as graphs
 from nnc import packing
 
-SHARES = (0.02, 0.05, 0.1, 0.2, 0.4)
-EPOCHS = 4
+SHARES = (0.03, 0.1, 0.3)
+EPOCHS = 3
 BOUND = 0.01
 
 #: Published by Park, Han, Jang: how many times faster, how many times fewer epochs and weights.
@@ -54,7 +54,7 @@ def low_rank(shop: Workshop) -> Iterator[Row]:
         return
     model = from_scratch(shop, vgg(shop, WIDTH, UNITS), FROM_SCRATCH)
     images = {key: decoded(shop, key) for key in ("train", "test")}
-    yield from compared(Bench("vgg", model, shop.folder, images, PREPROCESS, 1500))
+    yield from compared(Bench("vgg", model, shop.folder, images, PREPROCESS, 700))
     images = {"train": DATA / "cifar10/calibration.npz", "test": DATA / "cifar10/test.npz"}
     for model in samples("cifar10_resnet56"):
         yield from compared(Bench("resnet56", model, shop.folder, images, facts(model), 500))
