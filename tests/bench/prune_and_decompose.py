@@ -39,7 +39,7 @@ def prune_and_decompose(shop: Workshop) -> Iterator[Row]:
         yield Row("pruned and decomposed", "", f"left out: no data folder {DATA}", None)
         return
     for model in samples("imagenet_mobilenet_v2_1.0_224"):
-        learning = ("fine-tune.epochs=2", "fine-tune.batch=32", "fine-tune.learning_rate=0.00003")
+        learning = ("fine-tune.epochs=3", "fine-tune.batch=32", "fine-tune.learning_rate=0.0001")
         made = compiled(shop, "mobilenet_v2", model, photos(shop), facts(model), learning)
         yield from smaller("mobilenet_v2, ImageNet", made)
         yield accuracy("mobilenet_v2, ImageNet", made)
@@ -54,7 +54,7 @@ def prune_and_decompose(shop: Workshop) -> Iterator[Row]:
 def narrow(shop: Workshop) -> Iterator[Row]:
     """Networks for CIFAR-10: the accuracy, and what it is the accuracy of."""
     few = DATA / "cifar10/calibration.npz"
-    learning = ("compress.round_to=2", "fine-tune.epochs=2", "fine-tune.batch=64")
+    learning = ("compress.round_to=2", "fine-tune.epochs=1", "fine-tune.batch=64")
     for model in samples("cifar10_resnet56"):
         data = {"calibration": few, "train": few, "test": DATA / "cifar10/test.npz"}
         yield accuracy("resnet56, CIFAR-10", compiled(shop, "resnet56", model, data, facts(model), learning))
