@@ -40,8 +40,6 @@ class TrainQuantized(TrainingPass):
     name: ClassVar[str] = "train-quantized"
     quantizes: ClassVar[bool] = True
 
-    optimizer: Literal["sgd", "adamw"] = Field("adamw", description="sgd has a momentum of 0.9, Nesterov's")
-    learning_rate: float = Field(0.0005, gt=0, description="at its peak; it rises over the warm-up and falls to 0")
     weight_bits: Bits = Field(8, description="bits of weights")
     activation_bits: Bits = Field(8, description="bits of what layers read; element-wise operators read 8")
     ends_bits: Bits = Field(8, description="bits of the first and the last layer, where the others have fewer")
