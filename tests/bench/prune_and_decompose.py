@@ -1,10 +1,10 @@
 """Pruning and matrix decomposition of VGG-16, ResNet-50 and MobileNetV2 for a QCS605 (Moon, Lee, Kim 2020): the section
 prune_and_decompose.
 
-What becomes of size, latency and memory is seen on the networks at full size. VGG-16 and ResNet-50 have random weights
-here and are not trained: what is chosen for them depends on these weights, and nothing is said of their accuracy. What
-training keeps of the accuracy is seen on networks that have weights: MobileNetV2 for ImageNet, which learns from the
-half of the sample that it is not tested on, ResNet-56 for CIFAR-10, and a narrow VGG that is trained here.
+What becomes of size, latency and memory is seen on the networks at full size, which nobody can train here: MobileNetV2
+for ImageNet, calibrated on one half of the sample, and VGG-16 and ResNet-50 with random weights, on which depends what
+is chosen for them. What training keeps of the accuracy is seen on ResNet-56 for CIFAR-10, and on a narrow VGG that is
+trained here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RECIPE, TARGET = "prune-and-decompose", "qcs605"
 SIZE, LATENCY, MEMORY, DROP = (1.3, 11.2), (1.2, 2.21), (1.2, 3.8), 0.02
 
 #: The latency to keep; the widths of networks as narrow as those of CIFAR-10 may be any even number.
-BUDGETS = {"vgg16": 0.46, "resnet50": 0.46, "mobilenet_v2": 0.75, "resnet56": 0.6, "vgg11_bn": 0.6}
+BUDGETS = {"vgg16": 0.46, "resnet50": 0.46, "mobilenet_v2": 0.6, "resnet56": 0.6, "vgg11_bn": 0.6}
 
 #: Calibration images of networks with random weights.
 FEW = 32
@@ -34,15 +34,16 @@ IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "crop":
 
 
 def prune_and_decompose(shop: Workshop) -> Iterator[Row]:
-    """The three networks, and the accuracy of three that have weights."""
+    """The three networks at full size, and the accuracy of two that are trained."""
     if not DATA.exists():
         yield Row("pruned and decomposed", "", f"left out: no data folder {DATA}", None)
         return
     for model in samples("imagenet_mobilenet_v2_1.0_224"):
-        learning = ("fine-tune.epochs=3", "fine-tune.batch=32", "fine-tune.learning_rate=0.0001")
-        made = compiled(shop, "mobilenet_v2", model, photos(shop), facts(model), learning)
-        yield from smaller("mobilenet_v2, ImageNet", made)
-        yield accuracy("mobilenet_v2, ImageNet", made)
+        further = (*UNTRAINED, "split-gemm-svd.energy=0.8")
+        made = compiled(shop, "mobilenet_v2", model, photos(shop), facts(model), further)
+        yield from smaller("mobilenet_v2, not trained", made)
+        lost = f"{made.report['before']['accuracy']:.1%} -> {made.report['after']['accuracy']:.1%}"
+        yield Row("mobilenet_v2, not trained: top-1", "", lost, None)
     yield from narrow(shop)
     few = some(shop)
     for name in ("resnet50", "vgg16"):
