@@ -73,11 +73,12 @@ def _is_shared(work: Work) -> np.ndarray:
 def _compute(work: Work, machine: Machine, efficiency: Efficiency) -> np.ndarray:
     channels = np.ceil(work.channels / machine.multiple) * machine.multiple  # of whole vectors
     padded = work.macs * channels / work.channels
-    slowness = _slowness(work, np.inf, efficiency)  # of multiplying alone
+    slowness = _slowness(work, np.inf, work.tiles, efficiency)  # of multiplying alone
     moved = (work.read + work.written + work.operations) * efficiency.element + work.functions * efficiency.function
     issued = machine.slots**efficiency.issue
-    busy = (padded * _slowness(work, channels, efficiency) + moved) / issued
-    idle = work.macs * slowness * efficiency.occupancy * machine.lanes / np.maximum(work.written, 1)
+    busy = (padded * _slowness(work, channels, work.tiles, efficiency) + moved) / issued
+    waiting = work.macs * _slowness(work, np.inf, 1.0, efficiency)  # for one sum
+    idle = waiting * efficiency.occupancy * machine.lanes / np.maximum(work.written, 1)
     tasks = channels / machine.multiple
     uneven = (np.ceil(tasks / machine.threads) * machine.threads / tasks) ** efficiency.uneven
     parallel = busy + (uneven - 1) * padded * slowness / issued + idle  # what is moved is shared out evenly
@@ -85,7 +86,9 @@ def _compute(work: Work, machine: Machine, efficiency: Efficiency) -> np.ndarray
     return np.where(_is_shared(work), spread, busy + idle) / machine.macs_per_second
 
 
-def _slowness(work: Work, channels: float | np.ndarray, efficiency: Efficiency) -> np.ndarray:
+def _slowness(
+    work: Work, channels: float | np.ndarray, tiles: float | np.ndarray, efficiency: Efficiency
+) -> np.ndarray:
     """How many times longer than at peak a multiplication takes: half of a share is reached at `narrow` terms."""
     shares = np.array([getattr(efficiency, name, 1.0) for name in CLASSES])[work.kind.astype(int)]
     dense = work.kind < CLASSES.index("depthwise")
@@ -93,7 +96,7 @@ def _slowness(work: Work, channels: float | np.ndarray, efficiency: Efficiency) 
     rearranged = efficiency.packing / channels * np.where(work.kind == CLASSES.index("pointwise"), 0.25, 1.0)
     slowness = (1 + dense * (efficiency.narrow / work.terms + rearranged)) / shares
     # Winograd multiplies matrices of channels at each of nine places; with too few of them, it is left.
-    transformed = (1 + 9 * efficiency.narrow / work.terms + rearranged) / efficiency.winograd
+    transformed = tiles * (1 + 9 * efficiency.narrow / work.terms + rearranged) / efficiency.winograd
     direct = (1 + efficiency.narrow / work.terms + rearranged) / efficiency.conv
     return np.where(work.kind == CLASSES.index("winograd"), np.minimum(transformed, direct), slowness)
 

@@ -38,6 +38,9 @@ _TRANSCENDENTAL = {
     "Softplus",
     "Tanh",
 }
+# Rows and columns of a tile that Winograd's algorithm computes at once: F(4x4, 3x3), what engines take most often.
+_TILE = 4
+
 _VIEWS = {"Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 
 
@@ -68,6 +71,8 @@ class Work:
     """1 where something has to be started, 0 for another view of the same values."""
     groups: np.ndarray
     """Of a convolution of the class "grouped"; 1 of everything else."""
+    tiles: np.ndarray
+    """Values of the whole tiles that Winograd's algorithm computes, per value that is wanted; 1 of other classes."""
 
     def __len__(self) -> int:
         return len(self.macs)
@@ -108,6 +113,7 @@ def _row(kernel: Kernel) -> tuple[float, ...]:
         sum(map(tensor_bytes, kernel.weights)),
         node.op not in _VIEWS,
         node.attrs["group"] if kind == "grouped" else 1,
+        _tiles(node) if kind == "winograd" else 1,
     )
 
 
@@ -140,6 +146,11 @@ def _terms(node: gs.Node) -> int:
     if node.op == "ConvTranspose":
         channels = node.inputs[1].shape[0] // node.attrs.get("group", 1)
     return channels * math.prod(window)
+
+
+def _tiles(node: gs.Node) -> float:
+    height, width = node.outputs[0].shape[2:]
+    return math.ceil(height / _TILE) * math.ceil(width / _TILE) * _TILE**2 / (height * width)
 
 
 def _operations(node: gs.Node) -> int:
