@@ -3,8 +3,8 @@
     python tests/bench/training.py [resnet20 resnet56 four_bits] [--keep FOLDER]
 
 Every network stands against itself, trained as long with the same options and neither compressed nor quantized: what
-more training adds to a network is no merit of what wins back. It trains on 2000 of the 4000 training images that are
-there without damage, and is tested on 500 others. With --keep, a table that was interrupted goes on where it was. Rows
+more training adds to a network is no merit of what wins back. It trains on the 4000 training images that are there
+without damage, and is tested on 500 others. With --keep, a table that was interrupted goes on where it was. Rows
 that need the sample data are left out, and said to be, where it is absent (NNC_DATA). Exits with 1 when a figure is not
 reached.
 """
@@ -24,7 +24,7 @@ from nnc.passes import GRAPH_PASSES
 Pass = Mapping[str, object]
 
 #: How networks are trained on both sides: as the passes do by default, with the model that came in as the teacher.
-LEARNING: dict[str, object] = {"epochs": 5, "samples": 2000, "batch": 64, "distill": {}}
+LEARNING: dict[str, object] = {"epochs": 10, "batch": 64, "distill": {}}
 
 #: Share of the MACs that is kept, and how far above it a network may end.
 HALF, NEAR = 0.5, 1.02

@@ -167,6 +167,14 @@ def test_other_options_are_another_run(images: Path, tmp_path: Path) -> None:
     assert trained(images, folder=tmp_path / "training")[1].resumed == 0
 
 
+def test_images_that_are_prepared_otherwise_are_another_run(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained(images, folder=tmp_path / "training")
+    monkeypatch.setattr(sys.modules[__name__], "PREPROCESS", PREPROCESS.model_copy(update={"mean": (0.3,)}))
+    assert trained(images, folder=tmp_path / "training")[1].resumed == 0
+
+
 def test_early_stop_keeps_the_best_weights(images: Path) -> None:
     """The task is learned after few epochs: then nothing is better any more."""
     _, result = trained(images, epochs=40, patience=2, holdout=0.25, learning_rate=0.05)

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
-import torch
 
 from nnc import graph as graphs
 from nnc import lowering, pipeline, quantize, target, testing, verify
@@ -16,8 +15,11 @@ from nnc.passes.fold_batchnorm import FoldBatchNorm
 from nnc.passes.insert_qdq import InsertQdq, LayerOptions
 from nnc.passes.train_quantized import TrainQuantized
 from nnc.session import Session
-from nnc.training.fake_quantization import FakeQuantization, quantized
-from nnc.training.module import GraphModule
+
+torch = pytest.importorskip("torch")
+
+from nnc.training.fake_quantization import FakeQuantization, quantized  # noqa: E402
+from nnc.training.module import GraphModule  # noqa: E402
 
 NET = """
 net (float[1, 3, 8, 8] x) => (float[1, 4] y)
