@@ -109,7 +109,8 @@ def test_budget(split: type[Split], metric: str, share: float) -> None:
 def test_budget_of_many_layers_is_used_up(split: type[Split], metric: str, share: float) -> None:
     before = graphs.from_model(networks.build("resnet56", input_size=32, classes=10))
     result = testing.run(make(split, budget={metric: share}), before, context(before))
-    assert 0.98 * share <= share_left(metric, before, result.graph) <= share
+    # Where only one rank is faster than the layer, a layer is split or not: a step of 1.65 % of the MACs.
+    assert share - max(0.02 * share, 0.0165) <= share_left(metric, before, result.graph) <= share
 
 
 def test_budget_of_one_wide_layer_is_used_up() -> None:
