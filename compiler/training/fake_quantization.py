@@ -74,9 +74,8 @@ class FakeQuantization:
         self._limits = {id(node): grid.limits(node, self._clips[id(node)]) for node in quantizers}
         self._starts = {node.inputs[1].name: np.array(node.inputs[1].values) for node in quantizers}
         self._latent: dict[str, np.ndarray] = {}
-        self._biased: dict[
-            int, tuple[str, str]
-        ] = {}  # of a bias, the names of the two scales that its steps are made of
+        #: By id of a bias's DequantizeLinear, the names of the two scales that its steps are made of.
+        self._biased: dict[int, tuple[str, str]] = {}
         for name, layer in self.layers.items():
             _own_bias(layer)
             W, bias = floats.get(name, (layer.weight, layer.bias))

@@ -29,13 +29,14 @@ from table import THREADS, Row, nnc
 from nnc import benchmark, lowering, target, verify
 from nnc import graph as graphs
 from nnc.artifact import Artifact
+from nnc.autotune import device_of
 from nnc.context import silent
 from nnc.errors import NncError
 from nnc.session import Session
 from nnc.simulation import emulated
 from nnc.target import Target
 from nnc.tuning import tasks
-from nnc.tuning.devices import Emulated, Host
+from nnc.tuning.devices import Emulated
 
 NETWORKS = ("vgg16", "resnet50", "mobilenet_v2", "densenet201")
 BOARD, ON_BOARD = "qcs605", ("mobilenet_v2", "resnet18")
@@ -151,7 +152,7 @@ def ranks(shop: Workshop) -> Iterator[Row]:
     network = tasks.network(graph, chosen, THREADS, silent)
     wide = [(task, plans) for task in network.tasks if len(plans := task.workload.plans(network.unit)) >= PLANS]
     picked = [wide[len(wide) * place // LAYERS] for place in range(LAYERS)]
-    opened = [each.open(chosen.unit.tvm) for each in (Host(THREADS, 4 * 1024 * 1024), Emulated(chosen, THREADS))]
+    opened = [each.open(chosen.unit.tvm) for each in (device_of(chosen, THREADS), Emulated(chosen, THREADS))]
     found = []
     for task, plans in picked:
         functions = [task.workload.function(plan, network.unit) for plan in random.Random(0).sample(plans, PLANS)]
