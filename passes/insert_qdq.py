@@ -2,22 +2,20 @@
 
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar
 
 import onnx_graphsurgeon as gs
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from nnc import graph as graphs
 from nnc import quantize, report, toml
 from nnc.digests import digest, graph_digest
 from nnc.errors import NncError
 from nnc.measure import macs, params
-from nnc.quantize import Method, Placement, Scheme, precision
+from nnc.quantize import Placement, Scheme, precision
 from nnc.quantize.precision import DropBudget
-from nnc.rewrite import Context, Effect, Pass, selected
-
-Dtype = Literal["int8", "uint8"]
-Bits = Annotated[int, Field(ge=2, le=8)]
+from nnc.quantized import LayerOptions, QuantizingPass
+from nnc.rewrite import Context, Effect, selected
 
 #: The opset of ONNX from which on neighbours along an axis can share a scale.
 _BLOCKS_FROM = 21
@@ -26,19 +24,7 @@ _BLOCKS_FROM = 21
 _ROUNDING = 1e-9
 
 
-class LayerOptions(BaseModel):
-    """What is different for some layers."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    weight_bits: Bits | None = Field(default=None, description="bits of their weights")
-    activation_bits: Bits | None = Field(default=None, description="bits of the activations that they read")
-    per_channel: bool | None = Field(default=None, description="a scale for every output channel")
-    weight_only: bool | None = Field(default=None, description="quantize their weights, and let them read floats")
-    keep_float: bool = Field(default=False, description="leave them in floats")
-
-
-class InsertQdq(Pass):
+class InsertQdq(QuantizingPass):
     """Quantize weights and activations to 8 bits, as QuantizeLinear and DequantizeLinear pairs.
 
     Conv(x, W, B)  ->  Conv(DequantizeLinear(QuantizeLinear(x)), DequantizeLinear(W8), DequantizeLinear(B32))
@@ -64,28 +50,15 @@ class InsertQdq(Pass):
 
     name: ClassVar[str] = "insert-qdq"
     effect: ClassVar[Effect] = "approximate"
-    quantizes: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("calibration",)
 
-    method: Method = Field("min-max", description="how the ranges of activations are found")
-    percentile: float = Field(99.99, gt=50, le=100, description="what 'percentile' keeps of the values, in percent")
     samples: int = Field(512, ge=1, description="calibration samples that are used at most")
-    activation_dtype: Dtype | None = Field(None, description="type of activations; without it, the target's")
-    activation_symmetric: bool | None = Field(None, description="zero is in the middle; without it, as the target's")
-    weight_dtype: Dtype | None = Field(None, description="type of weights; without it, the target's")
-    weight_bits: Bits = Field(8, description="bits of weights")
-    activation_bits: Bits = Field(8, description="bits of what layers read; element-wise operators read 8")
-    weight_method: Literal["min-max", "mse"] = Field("min-max", description="how the ranges of weights are found")
-    per_channel: bool | None = Field(None, description="a scale for every output channel; without it, as the target's")
     weight_only: bool = Field(False, description="quantize the weights of Gemm and MatMul and nothing else")
     group_size: int | None = Field(
         None, ge=8, description="inputs that share a scale in layers with weight_only, in models of opset 21 or newer; "
         "without it, a channel has one"
     )  # fmt: skip
     budget: DropBudget | None = Field(None, description="what quantization may cost; layers stay in floats to keep it")
-    layers: dict[str, LayerOptions] = Field({}, description="other options for layers, by name or glob")
-    include: tuple[str, ...] = Field(("*",), description="quantize only layers whose name fits one of these globs")
-    exclude: tuple[str, ...] = Field((), description="leave layers in floats whose name fits one of these globs")
 
     def data_needed(self) -> tuple[str, ...]:
         """None where only weights are quantized, and no drop is measured."""

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from glob import escape
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -11,15 +11,16 @@ from pydantic import Field
 from nnc import quantize
 from nnc.output import Memory
 from nnc.passes.fold_batchnorm import FoldBatchNorm
-from nnc.passes.insert_qdq import Bits, Dtype, InsertQdq, LayerOptions
+from nnc.passes.insert_qdq import InsertQdq
 from nnc.proto import is_standard
 from nnc.quantize import Method
 from nnc.quantize.placement import LAYERS
+from nnc.quantized import Bits, LayerOptions, QuantizingPass, WeightMethod
 from nnc.rewrite import Context
 from nnc.trained import TrainingPass
 
 
-class TrainQuantized(TrainingPass):
+class TrainQuantized(QuantizingPass, TrainingPass):
     """Quantize weights and activations to 2 to 8 bits, and train the network in this arithmetic.
 
     Conv(x, W, B)  ->  Conv(DequantizeLinear(QuantizeLinear(x)), DequantizeLinear(W'), DequantizeLinear(B'))
@@ -38,22 +39,11 @@ class TrainQuantized(TrainingPass):
     """
 
     name: ClassVar[str] = "train-quantized"
-    quantizes: ClassVar[bool] = True
 
-    weight_bits: Bits = Field(8, description="bits of weights")
-    activation_bits: Bits = Field(8, description="bits of what layers read; element-wise operators read 8")
     ends_bits: Bits = Field(8, description="bits of the first and the last layer, where the others have fewer")
     method: Method = Field("mse", description="how the ranges of activations are found, from which training starts")
-    percentile: float = Field(99.99, gt=50, le=100, description="what 'percentile' keeps of the values, in percent")
+    weight_method: WeightMethod = Field("mse", description="how the ranges of weights are found")
     calibration_samples: int = Field(512, ge=1, description="samples that ranges are found on at most")
-    activation_dtype: Dtype | None = Field(None, description="type of activations; without it, the target's")
-    activation_symmetric: bool | None = Field(None, description="zero is in the middle; without it, as the target's")
-    weight_dtype: Dtype | None = Field(None, description="type of weights; without it, the target's")
-    weight_method: Literal["min-max", "mse"] = Field("mse", description="how the ranges of weights are found")
-    per_channel: bool | None = Field(None, description="a scale for every output channel; without it, as the target's")
-    layers: dict[str, LayerOptions] = Field({}, description="other options for layers, by name or glob")
-    include: tuple[str, ...] = Field(("*",), description="quantize only layers whose name fits one of these globs")
-    exclude: tuple[str, ...] = Field((), description="leave layers in floats whose name fits one of these globs")
 
     def run(self, graph: gs.Graph, context: Context) -> int:
         from nnc.training.fake_quantization import FakeQuantization

@@ -18,11 +18,12 @@ from nnc.data import Dataset, Preprocess
 from nnc.errors import NncError
 from nnc.passes import GRAPH_PASSES
 from nnc.passes.fold_batchnorm import FoldBatchNorm
-from nnc.passes.insert_qdq import Bits, InsertQdq, LayerOptions
+from nnc.passes.insert_qdq import InsertQdq
 from nnc.passes.prune_channels import PruneChannels
 from nnc.passes.split_conv_svd import SplitConvSvd
 from nnc.quantize import precision
 from nnc.quantize.precision import DropBudget
+from nnc.quantized import Bits, LayerOptions
 from nnc.session import Session
 
 CHAIN = """

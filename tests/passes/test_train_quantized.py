@@ -12,8 +12,9 @@ from nnc import lowering, pipeline, quantize, target, testing, verify
 from nnc.data import Dataset, Preprocess
 from nnc.lowering.library import Library
 from nnc.passes.fold_batchnorm import FoldBatchNorm
-from nnc.passes.insert_qdq import InsertQdq, LayerOptions
+from nnc.passes.insert_qdq import InsertQdq
 from nnc.passes.train_quantized import TrainQuantized
+from nnc.quantized import LayerOptions
 from nnc.session import Session
 
 torch = pytest.importorskip("torch")
