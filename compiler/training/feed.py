@@ -15,15 +15,34 @@ from nnc.errors import NncError
 from nnc.training.options import Augment
 
 Arrays = dict[str, np.ndarray]
-Batch = tuple[dict[str, torch.Tensor], torch.Tensor | None]
 
 #: Bytes of decoded samples that are held; of more, each epoch decodes them anew.
 _MOST_BYTES = 2 << 30
 
 
 @dataclass(frozen=True)
+class Batch:
+    """Samples that are shown together."""
+
+    inputs: dict[str, torch.Tensor]
+    """By name, float32 [n, ...]."""
+    labels: torch.Tensor | None
+    """int64 [n]."""
+    shares: torch.Tensor | None = None
+    """float32 [n], at least a half, of blended images: what each has of its own. The rest is of the one that is as far
+    from the end of the batch."""
+
+    def to(self, device: torch.device) -> Batch:
+        inputs = {
+            name: x.to(device, memory_format=torch.channels_last if x.dim() == 4 else torch.preserve_format)
+            for name, x in self.inputs.items()
+        }
+        return Batch(inputs, *(None if each is None else each.to(device) for each in (self.labels, self.shares)))
+
+
+@dataclass(frozen=True)
 class Feed:
-    """A dataset as batches of inputs by name, float32 [n, ...], and labels int64 [n] where it has them."""
+    """A dataset as batches, with labels where it has them."""
 
     data: Dataset
     batch: int
@@ -48,15 +67,20 @@ class Feed:
             yield self._batch(chosen, None)
 
     def _batch(self, chosen: np.ndarray, rng: np.random.Generator | None) -> Batch:
-        images = self.data.images
+        images, labels, shares = self.data.images, self.data.labels, None
         if images is None:
-            arrays = self._arrays(chosen)
+            arrays = {name: values[chosen] for name, values in self._whole.items()}
+        elif rng is None:
+            arrays = images.prepared(self._pixels(chosen))
         else:
-            pixels = self._pixels(chosen)
-            arrays = images.prepared(pixels if rng is None else varied(pixels, self.augment, rng))
-        labels = self.data.labels
-        inputs = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items()}
-        return inputs, None if labels is None else torch.from_numpy(labels[chosen])
+            arrays = images.prepared(varied(self._pixels(chosen), self.augment, rng))
+            shares = drawn(len(chosen), self.augment, rng)
+            arrays = arrays if shares is None else {name: blended(each, shares) for name, each in arrays.items()}
+        return Batch(
+            {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items()},
+            None if labels is None else torch.from_numpy(labels[chosen]),
+            None if shares is None else torch.from_numpy(shares),
+        )
 
     def _pixels(self, chosen: np.ndarray) -> np.ndarray:
         if self._decoded is not None:
@@ -79,9 +103,6 @@ class Feed:
             self.progress(done, len(decoded))
         self.progress(len(decoded), len(decoded))
         return decoded
-
-    def _arrays(self, chosen: np.ndarray) -> Arrays:
-        return {name: values[chosen] for name, values in self._whole.items()}
 
     @cached_property
     def _whole(self) -> Arrays:
@@ -111,3 +132,23 @@ def varied(pixels: np.ndarray, augment: Augment, rng: np.random.Generator) -> np
     rows = top[:, None] + np.arange(height)
     columns = left[:, None] + np.arange(width)
     return padded[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def drawn(count: int, augment: Augment, rng: np.random.Generator) -> np.ndarray | None:
+    """What each image keeps of its own, float32 [count], at least a half; None where none is blended."""
+    if not augment.mixup:
+        return None
+    shares = rng.beta(augment.mixup, augment.mixup, count).astype(np.float32)
+    return np.maximum(shares, 1 - shares)
+
+
+def blended(values: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Images float32 [n, ...], each with a share of its own and the rest of the one as far from the end.
+
+    Zhang et al., mixup: beyond empirical risk minimization, ICLR 2018. A teacher that is shown the same blend says what
+    it is, which no label does: a few images become as many as training lasts (Beyer et al., Knowledge distillation: a
+    good teacher is patient and consistent, CVPR 2022).
+    """
+    own = shares.reshape(-1, *[1] * (values.ndim - 1))
+    mixed: np.ndarray = own * values + (1 - own) * values[::-1]
+    return mixed

@@ -170,11 +170,11 @@ class _Run:
 
     def _step(self, batch: Batch, done: float) -> tuple[float, int, int]:
         """One step; returns its loss, how many classes were right, and of how many samples."""
-        inputs, labels = self._moved(batch)
+        batch = batch.to(self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = self.options.learning_rate * steps.rate(done, self.options.warmup)
         self.optimizer.zero_grad()
-        loss, outputs = self._forward(inputs, labels)
+        loss, outputs = self._forward(batch)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise NncError(f"the loss is {value} in epoch {len(self.result.losses) + 1}", "lower 'learning_rate'")
@@ -183,22 +183,12 @@ class _Run:
         steps.shorten(self.optimizer, self.options.gradient_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return value, _right(outputs, labels), len(next(iter(inputs.values())))
+        return value, _right(outputs, batch.labels), len(outputs)
 
-    def _forward(
-        self, inputs: dict[str, torch.Tensor], labels: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None):
-            found = self.module(inputs, self.loss.wanted)
-            return self.loss(inputs, found, labels), found[self.module.outputs[0]]
-
-    def _moved(self, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
-        inputs, labels = batch
-        moved = {
-            name: x.to(self.device, memory_format=torch.channels_last if x.dim() == 4 else torch.preserve_format)
-            for name, x in inputs.items()
-        }
-        return moved, None if labels is None else labels.to(self.device)
+            found = self.module(batch.inputs, self.loss.wanted)
+            return self.loss(batch, found), found[self.module.outputs[0]]
 
     def _judge(self) -> None:
         """Early stop: is the network better than it ever was on what is held out?"""
@@ -218,10 +208,10 @@ class _Run:
         losses, right, count = 0.0, 0, 0
         with torch.no_grad():
             for batch in self.held.plain():
-                inputs, labels = self._moved(batch)
-                loss, outputs = self._forward(inputs, labels)
+                moved = batch.to(self.device)
+                loss, outputs = self._forward(moved)
                 size = len(outputs)
-                losses, right, count = losses + float(loss) * size, right + _right(outputs, labels), count + size
+                losses, right, count = losses + float(loss) * size, right + _right(outputs, moved.labels), count + size
         return -losses / count if self.held.data.labels is None else right / count
 
     def _has_stopped(self) -> bool:

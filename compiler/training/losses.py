@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # as everybody calls it
 
+from nnc.training.feed import Batch
 from nnc.training.hidden import Pair
 from nnc.training.module import GraphModule
 from nnc.training.options import Distill, Options
@@ -28,17 +29,28 @@ class Loss(nn.Module):
         """Hidden tensors of the student that it looks at."""
         return [pair.student for pair in self.teacher.pairs] if self.teacher else []
 
-    def forward(self, inputs: Tensors, found: Tensors, labels: Tensor | None) -> Tensor:
+    def forward(self, batch: Batch, found: Tensors) -> Tensor:
         """The mean over the batch, from the student's outputs and wanted tensors."""
         outputs = {name: found[name] for name in self._student[0].outputs}
-        labelled = None if labels is None else self._cross_entropy(next(iter(outputs.values())), labels)
+        labelled = self._labelled(next(iter(outputs.values())), batch)
         if self.teacher is None:
             assert labelled is not None, "without a teacher there are labels"
             return labelled
-        return self.teacher(inputs, outputs, found, labelled)
+        return self.teacher(batch.inputs, outputs, found, labelled)
 
-    def _cross_entropy(self, scores: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(scores.flatten(1).float(), labels, label_smoothing=self._options.label_smoothing)
+    def _labelled(self, scores: Tensor, batch: Batch) -> Tensor | None:
+        """The cross-entropy, of blended images in the shares of both labels; None without labels."""
+        if batch.labels is None:
+            return None
+        own = self._cross_entropies(scores, batch.labels)
+        if batch.shares is None:
+            return own.mean()
+        other = self._cross_entropies(scores, batch.labels.flip(0))
+        return (batch.shares * own + (1 - batch.shares) * other).mean()
+
+    def _cross_entropies(self, scores: Tensor, labels: Tensor) -> Tensor:
+        smoothing = self._options.label_smoothing
+        return F.cross_entropy(scores.flatten(1).float(), labels, label_smoothing=smoothing, reduction="none")
 
 
 class Teacher(nn.Module):

@@ -16,6 +16,11 @@ class Augment(BaseModel):
         default=4, ge=0, description="pixels of black border around images, of which a random part is cut out"
     )
     flip: bool = Field(default=True, description="mirror every second image left to right")
+    mixup: float = Field(
+        default=0.0,
+        ge=0,
+        description="blend every image with another one, in shares from Beta(mixup, mixup): 1 draws all alike, 0 none",
+    )
 
 
 class Distill(BaseModel):

@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 import pytest
 import torch
 
+from nnc import graph as graphs
 from nnc import testing
 from nnc.data import Dataset, Preprocess
 from nnc.errors import NncError
@@ -190,7 +191,7 @@ def test_distilled_without_labels(images: Path, tmp_path: Path) -> None:
         tmp_path / "unlabelled.npz", network(1), teacher=teacher, distill=Distill(logits=1.0), epochs=15
     )
     assert not result.accuracies
-    inputs, _ = next(feed.Feed(opened(images, student), 96, Augment(), 0).plain())
+    inputs = next(feed.Feed(opened(images, student), 96, Augment(), 0).plain()).inputs
     with torch.no_grad():
         right = GraphModule(student).eval()(inputs)["y"].argmax(1).numpy() == labels
     assert right.mean() > 0.9
@@ -204,7 +205,7 @@ def test_hidden_layers_come_nearer_to_the_teachers(images: Path, given: dict[str
     distill = Distill(**({"logits": 0.0} | given))  # type: ignore[arg-type]
     before, after = network(1), trained(images, network(1), teacher=teacher, distill=distill, epochs=8)[0]
     measure = losses.boundary if distill.activation_boundary else losses.relative_error
-    inputs, _ = next(feed.Feed(opened(images, before), 96, Augment(), 0).plain())
+    inputs = next(feed.Feed(opened(images, before), 96, Augment(), 0).plain()).inputs
     name = distill.layers[0] if distill.layers else "c2"
     with torch.no_grad():
         taught, first, last = (GraphModule(each).eval()(inputs, [name])[name] for each in (teacher, before, after))
@@ -255,11 +256,11 @@ def test_wrong_data(images: Path, tmp_path: Path) -> None:
 
 def test_images_move_and_turn_by_the_seed_alone(images: Path) -> None:
     data = opened(images, network())
-    first, again = (next(feed.Feed(data, 32, Augment(crop=2), 0).epoch(3)) for _ in range(2))
-    torch.testing.assert_close(first[0]["x"], again[0]["x"], rtol=0, atol=0)
+    first, again = (next(feed.Feed(data, 32, Augment(crop=2, mixup=1.0), 0).epoch(3)) for _ in range(2))
+    torch.testing.assert_close(vars(first), vars(again), rtol=0, atol=0)
     other = next(feed.Feed(data, 32, Augment(crop=2), 0).epoch(4))
-    assert not torch.equal(first[1], other[1])
-    seen = torch.cat([labels for _, labels in feed.Feed(data, 32, Augment(), 0).epoch(0) if labels is not None])
+    assert not torch.equal(first.labels, other.labels)
+    seen = torch.cat([each.labels for each in feed.Feed(data, 32, Augment(), 0).epoch(0) if each.labels is not None])
     assert sorted(seen.tolist()) == sorted(data.labels.tolist()), "every sample once"  # type: ignore[union-attr]
 
 
@@ -277,6 +278,42 @@ def test_crops_are_parts_of_the_image_over_black() -> None:
     mirrored = (flipped == pixels[:, :, ::-1]).all((1, 2, 3))
     assert 60 < mirrored.sum() < 140
     np.testing.assert_array_equal(flipped[~mirrored], pixels[~mirrored])
+
+
+def test_blends_are_of_two_images(images: Path) -> None:
+    data = opened(images, network())
+    plain, blend = (
+        next(feed.Feed(data, 32, Augment(crop=0, flip=False, mixup=alpha), 0).epoch(0)) for alpha in (0.0, 0.5)
+    )
+    assert plain.shares is None
+    assert blend.shares is not None
+    assert blend.shares.min() >= 0.5
+    assert blend.shares.std() > 0.1
+    own = blend.shares.reshape(-1, 1, 1, 1)
+    expected = own * plain.inputs["x"] + (1 - own) * plain.inputs["x"].flip(0)
+    torch.testing.assert_close(blend.inputs["x"], expected)
+    assert next(feed.Feed(data, 32, Augment(mixup=0.5), 0).plain()).shares is None, "nobody is judged on blends"
+
+
+def test_blends_have_the_labels_of_both() -> None:
+    """The cross-entropy is that of the blended labels."""
+    module = GraphModule(network())
+    loss = losses.Loss(module, Options(label_smoothing=0.1), None)
+    scores, labels = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
+    shares = torch.tensor([1.0, 0.9, 0.8, 0.7, 0.6, 0.5])
+    found = loss(feed.Batch({}, labels, shares), {"y": scores})
+    hot = torch.eye(4)[labels]
+    smooth = 0.9 * (shares[:, None] * hot + (1 - shares[:, None]) * hot.flip(0)) + 0.1 / 4
+    assert float(found) == pytest.approx(float(-(smooth * scores.log_softmax(1)).sum(1).mean()), rel=1e-5)
+
+
+def test_a_teacher_says_what_blends_are(images: Path) -> None:
+    """A copy of the teacher has nothing to learn from it, blended or not."""
+    teacher, _ = trained(images, epochs=3)
+    frozen = {"epochs": 1, "distill": Distill(logits=1.0), "augment": Augment(mixup=1.0), "learning_rate": 1e-9}
+    _, taught = trained(images, graph=graphs.copy(teacher), teacher=teacher, **frozen)  # type: ignore[arg-type]
+    _, apart = trained(images, graph=network(1), teacher=teacher, **frozen)  # type: ignore[arg-type]
+    assert taught.losses[0] < 0.2 * apart.losses[0]
 
 
 def test_gradients_are_cut_to_a_length() -> None:
