@@ -47,7 +47,7 @@ def timed(library: Path, kernels: Sequence[Mapping[str, Any]], graph: gs.Graph, 
     built = [_Kernel(kernel["name"], kernel["nodes"]) for kernel in kernels]
     if len(steps) != len(built):
         raise NncError(f"{library}: has {len(steps)} kernels, the report {len(built)}", "compile again")
-    made = layers(graph, context.predict(graph), built, steps)
+    made = layers(graph, context.predict(graph), built, steps, context.target.unit.halves)
     return {"latency_ms": sum(layer["latency_ms"] for layer in made), "layers": made}
 
 

@@ -193,16 +193,25 @@ class _Casting:
         self.casts[id(tensor), "float16"] = half
 
 
-def executed(graph: gs.Graph) -> gs.Graph:
-    """What a library runs: a copy in which float32 takes the place of float16, which no kernel computes in.
+def executed(graph: gs.Graph, halves: bool) -> gs.Graph:
+    """What a library runs on a unit that computes in float16 (`halves`), or does not.
 
-    Every value is at least as exact. The Casts between the two go; inputs and outputs of the graph keep their types.
+    The graph itself where it can; otherwise a copy in which float32 takes the place of float16: every value is at least
+    as exact, the Casts between the two go, and inputs and outputs of the graph keep their types. Networks that are
+    quantized in part are copied too: channels of bytes and of float16 stand in blocks of different sizes.
     """
-    if not any(_is_half(tensor) for node in graph.nodes for tensor in (*node.inputs, *node.outputs)):
+    if not has_halves(graph):
+        return graph
+    if halves and not any(is_standard(node, *_QUANTIZED) for node in graph.nodes):
         return graph
     copied = graphs.copy(graph)
     _Widening(copied).run()
     return copied
+
+
+def has_halves(graph: gs.Graph) -> bool:
+    """Whether any node reads or writes float16."""
+    return any(_is_half(tensor) for node in graph.nodes for tensor in (*node.inputs, *node.outputs))
 
 
 def _is_half(tensor: gs.Tensor) -> bool:

@@ -144,6 +144,11 @@ class Unit(Table):
         return self.tvm.get("host", self.tvm).get("mtriple", "unknown").split("-")[0]
 
     @property
+    def halves(self) -> bool:
+        """Whether libraries compute in float16 on it: AArch64 has the arithmetic since ARMv8.2, x86 converts only."""
+        return self.kind == "cpu" and self.architecture == "aarch64" and "float16" in self.dtypes
+
+    @property
     def lowerable(self) -> bool:
         """Whether `nnc.lowering` can build a library for it."""
         if self.kind == "gpu":

@@ -18,8 +18,8 @@ class CastFp16(Pass):
 
     y = Conv(x, W)  ->  y = Cast(Conv(Cast(x), W16))
 
-    model.onnx is half as large, and faster in runtimes that compute in float16. The code that nnc builds of it computes
-    in float32.
+    model.onnx is half as large, and faster in runtimes that compute in float16. So are libraries for processors that do
+    (AArch64 since ARMv8.2), with half the memory for activations; those for other units compute in float32.
 
     Approximate. Declines where float16 does not suffice: operators that easily leave its range (Exp, Pow, Softmax and
     the like), weights that are too large or too small for it, what is quantized, and with calibration data the nodes

@@ -129,6 +129,7 @@ def unit_of(target: Target, machine: tvm.target.Target, threads: int) -> Unit:
         unit.l2_bytes,
         per_cycle,
         _instruction(target, machine),
+        halves=unit.halves and bool(codegen.target_has_features("fullfp16", machine)),
     )
 
 

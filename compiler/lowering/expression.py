@@ -49,30 +49,35 @@ class Expression:
         for step in self.steps:
             arguments = [slots[a] if isinstance(a, int) else scalar.real(a) for a in step.arguments]
             slots.append(T.bind(scalar.FUNCTIONS[step.op](*arguments, **dict(step.attributes))))
-        return slots[-1] if self.dtype == "float32" else slots[-1].astype("int32").astype(self.dtype)
+        if self.dtype.startswith("float"):
+            return slots[-1].astype(self.dtype)
+        return slots[-1].astype("int32").astype(self.dtype)
 
     @property
     def is_finite(self) -> bool:
         """Whether finite inputs give finite results: integers always are."""
-        return self.dtype != "float32" or all(step.op in scalar.FINITE for step in self.steps)
+        return not self.dtype.startswith("float") or all(step.op in scalar.FINITE for step in self.steps)
 
 
 def _as_float(value: Any) -> Any:
     dtype = str(value.ty.dtype if hasattr(value, "ty") else value.dtype)  # of an expression, of an element in TE
-    if dtype == "float32":
-        return value
+    if dtype.startswith("float"):
+        return value.astype("float32")
     return (value if dtype == "int32" else value.astype("int32")).astype("float32")
 
 
+#: What kernels read and write as floats.
+FLOATS = (np.float32, np.float16)
+
 # Operators whose inputs are all values and whose attributes are those of the function.
 _PLAIN = set(scalar.FUNCTIONS) - {"Affine", "Clip", "Dequantize", "Quantize", "Requantize"}
-_SPECIAL = {"BatchNormalization", "Clip", "Conv", "DequantizeLinear", "Dropout", "QuantizeLinear"}
+_SPECIAL = {"BatchNormalization", "Cast", "Clip", "Conv", "DequantizeLinear", "Dropout", "QuantizeLinear"}
 
 
 def is_elementwise(node: gs.Node) -> bool:
     """Whether a node computes every element of its one output from the elements at the same place, in float32.
 
-    QuantizeLinear is the last of a chain, or DequantizeLinear follows it.
+    What it reads and writes may be float16. QuantizeLinear is the last of a chain, or DequantizeLinear follows it.
     """
     if node.op not in _PLAIN | _SPECIAL or node.domain not in (None, "", "ai.onnx") or len(_used(node.outputs)) != 1:
         return False
@@ -86,13 +91,16 @@ def is_elementwise(node: gs.Node) -> bool:
         return False
     values = node.inputs[:1] if node.op in _SPECIAL else node.inputs
     # Broadcasting may only stretch operands, never add to the front of the first one.
-    return (
-        all(tensor.dtype == np.float32 for tensor in [*values, node.outputs[0]]) and node.outputs[0].shape is not None
-    )
+    return all(tensor.dtype in FLOATS for tensor in [*values, node.outputs[0]]) and node.outputs[0].shape is not None
 
 
 def _used(tensors: Sequence[gs.Tensor]) -> list[gs.Tensor]:
     return [tensor for tensor in tensors if tensor.name and (tensor.outputs or tensor is tensors[0])]
+
+
+def _float(tensor: gs.Tensor) -> str:
+    """In which floats a value is stored."""
+    return "float16" if tensor.dtype == np.float16 else "float32"
 
 
 def _is_scalar(tensor: gs.Tensor) -> bool:
@@ -148,7 +156,7 @@ class Builder:
         """
         self.operands: list[gs.Tensor | np.ndarray] = []
         self._integers = scale is not None
-        self._dtype = "float32"
+        self._dtype = "float32" if value is None else _float(value)
         self._has_value = value is not None
         self._steps: list[tuple[str, list[Any], dict[str, Any]]] = []
         self._results: dict[int, tuple[str, int]] = {}  # id of a tensor -> where it is
@@ -163,14 +171,14 @@ class Builder:
     @property
     def is_integer(self) -> bool:
         """Whether the steps so far end in integers."""
-        return self._dtype != "float32"
+        return not self._dtype.startswith("float")
 
     def add(self, node: gs.Node) -> None:
         """Append the steps of one elementwise node."""
         for op, arguments, attributes in _steps(node):
             self._append(op, arguments, node.outputs[0], **attributes)
         quantization = integers.of(node) if node.op == "QuantizeLinear" else None
-        self._dtype = quantization.dtype if quantization else "float32"
+        self._dtype = quantization.dtype if quantization else _float(node.outputs[0])
 
     def requantize(self, value: gs.Tensor, rounding: Rounding) -> None:
         """Append the steps from the value of the root, in units of the result's scale, to integers."""
@@ -240,7 +248,7 @@ def _steps(node: gs.Node) -> list[tuple[str, list[Any], dict[str, Any]]]:
         return [("Affine", [x, scale, shift[0]], {})] if shift else [("Mul", [x, scale], {})]
     if node.op == "Clip":
         return [("Clip", [x, *_bounds(node)], {})]
-    if node.op == "Dropout":
+    if node.op in ("Cast", "Dropout"):
         return [("Identity", [x], {})]
     if node.op == "QuantizeLinear":
         limits = np.iinfo(node.outputs[0].dtype or np.uint8)

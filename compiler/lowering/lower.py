@@ -51,7 +51,7 @@ def lower(
     generic.require_standard(graph.nodes)
     ready = prepared(graph, unit)
     graph = ready.graph
-    lowering = Lowering(unit, machine, ready, schedules or Unknown())
+    lowering = Lowering(unit.of("float16") if ready.halves else unit, machine, ready, schedules or Unknown())
     lowering.add_inputs(graph.inputs)
     groups = fuse.partition(graph, frozenset(lowering.layers))
     for done, group in enumerate(groups):
@@ -248,7 +248,7 @@ class Lowering(Forms):
 
         `scale`, which broadcasts over `out_shape`, is what integers of the root are worth.
         """
-        if dtype not in ("float32", "int32"):
+        if dtype not in ("float32", "float16", "int32"):
             return Tail(Expression(1, (), dtype), (), block)
         builder = self.steps(group, bias, scale)
         expression = builder.expression()
@@ -257,7 +257,7 @@ class Lowering(Forms):
         return Tail(expression, tuple(operands), block, out_shape[1] if masked else None)
 
     def _generic(self, node: gs.Node) -> None:
-        """A node without a template: TVM's own lowering, on plain tensors."""
+        """A node without a template: TVM's own lowering, on plain tensors, computing in float32."""
         variables = [tensor for tensor in node.inputs if not isinstance(tensor, gs.Constant) and not tensor.is_empty()]
         made: dict[tuple[str, int], Tensor] = {}
 
@@ -267,7 +267,7 @@ class Lowering(Forms):
             source = self.plain(variables[value.index]) if value.kind == "input" else made[value.kind, value.index]
             return source.view(value.shape)
 
-        for piece in generic.lower(node, self.unit, self.machine, self._ready.graph.opset):
+        for piece in generic.lower(node, self.unit.of("float32"), self.machine, self._ready.graph.opset):
             for value in piece.results:
                 made.setdefault((value.kind, value.index), Tensor(value.shape, value.dtype))
             results = [made[value.kind, value.index].view(value.shape) for value in piece.results]

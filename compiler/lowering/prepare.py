@@ -26,11 +26,13 @@ class Prepared:
     """What `integers.layer` says of every node."""
     weights: Mapping[int, integers.Weights]
     """The integers that products of floats keep as weights."""
+    halves: bool
+    """Whether kernels compute in float16: blocks then have as many channels as a register has of these."""
 
 
 def prepared(graph: gs.Graph, unit: Unit) -> Prepared:
     """A copy of a graph in which moves are settled, weights folded or held, and signals are images."""
-    graph, stored = halving.executed(graph).copy(), dot_of(unit).dtype
+    graph, stored = halving.executed(graph, unit.halves).copy(), dot_of(unit).dtype
     settle(graph, stored)
     layers = {id(node): integers.layer(node, wide=isinstance(unit, Dsp)) for node in graph.nodes}
     # GPUs multiply the floats that integers stand for.
@@ -40,7 +42,7 @@ def prepared(graph: gs.Graph, unit: Unit) -> Prepared:
     _fold_weights(graph)
     as_images(graph)
     settle(graph, stored)  # what stands between signals and images moves integers too
-    return Prepared(graph, layers, held)
+    return Prepared(graph, layers, held, unit.halves and halving.has_halves(graph))
 
 
 def _hold_weights(graph: gs.Graph, held: Mapping[int, integers.Weights]) -> None:

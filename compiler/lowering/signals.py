@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from nnc.lowering.expression import is_elementwise
+from nnc.lowering.expression import FLOATS, is_elementwise
 
 _LAYERS = {"AveragePool", "Conv", "ConvTranspose", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"}
 
@@ -42,7 +42,7 @@ def as_images(graph: gs.Graph) -> None:
 
 
 def _is_signal(tensor: gs.Tensor) -> bool:
-    return tensor.dtype == np.float32 and tensor.shape is not None and len(tensor.shape) == 3
+    return tensor.dtype in FLOATS and tensor.shape is not None and len(tensor.shape) == 3
 
 
 def _joins(node: gs.Node, images: Mapping[int, gs.Variable]) -> bool:

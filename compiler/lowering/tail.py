@@ -84,6 +84,6 @@ class Tail:
             if self.channels is None:
                 return result
             there = index[1] * self.block + index[-1] < self.channels
-            return tirx.Select(there, result, tirx.const(0, "float32"))
+            return tirx.Select(there, result, tirx.const(0, self.dtype))
 
         return apply

@@ -65,19 +65,26 @@ class Workload:
             "operands": [[list(shape), dtype] for shape, dtype in self.operands],
             "dtype": self.expression.dtype,
         }
-        return as_json({"op": self.op, "problem": asdict(self.problem), "epilogue": epilogue})
+        problem = asdict(self.problem)
+        if self.op == "conv2d" and self.problem.dtype == "float32":
+            del problem["dtype"]  # as records have it that are older than other types
+        return as_json({"op": self.op, "problem": problem, "epilogue": epilogue})
 
     def default(self, unit: Unit) -> Plan:
         """The plan that the unit's figures choose."""
-        return self._kind.default(self, unit)
+        return self._kind.default(self, self._seen(unit))
 
     def plans(self, unit: Unit) -> list[Plan]:
         """The candidates; the default is the first."""
-        return list(dict.fromkeys([self.default(unit), *self._kind.plans(self, unit)]))
+        return list(dict.fromkeys([self.default(unit), *self._kind.plans(self, self._seen(unit))]))
 
     def estimates(self, plans: Sequence[Plan], unit: Unit) -> list[float]:
         """What the figures expect plans to take, up to a factor."""
-        return [self._kind.cycles(self, plan, unit) for plan in plans]
+        return [self._kind.cycles(self, plan, self._seen(unit)) for plan in plans]
+
+    def _seen(self, unit: Unit) -> Unit:
+        """The unit as kernels of the problem's type see it."""
+        return unit.of("float16" if self.problem.dtype == "float16" else "float32")
 
     def decoded(self, content: Mapping[str, Any], unit: Unit) -> Plan | None:
         """The plan that `encoded` wrote; None where it is none of this workload on this unit."""
@@ -205,7 +212,7 @@ class _Convolutions(_Kind):
             shapes = [(workload.problem.in_shape, "float32"), (winograd.packed_shape(tiled, plan), "float32")]
             return shapes, lambda X, U, *rest: winograd.compute(X, U, tiled, plan, *rest)
         conv = _direct(workload, plan)
-        shapes = [(conv.in_shape, "float32"), (conv2d.packed_shape(conv, plan), "float32")]
+        shapes = [(conv.in_shape, conv.dtype), (conv2d.packed_shape(conv, plan), conv.dtype)]
         return shapes, lambda X, W, *rest: conv2d.compute(X, W, conv, plan, *rest)
 
     def tail(self, workload: Workload, plan: Plan) -> Tail:
@@ -238,8 +245,8 @@ class _Depthwises(_Kind):
 
     def kernel(self, workload: Workload, plan: Plan) -> Kernel:
         conv = workload.problem
-        read, weights = ("float32", "float32") if conv.zero is None else (conv.dtype, "int8")
-        shapes: Shapes = [(conv.in_shape, read), (depthwise.packed_shape(conv), weights)]
+        weights = conv.dtype if conv.zero is None else "int8"
+        shapes: Shapes = [(conv.in_shape, conv.dtype), (depthwise.packed_shape(conv), weights)]
         return shapes, lambda X, W, *rest: depthwise.compute(X, W, conv, plan, *rest)
 
 
@@ -257,7 +264,8 @@ class _Products(_Kind):
     def kernel(self, workload: Workload, plan: Plan) -> Kernel:
         problem = workload.problem
         packed = gemm.packed_shape(problem.depth, problem.columns, plan)
-        shapes: Shapes = [((problem.rows, problem.depth), "float32"), (packed, problem.dtype)]
+        rows = "float16" if problem.dtype == "float16" else "float32"
+        shapes: Shapes = [((problem.rows, problem.depth), rows), (packed, problem.dtype)]
         if problem.group:
             groups = -(-problem.depth // problem.group)
             shapes.append((gemm.packed_shape(groups, problem.columns, plan), "float32"))
@@ -271,4 +279,4 @@ _KINDS: dict[type, _Kind] = {Conv2d: _Convolutions(), Depthwise: _Depthwises(), 
 
 @cache
 def _space(workload: Workload, unit: Unit) -> frozenset[Plan]:
-    return frozenset([workload.default(unit), *workload._kind.plans(workload, unit)])
+    return frozenset(workload.plans(unit))

@@ -54,7 +54,7 @@ class Prediction:
 def predict(graph: gs.Graph, target: Target, threads: int | None = None) -> Prediction:
     """Costs of one inference of `graph`, whose tensors have static shapes, on `threads` cores of the target's unit."""
     if target.unit.kind != "gpu":  # their vendors' engines compute in float16
-        graph = halving.executed(graph)
+        graph = halving.executed(graph, target.unit.halves)
     threads = threads or target.unit.threads
     executed = kernels(graph, target.unit.kind == "dsp")
     todo = work(executed)

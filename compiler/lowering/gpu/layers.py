@@ -42,7 +42,7 @@ def conv(lowering: Lowering, group: Group) -> bool:
     few = channels < lowering.block and not lowering.has_blocks(x)
     source = lowering.plain(x) if few else lowering.blocked(x)
     in_block = 1 if few else lowering.block
-    problem = Convolution(batch, channels, W.shape[0], window, groups, in_block, lowering.block, None, zero or 0)
+    problem = Convolution(batch, channels, W.shape[0], window, groups, in_block, lowering.block, zero=zero or 0)
     result = Tensor(problem.out_shape, tail.dtype)
     convolution.direct_into(lowering, group, problem, source, W, tail, result)
     lowering.define(group.outputs[0], result, lowering.block)

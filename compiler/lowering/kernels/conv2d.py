@@ -1,4 +1,4 @@
-"""Direct convolution, float32, blocked output; the input is blocked or, for images, plain NCHW.
+"""Direct convolution, float32 or float16, blocked output; the input is blocked or, for images, plain NCHW.
 
     out[n, o, y, x, lane] = epilogue(sum over i, kh, kw, j of X[n, i, y', x', j] * W[o, i, kh, kw, j, lane])
 
@@ -10,13 +10,17 @@ A transposed convolution with stride s is s * s convolutions, each for one of th
 
 Groups: a block of output channels reads the blocks of input channels that its groups cover. Where groups are narrower
 than a block, the weights in between are zero.
+
+Of float16, the products of as many input blocks as HALF_DEPTH allows are added up in float16, of one row of the kernel
+where that is large; these sums are added up in float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain, product
+from itertools import product
 from math import ceil
 from typing import Any, Literal
 
@@ -27,15 +31,18 @@ from tvm.script.ir_builder import tirx as T
 
 from nnc.lowering.kernels.gemm import (
     CACHE_LINE,
+    HALF_DEPTH,
     Epilogue,
     Expr,
     RegisterTile,
+    add,
+    even_share,
     lane,
     max_rows,
     prefetch,
-    scratch,
     splat,
     store,
+    sums_of,
 )
 from nnc.lowering.kernels.unit import Unit
 from nnc.lowering.kernels.window import Tiles, Window
@@ -64,6 +71,8 @@ class Conv2d:
     """Channels per block of the input; 1 is plain NCHW."""
     block: int
     phase: Phase | None = None
+    dtype: str = "float32"
+    """Of what is multiplied."""
 
     @property
     def in_shape(self) -> tuple[int, ...]:
@@ -217,7 +226,7 @@ def pack(W: np.ndarray, conv: Conv2d, plan: Plan) -> np.ndarray:
     width = plan.tile.vectors * conv.block
     most, firsts = conv.reads(plan.tile.vectors)
     ins, outs = conv.in_channels // conv.groups, conv.out_channels // conv.groups
-    packed = np.zeros((len(firsts), most * conv.in_block, *conv.window.kernel, width), np.float32)
+    packed = np.zeros((len(firsts), most * conv.in_block, *conv.window.kernel, width), conv.dtype)
     for o in range(conv.out_channels):
         start = o // outs * ins - firsts[o // width] * conv.in_block
         packed[o // width, start : start + ins, :, :, o % width] = W[o]
@@ -242,7 +251,8 @@ def compute(
 ) -> te.Tensor:
     """`epilogue(conv(X, W))` as `dtype` `[batch, out block, out height, out width, lane]`, or its pixels of a phase.
 
-    `X` is float32 `[batch, in block, height, width, lane]`, or `[batch, channel, height, width]` for in_block 1.
+    `X` is `[batch, in block, height, width, lane]`, or `[batch, channel, height, width]` for in_block 1, of the type of
+    `conv`; the epilogue gets sums in float32.
     """
     kernel = _Kernel(conv, plan, epilogue)
     return te.extern(
@@ -280,19 +290,52 @@ class _Kernel:
         """One register tile: sums from zero, the reduction, the epilogue."""
         n, y, group = place
         vectors, block = self.plan.tile.vectors, self.conv.block
-        sums = [[scratch(block) for _ in range(vectors)] for _ in range(tiles.columns)]
-        for total in chain.from_iterable(sums):
-            total[lane(block)] = splat(0.0, block)
-        self._reduce(X, W, tiles, place, x, sums)
+        sums = sums_of(tiles.columns, vectors, block)
+        if self.conv.dtype == "float32":
+            self._reduce(X, W, tiles, place, x, sums, (0, self._blocks), self.conv.window.rows(y))
+        else:
+            with self._part(y) as (blocks, rows):
+                few = sums_of(tiles.columns, vectors, block, self.conv.dtype)
+                self._reduce(X, W, tiles, place, x, few, blocks, rows)
+                add(sums, few, block)
         for c, v in product(range(tiles.columns), range(vectors)):
-            pixel = self.conv.pixel(y, x + c)
-            store(out, sums[c][v][lane(block)], (n, group * vectors + v, *pixel, 0), block, self.epilogue)
+            at = (n, group * vectors + v, *self.conv.pixel(y, x + c), 0)
+            store(out, sums[c][v][lane(block)], at, block, self.epilogue)
 
-    def _reduce(self, X: Any, W: Any, tiles: Tiles, place: list[Expr], x: Expr, sums: list[list[Any]]) -> None:
-        """Add up the products of one tile."""
+    @property
+    def _blocks(self) -> int:
+        """Input blocks that are read."""
+        return self.conv.reads(self.plan.tile.vectors)[0]
+
+    @contextmanager
+    def _part(self, y: Expr) -> Iterator[tuple[tuple[Expr, Expr], tuple[Expr, Expr]]]:
+        """Emit the loop over what is added up in float16: gives input blocks and kernel rows, first and last."""
+        window, blocks = self.conv.window, self._blocks
+        most = HALF_DEPTH // (window.kernel[0] * window.kernel[1] * self.conv.in_block)
+        if not most:
+            with T.serial(0, blocks) as i, T.serial(*window.rows(y)) as kh:
+                yield (i, i + 1), (kh, kh + 1)
+            return
+        share = even_share(blocks, most)
+        with T.serial(0, ceil(blocks / share)) as part:
+            first = T.bind(part * share)
+            yield (first, tirx.min(first + share, blocks)), window.rows(y)
+
+    def _reduce(
+        self,
+        X: Any,
+        W: Any,
+        tiles: Tiles,
+        place: list[Expr],
+        x: Expr,
+        sums: list[list[Any]],
+        blocks: tuple[Expr, Expr],
+        rows: tuple[Expr, Expr],
+    ) -> None:
+        """Add up the products of one tile, of input blocks and kernel rows from the first up to the last."""
         conv, window, unroll = self.conv, self.conv.window, self.plan.unroll
         n, y, group = place
-        with T.serial(0, packed_shape(conv, self.plan)[1]) as i, T.serial(*window.rows(y)) as kh:
+        with T.serial(*blocks) as i, T.serial(*rows) as kh:
             block = T.bind(conv.first_block(group, self.plan.tile.vectors) + i)
             row = T.bind(window.row(y, kh))
             for tap in tiles.taps():
@@ -325,8 +368,9 @@ class _Kernel:
         """Prefetch weights; where they stay in the first-level cache anyway, this costs next to nothing."""
         if not self.plan.ahead:
             return
-        for lane_ in range(0, self.plan.tile.vectors * self.conv.block, CACHE_LINE // 4):
-            prefetch(W, (*place, 0, self.plan.ahead // 4 + lane_), level=1)
+        size = np.dtype(self.conv.dtype).itemsize
+        for lane_ in range(0, self.plan.tile.vectors * self.conv.block, CACHE_LINE // size):
+            prefetch(W, (*place, 0, self.plan.ahead // size + lane_), level=1)
 
     def _depth(self, i: Expr) -> Expr:
         """The channels of an input block that the reduction goes through: the padding of the last one is skipped."""

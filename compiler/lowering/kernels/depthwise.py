@@ -4,7 +4,8 @@
 
 A row of the input is loaded once per kernel row and tile, and serves all kernel columns from registers. Bytes are
 widened to float32 as they are loaded: the sums of their products are whole numbers that float32 holds exactly, and
-multiply-adds of floats are as many per cycle as any of integers that does not saturate.
+multiply-adds of floats are as many per cycle as any of integers that does not saturate. The few products of float16 are
+added up in float16.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tvm import te
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from nnc.lowering.kernels.gemm import Epilogue, Expr, as_float, lane, scratch, splat, store
+from nnc.lowering.kernels.gemm import Epilogue, Expr, as_float, lane, store, sums_of
 from nnc.lowering.kernels.unit import Unit, lanes_of
 from nnc.lowering.kernels.window import Tiles, Window
 
@@ -33,7 +34,7 @@ class Depthwise:
     window: Window
     block: int
     zero: int | None = None
-    """The zero point of bytes; None for float32."""
+    """The zero point of bytes; None for floats."""
     dtype: str = "float32"
     """Of the input."""
 
@@ -45,6 +46,11 @@ class Depthwise:
     @property
     def blocks(self) -> int:
         return ceil(self.channels / self.block)
+
+    @property
+    def sums(self) -> str:
+        """Type of the products and their sums."""
+        return self.dtype if self.zero is None else "float32"
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,7 @@ def compute(
 ) -> te.Tensor:
     """`epilogue(conv(X - zero, W))` as `dtype` `[batch, block, out height, out width, lane]`.
 
-    `X` has the same layout; the epilogue gets float32 sums.
+    `X` has the same layout; the epilogue gets sums in float32, or of float16 in float16.
     """
     kernel = _Kernel(conv, plan, epilogue)
     return te.extern(
@@ -129,17 +135,19 @@ class _Kernel:
     def _tile(self, X: Any, W: Any, out: Any, tiles: Tiles, place: list[Expr], x: Expr) -> None:
         window, index = self.conv.window, lane(self.conv.block)
         n, block, y = place
-        sums = [scratch(self.conv.block) for _ in range(tiles.columns)]
-        for total in sums:
-            total[index] = splat(0.0, self.conv.block)
+        sums = sums_of(1, tiles.columns, self.conv.block, self.conv.sums)[0]
         with T.serial(*window.rows(y)) as kh:
             row = T.bind(window.row(y, kh))
             taps = range(window.kernel[1])
-            weights = [T.bind(as_float(T.buffer_proxy(W)[block, kh, kw, index], self.conv.block)) for kw in taps]
+            weights = [T.bind(self._factor(T.buffer_proxy(W)[block, kh, kw, index])) for kw in taps]
             for column, readers in tiles.readers(window).items():
                 loaded = T.buffer_proxy(X)[n, block, row, x * window.strides[1] + column, index]
-                pixel = T.bind(as_float(loaded, self.conv.block, self.conv.zero or 0))
+                pixel = T.bind(self._factor(loaded, self.conv.zero or 0))
                 for c, kw in readers:
                     sums[c][index] = sums[c][index] + pixel * weights[kw]
         for c, total in enumerate(sums):
-            store(out, total[index], (n, block, y, x + c, 0), self.conv.block, self.epilogue)
+            store(out, total[index], (n, block, y, x + c, 0), self.conv.block, self.epilogue, dtype=self.conv.sums)
+
+    def _factor(self, loaded: Expr, zero: int = 0) -> Expr:
+        """A loaded vector as it is multiplied."""
+        return loaded if self.conv.sums == "float16" else as_float(loaded, self.conv.block, zero)

@@ -9,6 +9,9 @@ contiguous part of memory.
 Weights may be int8: a quarter of the memory is read, and they become floats on the way into registers. What they are
 worth is the epilogue's work, or, where groups of the depth have scales of their own, done between blocks of the depth.
 
+Of float16, at most HALF_DEPTH products are added up in float16; these sums are added up in float32. Sums of k values
+in float16 lose about sqrt(k) / 2^12 of their size: over thousands of channels that is as much as int8 loses.
+
 The bodies are written as TIR and handed to `te.extern`: nothing is left to schedule.
 """
 
@@ -18,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 from math import ceil, prod
 from typing import Any, Literal
 
@@ -34,6 +37,7 @@ Epilogue = Callable[[Expr, Sequence[Expr]], Expr]
 CACHE_LINE = 64
 FMA_CHAINS = 8  # sums in flight that keep two pipes of latency 4 busy
 FEW_ROWS = 8
+HALF_DEPTH = 128  # products of float16 that are added up in float16
 STREAM_AHEAD = 8192  # bytes; weights read once come up to twice as fast when fetched this far ahead
 
 
@@ -82,15 +86,15 @@ def lane(lanes: int) -> Expr:
     return T.ramp(0, 1, lanes)
 
 
-def splat(value: float | Expr, lanes: int) -> Expr:
-    """A vector with one value in every lane."""
-    return T.broadcast(tirx.const(value, "float32") if isinstance(value, int | float) else value, lanes)
+def splat(value: float | Expr, lanes: int, dtype: str = "float32") -> Expr:
+    """A vector with one value in every lane; `dtype` is that of a number."""
+    return T.broadcast(tirx.const(value, dtype) if isinstance(value, int | float) else value, lanes)
 
 
 def as_float(vector: Expr, lanes: int, zero: int = 0) -> Expr:
-    """A vector of bytes, less their zero point, as float32; float32 as it is."""
-    if str(vector.ty.dtype).startswith("float32"):
-        return vector
+    """A vector of bytes, less their zero point, or of float16 as float32; float32 as it is."""
+    if str(vector.ty.dtype).startswith("float"):
+        return vector.astype(f"float32x{lanes}")
     wide = vector.astype(f"int32x{lanes}").astype(f"float32x{lanes}")
     return wide - splat(float(zero), lanes) if zero else wide
 
@@ -113,31 +117,56 @@ def prefetch(buffer: Any, index: Sequence[Expr], level: Literal[1, 2] = 2) -> No
 
 def accumulate(
     tile: RegisterTile,
-    depth: tuple[int, int],
+    depth: tuple[Expr, Expr | Callable[[Expr], Expr]],
     left: Callable[[int, Expr, Expr], Expr],
     right: Callable[[int, Expr, Expr], Expr],
     initial: Callable[[int, int], Expr] | None = None,
     ahead: Callable[[Expr, Expr], None] | None = None,
+    dtype: str = "float32",
 ) -> list[list[Expr]]:
     """Emit `sum over (i, j) of left(row, i, j) * right(vector, i, j)` for a register tile.
 
-    `depth` are the extents of i and j, `left` gives scalars, `right` vectors, `initial` what the sums start from
-    (default zero), and `ahead` may prefetch in each step. Returns the sums as `[row][vector]` vector expressions.
+    `depth` are the extents of i and j, which may depend on i; `left` gives scalars, `right` vectors of `dtype`,
+    `initial` what the sums start from (default zero), and `ahead` may prefetch in each step. Returns the sums as
+    `[row][vector]` vector expressions, in float32; sums over j are in `dtype`.
     """
-    index = lane(tile.lanes)
-    sums = [[scratch(tile.lanes) for _ in range(tile.vectors)] for _ in range(tile.rows)]
+    index, steps = lane(tile.lanes), depth[1]
+    totals = sums_of(tile.rows, tile.vectors, tile.lanes, initial=initial)
+    with T.serial(0, depth[0]) as i:
+        sums = totals if dtype == "float32" else sums_of(tile.rows, tile.vectors, tile.lanes, dtype)
+        with T.serial(0, steps(i) if callable(steps) else steps) as j:
+            weights = [T.bind(right(c, i, j)) for c in range(tile.vectors)]
+            if ahead:
+                ahead(i, j)
+            for r, row in enumerate(sums):
+                scalar = T.bind(splat(left(r, i, j), tile.lanes))
+                for total, weight in zip(row, weights, strict=True):
+                    total[index] = total[index] + scalar * weight
+        if sums is not totals:
+            add(totals, sums, tile.lanes)
+    return [[total[index] for total in row] for row in totals]
+
+
+def sums_of(
+    rows: int,
+    vectors: int,
+    lanes: int,
+    dtype: str = "float32",
+    initial: Callable[[int, int], Expr] | None = None,
+) -> list[list[Any]]:
+    """Emit the accumulators of a register tile, `[row][vector]`, with what they start from (default zero)."""
+    sums = [[scratch(lanes, dtype=dtype) for _ in range(vectors)] for _ in range(rows)]
     for r, row in enumerate(sums):
         for c, total in enumerate(row):
-            total[index] = initial(r, c) if initial else splat(0.0, tile.lanes)
-    with T.serial(0, depth[0]) as i, T.serial(0, depth[1]) as j:
-        weights = [T.bind(right(c, i, j)) for c in range(tile.vectors)]
-        if ahead:
-            ahead(i, j)
-        for r, row in enumerate(sums):
-            scalar = T.bind(splat(left(r, i, j), tile.lanes))
-            for total, weight in zip(row, weights, strict=True):
-                total[index] = total[index] + scalar * weight
-    return [[total[index] for total in row] for row in sums]
+            total[lane(lanes)] = initial(r, c) if initial else splat(0.0, lanes, dtype)
+    return sums
+
+
+def add(totals: Sequence[Sequence[Any]], sums: Sequence[Sequence[Any]], lanes: int) -> None:
+    """Emit `totals += sums` of accumulators in float32 and in float16."""
+    index = lane(lanes)
+    for total, part in zip(chain(*totals), chain(*sums), strict=True):
+        total[index] = total[index] + as_float(part[index], lanes)
 
 
 def store(
@@ -179,7 +208,7 @@ class Gemm:
     columns: int
     depth: int
     dtype: str = "float32"
-    """Of the weights."""
+    """Of the weights, and with float16 of the rows too."""
     group: int | None = None
     """Rows of the weights that share scales, where these differ along the depth."""
 
@@ -266,9 +295,9 @@ def compute(
 ) -> te.Tensor:
     """`epilogue(A @ W)` as `dtype` `[rows, columns]`, parallel over panels and row blocks.
 
-    `A` is float32 `[rows, depth]`, `W` the packed weights, float32 or int8, `extras` the tensors that the epilogue
-    closes over, and `epilogue(value, (row, column))` a scalar expression. `scales`, packed like the weights, are what
-    the weights of every block of the depth are worth.
+    `A` is float32 or float16 `[rows, depth]`, `W` the packed weights, of the same type or int8, `extras` the tensors
+    that the epilogue closes over, and `epilogue(value, (row, column))` a scalar expression. `scales`, packed like the
+    weights, are what the weights of every block of the depth are worth.
     """
     kernel = Product(int(A.shape[0]), columns, int(A.shape[1]), plan, epilogue)
     given = [] if scales is None else [scales]
@@ -361,13 +390,23 @@ class Product:
         """One register tile: the products over `span`, first and number of steps, of the depth."""
         tile, index = self.plan.tile, lane(self.plan.tile.lanes)
         start, steps = span or (0, self.depth)
+        halves = str(A.dtype) == "float16"
+        part = HALF_DEPTH if halves else 1
+
+        def weights(c: int, i: Expr, j: Expr) -> Expr:
+            loaded = W[panel, start + i * part + j, c, index]
+            return loaded if halves else as_float(loaded, tile.lanes)
+
         return accumulate(
             RegisterTile(rows, tile.vectors, tile.lanes),
-            (steps, 1),
-            left=lambda r, k, _: A[row + r, start + k],
-            right=lambda c, k, _: as_float(W[panel, start + k, c, index], tile.lanes),
+            (tirx.floordiv(steps + part - 1, part), lambda i: tirx.min(part, steps - i * part))
+            if halves
+            else (steps, 1),
+            left=lambda r, i, j: A[row + r, start + i * part + j],
+            right=weights,
             initial=initial,
-            ahead=(lambda k, _: self._stream(W, panel, start + k)) if self.rows == tile.rows else None,
+            ahead=(lambda i, j: self._stream(W, panel, start + i * part + j)) if self.rows == tile.rows else None,
+            dtype=str(A.dtype),
         )
 
     def _stream(self, W: Any, panel: Expr, k: Expr) -> None:

@@ -1,8 +1,8 @@
-"""Max and average pooling, blocked layout, of float32 or bytes.
+"""Max and average pooling, blocked layout, of float32, float16 or bytes.
 
-The maximum of bytes is a byte; their average is that of `byte - zero`, in float32, whose sums are exact. Pixels outside
-of the image never count for the maximum; an average divides by the pixels inside of the image, or, with
-`count_padding`, by those inside of the padded image.
+The maximum of bytes is a byte; their average is that of `byte - zero`, in float32, whose sums are exact. float16 is
+averaged in float32 too. Pixels outside of the image never count for the maximum; an average divides by the pixels
+inside of the image, or, with `count_padding`, by those inside of the padded image.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class _Kernel:
 
     @property
     def columns(self) -> int:
-        per_vector = ceil(self.pool.block / lanes_of(self.unit))
+        per_vector = ceil(self.pool.block / lanes_of(self.unit.of(self.pool.sums)))
         return max(1, min(self.unit.vector_registers // per_vector - 4, self.pool.window.out_size[1]))
 
     def body(self, X: Any, out: Any) -> Any:
@@ -113,7 +113,7 @@ class _Kernel:
         n, block, y = place
         totals = [scratch(pool.block, dtype=pool.sums) for _ in range(tiles.columns)]
         for total in totals:
-            total[index] = splat(self._start(), pool.block)
+            total[index] = splat(self._start(), pool.block, pool.sums)
         with T.serial(*window.rows(y)) as kh:
             row = T.bind(window.row(y, kh))
             for column, readers in tiles.readers(window).items():
@@ -131,7 +131,7 @@ class _Kernel:
         """What the maximum or the sum of nothing is."""
         if self.pool.kind == "average":
             return 0.0
-        return float("-inf") if self.pool.dtype == "float32" else tirx.min_value(self.pool.dtype)
+        return float("-inf") if self.pool.dtype.startswith("float") else tirx.min_value(self.pool.dtype)
 
     def _value(self, vector: Expr) -> Expr:
         """A loaded vector as it is combined."""

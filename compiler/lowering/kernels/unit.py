@@ -1,6 +1,9 @@
 """What schedules depend on."""
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
 
 from nnc.lowering.kernels.int8_dot import Dot, Instruction
 
@@ -18,11 +21,19 @@ class Unit:
     """What one thread gets from memory while all of them read."""
     dot: Instruction = "vpmaddwd"
     """What multiplies bytes."""
+    halves: bool = False
+    """Whether it computes in float16."""
+    element_bits: int = 32
+    """Of the floats that kernels compute in."""
+
+    def of(self, dtype: str) -> Self:
+        """The same unit, as kernels that compute in `dtype` see it."""
+        return replace(self, element_bits=16 if dtype == "float16" else 32)
 
 
 def lanes_of(unit: Unit) -> int:
-    """The float32 lanes of one vector register."""
-    return unit.vector_bits // 32
+    """The lanes of one vector register: of float32, or of float16 where that is computed in."""
+    return unit.vector_bits // unit.element_bits
 
 
 def dot_of(unit: Unit) -> Dot:

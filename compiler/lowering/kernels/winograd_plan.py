@@ -42,6 +42,7 @@ class Convolution:
         """The same convolution; None where the algorithm does not apply."""
         window = conv.window
         plain_steps = window.strides == window.dilations == (1, 1) and conv.phase is None
+        plain_steps &= conv.dtype == "float32"
         if window.kernel != (3, 3) or conv.groups != 1 or not plain_steps or conv.in_channels < conv.block:
             return None
         (top, left), (height, width) = window.origin, window.size

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from nnc.lowering.expression import FLOATS
 from nnc.lowering.fuse import Group
 from nnc.lowering.kernels import conv2d, depthwise, pool, winograd
 from nnc.lowering.kernels.window import Window
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
 
 
 def conv(lowering: Lowering, group: Group) -> bool:
-    """Conv of float32 images with constant weights."""
+    """Conv of images of floats with constant weights."""
     node = group.root
     x, weights, bias = input_of(node, 0), array_of(node, 1), input_of(node, 2)
     window = window_of(node, weights.shape[2:]) if weights is not None and weights.ndim == 4 else None
-    if weights is None or window is None or weights.dtype != np.float32 or x is None or x.dtype != np.float32:
+    if weights is None or window is None or weights.dtype not in FLOATS or x is None or x.dtype != weights.dtype:
         return False
     out_shape = shape_of(node.outputs[0])
     tail = lowering.tail(group, along_channels(bias, 4), lowering.block, out_shape)
@@ -44,7 +45,7 @@ def conv(lowering: Lowering, group: Group) -> bool:
 def emit_depthwise(
     lowering: Lowering, group: Group, x: gs.Tensor, W: np.ndarray, window: Window, tail: Tail, zero: int | None = None
 ) -> None:
-    """Append a depthwise convolution of float32, or of bytes with the zero point `zero`."""
+    """Append a depthwise convolution of floats, or of bytes with the zero point `zero`."""
     source, template = lowering.blocked(x), lowering.templates.depthwise
     problem = depthwise.Depthwise(shape_of(x)[0], W.shape[0], window, lowering.block, zero, source.dtype)
     plan = lowering.plan(group, problem, tail)
@@ -68,7 +69,8 @@ def _dense(
     source = lowering.plain(x) if few else lowering.blocked(x)
     if window.strides != (1, 1) and window.is_sampling and not few:
         source, window = every_nth(lowering, group.root, source, channels, window)
-    problem = conv2d.Conv2d(batch, channels, W.shape[0], window, groups, 1 if few else lowering.block, lowering.block)
+    in_block = 1 if few else lowering.block
+    problem = conv2d.Conv2d(batch, channels, W.shape[0], window, groups, in_block, lowering.block, dtype=W.dtype.name)
     plan = lowering.plan(group, problem, tail)
     if isinstance(plan, winograd.Plan):
         _winograd(lowering, group, source, W, problem, plan, tail)
@@ -149,10 +151,10 @@ def direct_into(
 
 
 def conv_transpose(lowering: Lowering, group: Group) -> bool:
-    """ConvTranspose of float32 images with constant weights: a convolution for each phase of the output's pixels."""
+    """ConvTranspose of images of floats with constant weights: a convolution for each phase of the output's pixels."""
     node = group.root
     x, weights, bias = input_of(node, 0), array_of(node, 1), input_of(node, 2)
-    if x is None or weights is None or weights.dtype != np.float32 or x.dtype != np.float32:
+    if x is None or weights is None or weights.dtype not in FLOATS or x.dtype != weights.dtype:
         return False
     if not has_phases(node, weights) or isinstance(x, gs.Constant):
         return False
@@ -195,7 +197,8 @@ def phases(node: gs.Node, weights: np.ndarray, block: int) -> Iterator[tuple[con
             continue
         spread = conv2d.Phase(strides, phase, out_size)
         taps = W[:, :, rows.tap :: strides[0], columns.tap :: strides[1]][:, :, ::-1, ::-1]
-        problem = conv2d.Conv2d(batch, channels, W.shape[0], window, groups, block, block, spread)
+        kind = "float16" if W.dtype == np.float16 else "float32"
+        problem = conv2d.Conv2d(batch, channels, W.shape[0], window, groups, block, block, spread, kind)
         yield problem, np.ascontiguousarray(taps)
 
 

@@ -78,7 +78,7 @@ def global_pool(lowering: Lowering, group: Group) -> bool:
 
 
 def _is_image(x: gs.Tensor) -> bool:
-    return len(shape_of(x)) == 4 and dtype_of(x) in ("float32", "int8", "uint8")
+    return len(shape_of(x)) == 4 and dtype_of(x) in ("float32", "float16", "int8", "uint8")
 
 
 def _pool(lowering: Lowering, group: Group, x: gs.Tensor, problem: pool.Pool) -> None:

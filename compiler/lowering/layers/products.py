@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from nnc.lowering.expression import FLOATS
 from nnc.lowering.fuse import Group
 from nnc.lowering.kernels import gemm
 from nnc.lowering.layers.attributes import array_of, input_of
@@ -26,7 +27,7 @@ class Weights:
     """What a product multiplies with."""
 
     W: np.ndarray
-    """float32 or int8 [depth, columns]."""
+    """float32, float16 or int8 [depth, columns]."""
     scales: np.ndarray | None = None
     """float32 [groups, columns] of int8."""
     group: int = 0
@@ -85,7 +86,7 @@ def gemm_(lowering: Lowering, group: Group, product: Product = emit_product) -> 
 
 
 def matmul(lowering: Lowering, group: Group, product: Product = emit_product) -> bool:
-    """MatMul of float32 rows with a constant matrix."""
+    """MatMul of rows of floats with a constant matrix."""
     x, weights = input_of(group.root, 0), _weights(lowering, group.root)
     if x is None or isinstance(x, gs.Constant) or weights is None or weights.W.ndim != 2 or len(shape_of(x)) < 2:
         return False
@@ -99,6 +100,6 @@ def _weights(lowering: Lowering, node: gs.Node) -> Weights | None:
     if held := lowering.weights(node):
         return Weights(held.W, alpha * held.scales, held.group)
     W = array_of(node, 1)
-    if W is None or W.dtype != np.float32:
+    if W is None or W.dtype not in FLOATS or W.dtype != node.inputs[0].dtype:
         return None
-    return Weights(alpha * (W.T if node.attrs.get("transB", 0) else W))
+    return Weights((alpha * (W.T if node.attrs.get("transB", 0) else W)).astype(W.dtype))

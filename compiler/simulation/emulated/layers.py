@@ -27,16 +27,17 @@ class Built(Protocol):
 
 
 def layers(
-    graph: gs.Graph, predicted: Prediction, built: Sequence[Built], steps: Sequence[Step]
+    graph: gs.Graph, predicted: Prediction, built: Sequence[Built], steps: Sequence[Step], halves: bool
 ) -> list[dict[str, Any]]:
-    """The layers of `predicted` as the report has them, with the figures of the steps of the library built of `graph`.
+    """The layers of `predicted` as the report has them, with the figures of the steps of the library built of `graph`
+    for a unit that computes in float16 (`halves`), or does not.
 
     "latency_ms" is the emulation's and "analytic_ms" the roofline's; "cycles" are those of the core that takes the
     longest, "ipc" its instructions per cycle while it does not wait, "l1_misses" and "l2_misses" lines of 64 bytes that
     all cores fetch, "dram_bytes" what they move from and to memory. "kernels" names the steps, and "why" says what the
     latency consists of. Steps that belong to no layer follow at the end.
     """
-    owners = _owners(kernels(halving.executed(graph)))
+    owners = _owners(kernels(halving.executed(graph, halves)))
     spent: dict[int, list[int]] = {}
     for number, each in enumerate(built):
         spent.setdefault(next((owners[node] for node in each.nodes if node in owners), -1 - number), []).append(number)
