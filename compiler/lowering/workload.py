@@ -209,7 +209,7 @@ class _Convolutions(_Kind):
     def kernel(self, workload: Workload, plan: Plan) -> Kernel:
         if isinstance(plan, winograd.Plan):
             tiled = _tiled(workload.problem)
-            shapes = [(workload.problem.in_shape, "float32"), (winograd.packed_shape(tiled, plan), "float32")]
+            shapes = [(workload.problem.in_shape, tiled.dtype), (winograd.packed_shape(tiled, plan), tiled.dtype)]
             return shapes, lambda X, U, *rest: winograd.compute(X, U, tiled, plan, *rest)
         conv = _direct(workload, plan)
         shapes = [(conv.in_shape, conv.dtype), (conv2d.packed_shape(conv, plan), conv.dtype)]

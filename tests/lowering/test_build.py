@@ -440,6 +440,18 @@ def test_aarch64_in_float16(compare: Compare, draft: Callable[[], Draft], tolera
     compare(half, "qcs605", tolerance=tolerance, reference=graph)
 
 
+@pytest.mark.qemu
+def test_winograd_in_float16(compare: Compare) -> None:
+    """Transforms make errors larger, as everywhere."""
+    net = Draft()
+    net.output(net.add("Relu", net.conv(net.input(1, 64, 28, 28), 64, 64, pads=[1, 1, 1, 1])))
+    graph = net.graph()
+    half = graphs.copy(graph)
+    halving.cast(half, ())
+    built = compare(half, "qcs605", tolerance=1.5e-2, reference=graph)
+    assert "winograd" in {kernel.template for kernel in built.kernels}
+
+
 def test_the_same_graph_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

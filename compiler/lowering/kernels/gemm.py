@@ -117,24 +117,23 @@ def prefetch(buffer: Any, index: Sequence[Expr], level: Literal[1, 2] = 2) -> No
 
 def accumulate(
     tile: RegisterTile,
-    depth: tuple[Expr, Expr | Callable[[Expr], Expr]],
+    depth: tuple[Expr, Expr],
     left: Callable[[int, Expr, Expr], Expr],
     right: Callable[[int, Expr, Expr], Expr],
     initial: Callable[[int, int], Expr] | None = None,
     ahead: Callable[[Expr, Expr], None] | None = None,
-    dtype: str = "float32",
+    halves: int | None = None,
 ) -> list[list[Expr]]:
     """Emit `sum over (i, j) of left(row, i, j) * right(vector, i, j)` for a register tile.
 
-    `depth` are the extents of i and j, which may depend on i; `left` gives scalars, `right` vectors of `dtype`,
-    `initial` what the sums start from (default zero), and `ahead` may prefetch in each step. Returns the sums as
-    `[row][vector]` vector expressions, in float32; sums over j are in `dtype`.
+    `depth` are the extents of i and j, `left` gives scalars, `right` vectors, `initial` what the sums start from
+    (default zero), and `ahead` may prefetch in each step. With `halves`, both give float16, and the products of so many
+    i are added up in float16. Returns the sums as `[row][vector]` vector expressions in float32.
     """
-    index, steps = lane(tile.lanes), depth[1]
-    totals = sums_of(tile.rows, tile.vectors, tile.lanes, initial=initial)
-    with T.serial(0, depth[0]) as i:
-        sums = totals if dtype == "float32" else sums_of(tile.rows, tile.vectors, tile.lanes, dtype)
-        with T.serial(0, steps(i) if callable(steps) else steps) as j:
+    index = lane(tile.lanes)
+
+    def steps(sums: list[list[Any]], first: Expr, last: Expr) -> None:
+        with T.serial(first, last) as i, T.serial(0, depth[1]) as j:
             weights = [T.bind(right(c, i, j)) for c in range(tile.vectors)]
             if ahead:
                 ahead(i, j)
@@ -142,8 +141,15 @@ def accumulate(
                 scalar = T.bind(splat(left(r, i, j), tile.lanes))
                 for total, weight in zip(row, weights, strict=True):
                     total[index] = total[index] + scalar * weight
-        if sums is not totals:
-            add(totals, sums, tile.lanes)
+
+    totals = sums_of(tile.rows, tile.vectors, tile.lanes, initial=initial)
+    if halves is None:
+        steps(totals, 0, depth[0])
+    else:
+        with T.serial(0, tirx.floordiv(depth[0] + halves - 1, halves)) as part:
+            few, first = sums_of(tile.rows, tile.vectors, tile.lanes, "float16"), T.bind(part * halves)
+            steps(few, first, tirx.min(first + halves, depth[0]))
+            add(totals, few, tile.lanes)
     return [[total[index] for total in row] for row in totals]
 
 
@@ -390,23 +396,20 @@ class Product:
         """One register tile: the products over `span`, first and number of steps, of the depth."""
         tile, index = self.plan.tile, lane(self.plan.tile.lanes)
         start, steps = span or (0, self.depth)
-        halves = str(A.dtype) == "float16"
-        part = HALF_DEPTH if halves else 1
+        is_half = str(A.dtype) == "float16"
 
-        def weights(c: int, i: Expr, j: Expr) -> Expr:
-            loaded = W[panel, start + i * part + j, c, index]
-            return loaded if halves else as_float(loaded, tile.lanes)
+        def weights(c: int, k: Expr, _: Expr) -> Expr:
+            loaded = W[panel, start + k, c, index]
+            return loaded if is_half else as_float(loaded, tile.lanes)
 
         return accumulate(
             RegisterTile(rows, tile.vectors, tile.lanes),
-            (tirx.floordiv(steps + part - 1, part), lambda i: tirx.min(part, steps - i * part))
-            if halves
-            else (steps, 1),
-            left=lambda r, i, j: A[row + r, start + i * part + j],
+            (steps, 1),
+            left=lambda r, k, _: A[row + r, start + k],
             right=weights,
             initial=initial,
-            ahead=(lambda i, j: self._stream(W, panel, start + i * part + j)) if self.rows == tile.rows else None,
-            dtype=str(A.dtype),
+            ahead=(lambda k, _: self._stream(W, panel, start + k)) if self.rows == tile.rows else None,
+            halves=HALF_DEPTH if is_half else None,
         )
 
     def _stream(self, W: Any, panel: Expr, k: Expr) -> None:

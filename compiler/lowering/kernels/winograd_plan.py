@@ -36,19 +36,19 @@ class Convolution:
     width: int
     pads: tuple[int, int, int, int]  # top, left, bottom, right, as in ONNX
     block: int  # channels per block, x of NCHW[x]c
+    dtype: str = "float32"
 
     @classmethod
     def of(cls, conv: Conv2d) -> Convolution | None:
         """The same convolution; None where the algorithm does not apply."""
         window = conv.window
         plain_steps = window.strides == window.dilations == (1, 1) and conv.phase is None
-        plain_steps &= conv.dtype == "float32"
         if window.kernel != (3, 3) or conv.groups != 1 or not plain_steps or conv.in_channels < conv.block:
             return None
         (top, left), (height, width) = window.origin, window.size
         bottom, right = window.out_size[0] + 2 - height - top, window.out_size[1] + 2 - width - left
         pads = (top, left, bottom, right)
-        return cls(conv.batch, conv.in_channels, conv.out_channels, height, width, pads, conv.block)
+        return cls(conv.batch, conv.in_channels, conv.out_channels, height, width, pads, conv.block, conv.dtype)
 
     @property
     def in_blocks(self) -> int:
@@ -123,7 +123,7 @@ DIRECT_EFFICIENCY = 0.85  # of a direct convolution, as a share of the peak
 
 def cycles(conv: Convolution, plan: Plan, unit: Unit) -> float:
     """The estimated time of a plan."""
-    return Estimate(conv, plan, unit).cycles
+    return _estimate(conv)(conv, plan, unit).cycles
 
 
 def direct_cycles(conv: Convolution, unit: Unit) -> float:
@@ -131,7 +131,7 @@ def direct_cycles(conv: Convolution, unit: Unit) -> float:
     height, width = conv.out_size
     weights = 9 * conv.in_blocks * conv.out_blocks * conv.block**2
     product = conv.batch * weights * height * width / lanes_of(unit) / 2 / DIRECT_EFFICIENCY
-    return max(product, 4 * weights / outer_bytes(unit)) / unit.threads
+    return max(product, _estimate(conv).value_bytes * weights / outer_bytes(unit)) / unit.threads
 
 
 def outer_bytes(unit: Unit) -> float:
@@ -235,3 +235,17 @@ class Estimate:
         outputs = self.tasks * self.plan.tile.vectors
         per_chunk = self.plan.positions * self.width * self.plan.chunk
         return per_chunk * (INPUT_CYCLES * inputs + OUTPUT_CYCLES * outputs)
+
+
+class HalfEstimate(Estimate):
+    """The same of float16, whose transforms compute in float32."""
+
+    value_bytes: ClassVar[int] = 2
+
+    @property
+    def transforms(self) -> float:
+        return 2 * super().transforms
+
+
+def _estimate(conv: Convolution) -> type[Estimate]:
+    return HalfEstimate if conv.dtype == "float16" else Estimate
