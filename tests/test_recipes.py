@@ -68,6 +68,7 @@ SET = {
     "prune": ("prune-channels.budget.macs=0.85",),
     "compress": ("compress.budget.macs=0.85", "compress.round_to=2"),
     "gradual-quantized-distilled": ("prune-gradually.budget.macs=0.85",),
+    "low-rank-then-prune": ("compress.budget.latency=0.85",),
     "prune-and-decompose": ("compress.budget.latency=0.9", "compress.round_to=2"),
     "restructure-mobilenet": ("restructure-bottlenecks.budget.macs=1.0",),
 }
