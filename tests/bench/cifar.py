@@ -37,12 +37,12 @@ def decoded(shop: Workshop, name: str) -> Path:
     return path
 
 
-def trained(shop: Workshop, network: str, width: float, learning: Mapping[str, object]) -> Path:
-    """A reference network for 32x32 images and 10 classes, trained by fine-tune from random weights."""
-    random = shop.folder / f"{network}_{width:g}.onnx"
-    if not random.exists():
-        nnc("network", network, "--input", 32, "--classes", 10, "--width", width, "-o", random)
-    return from_scratch(shop, random, learning)
+def random(shop: Workshop, network: str, width: float) -> Path:
+    """A reference network for 32x32 images and 10 classes, with random weights."""
+    path = shop.folder / f"{network}_{width:g}.onnx"
+    if not path.exists():
+        nnc("network", network, "--input", 32, "--classes", 10, "--width", width, "-o", path)
+    return path
 
 
 def vgg(shop: Workshop, width: float, units: int) -> Path:

@@ -24,11 +24,15 @@ RECIPE, TARGET = "prune-and-decompose", "qcs605"
 #: Published: 1.3 to 11.2 times smaller, 1.2 to 2.21 times faster, 1.2 to 3.8 times less memory, a loss below 2 %.
 SIZE, LATENCY, MEMORY, DROP = (1.3, 11.2), (1.2, 2.21), (1.2, 3.8), 0.02
 
-#: The latency to keep; the widths of networks as narrow as those of CIFAR-10 may be any even number.
-BUDGETS = {"vgg16": 0.46, "resnet50": 0.46, "mobilenet_v2": 0.6, "resnet56": 0.6, "vgg11_bn": 0.6}
+#: The latency to keep. Networks of few and narrow layers, which have less to spare, are asked for less of the published
+#: range.
+BUDGETS = {"vgg16": 0.46, "resnet50": 0.46, "mobilenet_v2": 0.6, "resnet56": 0.75, "vgg11_bn": 0.6}
 
 #: Calibration images of networks with random weights.
-FEW = 32
+FEW = 8
+
+#: How narrow networks are compressed and trained; their widths may be any even number.
+LEARNING = ("compress.round_to=2", "fine-tune.epochs=3", "fine-tune.samples=4000", "fine-tune.batch=64")
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], "crop": 224}
 
@@ -55,13 +59,13 @@ def prune_and_decompose(shop: Workshop) -> Iterator[Row]:
 def narrow(shop: Workshop) -> Iterator[Row]:
     """Networks for CIFAR-10: the accuracy, and what it is the accuracy of."""
     few = DATA / "cifar10/calibration.npz"
-    learning = ("compress.round_to=2", "fine-tune.epochs=1", "fine-tune.batch=64")
     for model in samples("cifar10_resnet56"):
         data = {"calibration": few, "train": few, "test": DATA / "cifar10/test.npz"}
-        yield accuracy("resnet56, CIFAR-10", compiled(shop, "resnet56", model, data, facts(model), learning))
+        yield accuracy("resnet56, CIFAR-10", compiled(shop, "resnet56", model, data, facts(model), LEARNING))
     model = from_scratch(shop, vgg(shop, WIDTH, UNITS), FROM_SCRATCH)
-    data = {"calibration": few, "train": few, "test": decoded(shop, "test")}
-    made = compiled(shop, "vgg11_bn", model, data, PREPROCESS, learning)
+    train = decoded(shop, "train")
+    data = {"calibration": train, "train": train, "test": decoded(shop, "test")}
+    made = compiled(shop, "vgg11_bn", model, data, PREPROCESS, LEARNING)
     yield accuracy(f"vgg11_bn, width {WIDTH}, trained here", made)
 
 
