@@ -106,18 +106,20 @@ def show_checks(found: Sequence[Check]) -> None:
 
 def show_tuning(result: Mapping[str, Any]) -> None:
     """The gain of every layer, and of all of them together."""
-    out, made = tables.console(), tables.table(*_TUNED, numbers=_TUNED[1:])
+    out, made = tables.console(), tables.table(*_TUNED, numbers=_TUNED[2:])
     for row in sorted(result["layers"], key=lambda row: -(row["default_ms"] or 0) * len(row["layers"])):
         times = (units.milliseconds(row[key]) for key in ("default_ms", "tuned_ms"))
         counts = f"{row['trials']} of {row['candidates']}"
-        tables.add(made, row["workload"], len(row["layers"]), *times, units.times(row["speedup"]), counts)
+        tables.add(
+            made, row["workload"], row["layout"], len(row["layers"]), *times, units.times(row["speedup"]), counts
+        )
     out.print(made)
     trials, taken = units.plural(result["trials"], "trial"), units.seconds(result["seconds"])
     out.print(f"\n{units.times(result['speedup'])} the speed of the default plans, {result['source']}", style="bold")
     out.print(f"{trials} in {taken}, kept in {result['records']}; nnc compile uses them from now on", style="dim")
 
 
-_TUNED = ("layer", "times", "default", "tuned", "speed-up", "trials")
+_TUNED = ("layer", "layout", "times", "default", "tuned", "speed-up", "trials")
 
 
 def show_records(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 
 import onnx_graphsurgeon as gs
@@ -23,9 +23,9 @@ Shape = tuple[int, ...]
 class Forms(ABC):
     """The forms of tensors that are there; others are made of them on demand, once, by kernels that `call` appends."""
 
-    def __init__(self, unit: Unit, block: int) -> None:
-        """`block` is how many channels of an image stand together."""
-        self.unit, self.block = unit, block
+    def __init__(self, unit: Unit, block: int, layout: Mapping[str, int]) -> None:
+        """`block` is how many channels of an image stand together, but for those images that `layout` names."""
+        self.unit, self.block, self._layout = unit, block, layout
         self.templates = templates_of(unit)
         self._forms: dict[int, dict[int, Tensor]] = {}  # id of a graph tensor -> block -> tensor
         self._defined: list[gs.Tensor] = []  # ids are good while their objects live
@@ -40,7 +40,7 @@ class Forms(ABC):
         operands: Sequence[Operand],
         results: Sequence[Tensor],
         compute: Callable[..., te.Tensor],
-        layout: str = "",
+        layout: str,
     ) -> None:
         """Append a call of the kernel that `compute` builds from placeholders of the operands; equal keys share it."""
 
@@ -53,9 +53,15 @@ class Forms(ABC):
         self._forms.setdefault(id(tensor), {})[block] = made
         self._defined.append(tensor)
 
+    def block_of(self, tensor: gs.Tensor) -> int:
+        """How many channels of an image stand together where it is in blocks."""
+        return self._layout.get(tensor.name, self.block)
+
     def has_blocks(self, tensor: gs.Tensor) -> bool:
         made = integers.dequantized(tensor)
-        return self.block in self._forms.get(id(tensor), {}) or (made is not None and self.has_blocks(made[0]))
+        return self.block_of(tensor) in self._forms.get(id(tensor), {}) or (
+            made is not None and self.has_blocks(made[0])
+        )
 
     def read(self, tensor: gs.Tensor) -> Operand:
         """The plain form of a tensor or a constant."""
@@ -70,8 +76,8 @@ class Forms(ABC):
         return forms[PLAIN]
 
     def blocked(self, tensor: gs.Tensor, block: int | None = None) -> Tensor:
-        """`[n, channels / block, height, width, block]` of an image; `block` is the vector's unless it is given."""
-        forms, block = self._forms_of(tensor), block or self.block
+        """`[n, channels / block, height, width, block]` of an image; `block` is the image's unless it is given."""
+        forms, block = self._forms_of(tensor), block or self.block_of(tensor)
         if block not in forms:
             forms[block] = self._to_blocked(self.plain(tensor), shape_of(tensor), tensor.name, block)
         return forms[block]
@@ -89,7 +95,7 @@ class Forms(ABC):
         result = Tensor(shape, source.dtype)
         key = ("to_plain", shape, block, source.dtype)
         compute = partial(self.templates.relayout.to_plain, shape=shape, block=block, unit=self.unit)
-        self.call("to_plain", key, [name], "", [source], [result], compute)
+        self.call("to_plain", key, [name], "", [source], [result], compute, f"NCHW{block}c")
         return result
 
     def _to_blocked(self, source: Tensor, shape: Shape, name: str, block: int) -> Tensor:
@@ -99,5 +105,5 @@ class Forms(ABC):
         result = Tensor(blocked, source.dtype)
         key = ("to_blocked", shape, block, source.dtype)
         compute = partial(self.templates.relayout.to_blocked, shape=shape, block=block)
-        self.call("to_blocked", key, [name], "", [source], [result], compute)
+        self.call("to_blocked", key, [name], "", [source], [result], compute, f"NCHW{block}c")
         return result

@@ -9,6 +9,7 @@ integers is in memory only where a kernel has no use for the integers.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -28,6 +29,7 @@ from nnc.lowering.gpu import layers as gpu_layers
 from nnc.lowering.gpu.unit import Gpu
 from nnc.lowering.kernels import elementwise, relayout
 from nnc.lowering.kernels.unit import Unit, lanes_of
+from nnc.lowering.layout import Layouts
 from nnc.lowering.prepare import Prepared, prepared
 from nnc.lowering.program import ALIGNMENT, WIDE_ALIGNMENT, Call, Copy, Operand, Program, Tensor
 from nnc.lowering.shapes import dtype_of, shape_of
@@ -44,21 +46,57 @@ def lower(
 ) -> Program:
     """The program of a graph with static shapes for one unit; `machine` is what TVM knows of it.
 
-    Plans are those that `schedules` knows; what it does not know is planned from the unit's figures.
+    Plans and layouts are those that `schedules` knows; what it does not know is planned from the unit's figures.
 
     Raises NncError for a node that nnc can't lower.
     """
     generic.require_standard(graph.nodes)
+    ready, known = prepared(graph, unit), schedules or Unknown()
+    made = _lowered(unit, machine, ready, known, {}, progress)
+    layout = made.layouts.images(made.layouts.cheapest(known.time)) if schedules else {}
+    return (_lowered(unit, machine, ready, known, layout, progress) if layout else made).program
+
+
+def layouts(
+    graph: gs.Graph,
+    unit: Unit,
+    machine: tvm.target.Target,
+    progress: Callable[[str, int, int], None] = lambda step, done, total: None,
+) -> Layouts:
+    """What can be chosen for a graph with static shapes; raises NncError for a node that nnc can't lower."""
+    generic.require_standard(graph.nodes)
     ready = prepared(graph, unit)
-    graph = ready.graph
-    lowering = Lowering(unit.of("float16") if ready.halves else unit, machine, ready, schedules or Unknown())
-    lowering.add_inputs(graph.inputs)
-    groups = fuse.partition(graph, frozenset(lowering.layers))
+    return _lowered(unit, machine, ready, Unknown(), {}, progress).layouts
+
+
+@dataclass(frozen=True)
+class _Lowered:
+    program: Program
+    groups: list[Group]
+    unit: Unit
+
+    @property
+    def layouts(self) -> Layouts:
+        return Layouts.of(self.groups, self.program.choices, self.unit)
+
+
+def _lowered(
+    unit: Unit,
+    machine: tvm.target.Target,
+    ready: Prepared,
+    schedules: Schedules,
+    layout: Mapping[str, int],
+    progress: Callable[[str, int, int], None],
+) -> _Lowered:
+    """Lower all of a graph, group by group."""
+    lowering = Lowering(unit.of("float16") if ready.halves else unit, machine, ready, schedules, layout)
+    lowering.add_inputs(ready.graph.inputs)
+    groups = fuse.partition(ready.graph, frozenset(lowering.layers))
     for done, group in enumerate(groups):
         progress("lower layers", done, len(groups))
         lowering.add(group)
-    lowering.add_outputs(graph.outputs)
-    return lowering.program
+    lowering.add_outputs(ready.graph.outputs)
+    return _Lowered(lowering.program, groups, lowering.unit)
 
 
 class Lowering(Forms):
@@ -70,8 +108,9 @@ class Lowering(Forms):
         machine: tvm.target.Target,
         ready: Prepared,
         schedules: Schedules,
+        layout: Mapping[str, int],
     ) -> None:
-        super().__init__(unit, LANES if isinstance(unit, Dsp) else lanes_of(unit))
+        super().__init__(unit, LANES if isinstance(unit, Dsp) else lanes_of(unit), layout)
         self._ready, self._schedules = ready, schedules
         self.machine = machine
         self.layers, self.integers = _templates(unit)
@@ -122,7 +161,9 @@ class Lowering(Forms):
         known = self._schedules.find(workload)
         plan = None if known is None else workload.decoded(known, self.unit)
         made = workload.default(self.unit) if plan is None else plan
-        self.program.choices.append(Choice([node.name for node in group.nodes], workload, made, plan is not None))
+        nodes, ends = [node.name for node in group.nodes], (group.root.inputs[0].name, group.outputs[0].name)
+        tuned = plan is not None or group.outputs[0].name in self._layout
+        self.program.choices.append(Choice(nodes, workload, made, tuned, *ends))
         return made
 
     def call(
@@ -134,7 +175,7 @@ class Lowering(Forms):
         operands: Sequence[Operand],
         results: Sequence[Tensor],
         compute: Callable[..., te.Tensor],
-        layout: str = "",
+        layout: str,
     ) -> None:
         """Append a call of the kernel that `compute` builds from placeholders of the operands; equal keys share it."""
         if key not in self._functions:
@@ -142,7 +183,6 @@ class Lowering(Forms):
                 te.placeholder(each.shape, name=f"p{i}", dtype=str(each.dtype)) for i, each in enumerate(operands)
             ]
             self._functions[key] = te.create_prim_func([*arguments, compute(*arguments)])
-        layout = layout or f"NCHW{self.block}c"
         self.program.steps.append(
             Call(key, self._functions[key], template, nodes, op, list(operands), list(results), layout)
         )
@@ -186,9 +226,9 @@ class Lowering(Forms):
         if isinstance(self.unit, Dsp) and dsp_layers.elementwise_(self, nodes, builder):
             return
         output, expression = nodes[-1].outputs[0], builder.expression()
-        shape, block = shape_of(output), PLAIN
-        if self.in_blocks(shape, builder.operands) and (expression.is_finite or shape[1] % self.block == 0):
-            block, shape = self.block, relayout.blocked_shape(shape, self.block)
+        shape, block, blocks = shape_of(output), PLAIN, self.block_of(output)
+        if self.in_blocks(shape, builder.operands) and (expression.is_finite or shape[1] % blocks == 0):
+            block, shape = blocks, relayout.blocked_shape(shape, blocks)
         operands = [self.operand(each, len(shape_of(output)), block, shape_of(output)) for each in builder.operands]
         sizes, merged = elementwise.merged(shape, [each.shape for each in operands])
         result = Tensor(shape, expression.dtype)
@@ -222,7 +262,7 @@ class Lowering(Forms):
         if own[1] == 1 and shape[1] > 1:
             return self.plain(value).view((own[0], 1, *own[2:], 1))
         if len(shape_of(value)) == 4:
-            return self.blocked(value)
+            return self.blocked(value, block)
         return self._to_blocked(self.plain(value).view(own), own, value.name, block)
 
     def steps(

@@ -32,18 +32,19 @@ def concat(lowering: Lowering, group: Group) -> bool:
     shape = shape_of(output)
     axis = node.attrs["axis"] % len(shape)
     parts = [tensor for tensor in node.inputs if prod(shape_of(tensor))]
+    block = lowering.block_of(output)
     blocked = (
         axis == 1
         and len(shape) == 4
         and any(lowering.has_blocks(tensor) for tensor in parts)
         and not any(isinstance(tensor, gs.Constant) for tensor in parts)
-        and all(shape_of(tensor)[1] % lowering.block == 0 for tensor in parts[:-1])
+        and all(shape_of(tensor)[1] % block == 0 for tensor in parts[:-1])
     )
-    sources: list[Operand] = [lowering.blocked(t) if blocked else lowering.read(t) for t in parts]
+    sources: list[Operand] = [lowering.blocked(t, block) if blocked else lowering.read(t) for t in parts]
     if blocked:
-        shape = (shape[0], sum(source.shape[1] for source in sources), *shape[2:], lowering.block)
+        shape = (shape[0], sum(source.shape[1] for source in sources), *shape[2:], block)
     result = Tensor(shape, str(sources[0].dtype))
-    lowering.define(output, result, lowering.block if blocked else 1)
+    lowering.define(output, result, block if blocked else 1)
     _join(lowering, node.name, sources, result, axis)
     return True
 
@@ -131,11 +132,11 @@ def slice_(lowering: Lowering, group: Group) -> bool:
 
 def _take(lowering: Lowering, name: str, x: gs.Tensor, output: gs.Tensor, axis: int, first: int) -> None:
     """Define `output` as the elements of `x` from `first` on along an axis: a view where it can be one."""
-    shape = shape_of(output)
-    whole = axis == 1 and len(shape) == 4 and first % lowering.block == 0
-    whole &= shape[1] % lowering.block == 0 or first + shape[1] == shape_of(x)[1]
+    shape, block = shape_of(output), lowering.block_of(x)
+    whole = axis == 1 and len(shape) == 4 and first % block == 0
+    whole &= shape[1] % block == 0 or first + shape[1] == shape_of(x)[1]
     if lowering.has_blocks(x) and whole:
-        source, block = lowering.blocked(x), lowering.block
+        source = lowering.blocked(x)
         first //= block
         shape = (shape[0], -(-shape[1] // block), *shape[2:], block)
     else:

@@ -6,6 +6,7 @@ kernel, whatever their weights; a plan that was found to be fast for one is fast
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -70,6 +71,25 @@ class Workload:
             del problem["dtype"]  # as records have it that are older than other types
         return as_json({"op": self.op, "problem": problem, "epilogue": epilogue})
 
+    @property
+    def reads_blocks(self) -> bool:
+        """Whether what is read is an image in blocks of channels."""
+        return getattr(self.problem, "in_block", self.block) > 1
+
+    def in_blocks(self, in_block: int | None, block: int) -> Workload:
+        """The same layer where the images that it reads and writes are in these blocks; None: as it is read now.
+
+        What the epilogue reads beside the value is in the blocks of the result, or has one channel.
+        """
+        problem = self._kind.in_blocks(self.problem, in_block, block)
+        channels = self._kind.channels(self.problem)
+        operands = tuple(
+            (shape if shape[4] == 1 else (shape[0], -(-channels // block), *shape[2:4], block), dtype)
+            for shape, dtype in self.operands
+        )
+        masked = channels % block and not self.expression.is_finite
+        return replace(self, problem=problem, operands=operands, block=block, channels=channels if masked else None)
+
     def default(self, unit: Unit) -> Plan:
         """The plan that the unit's figures choose."""
         return self._kind.default(self, self._seen(unit))
@@ -111,6 +131,9 @@ class Choice:
     plan: Plan
     tuned: bool
     """Whether it was known to be fast, and not chosen by figures."""
+    reads: str
+    """The tensor of the graph that the layer's first input is."""
+    writes: str
 
 
 class Schedules(Protocol):
@@ -119,12 +142,18 @@ class Schedules(Protocol):
     def find(self, workload: Workload) -> Mapping[str, Any] | None:
         """The plan of a workload, as `encoded` wrote it; None where nothing is known."""
 
+    def time(self, workload: Workload) -> float:
+        """What a workload takes with its best plan, milliseconds; infinity where nothing is known."""
+
 
 class Unknown:
     """Nothing is known."""
 
     def find(self, workload: Workload) -> None:
         return None
+
+    def time(self, workload: Workload) -> float:
+        return math.inf
 
 
 def encoded(plan: Plan) -> dict[str, Any]:
@@ -177,11 +206,24 @@ class _Kind:
     def tail(self, workload: Workload, plan: Plan) -> Tail:
         return workload.tail
 
+    def in_blocks(self, problem: Any, in_block: int | None, block: int) -> Any:
+        raise NotImplementedError
+
+    def channels(self, problem: Any) -> int:
+        """Of the result."""
+        raise NotImplementedError
+
 
 class _Convolutions(_Kind):
     """Direct, over images of any width where they are pointwise, or by Winograd's algorithm."""
 
     op = "conv2d"
+
+    def in_blocks(self, problem: Conv2d, in_block: int | None, block: int) -> Conv2d:
+        return replace(problem, in_block=in_block or problem.in_block, block=block)
+
+    def channels(self, problem: Conv2d) -> int:
+        return problem.out_channels
 
     def default(self, workload: Workload, unit: Unit) -> Plan:
         conv, tiled = workload.problem, winograd.Convolution.of(workload.problem)
@@ -204,7 +246,7 @@ class _Convolutions(_Kind):
         """Both algorithms in cycles of one core."""
         if isinstance(plan, winograd.Plan):
             return unit.threads * winograd.cycles(_tiled(workload.problem), plan, unit)
-        return conv2d.cycles(_direct(workload, plan), plan)
+        return conv2d.cycles(_direct(workload, plan), plan, unit)
 
     def kernel(self, workload: Workload, plan: Plan) -> Kernel:
         if isinstance(plan, winograd.Plan):
@@ -236,6 +278,12 @@ def _direct(workload: Workload, plan: conv2d.Plan) -> Conv2d:
 
 class _Depthwises(_Kind):
     op = "depthwise"
+
+    def in_blocks(self, problem: Depthwise, in_block: int | None, block: int) -> Depthwise:
+        return replace(problem, block=block)
+
+    def channels(self, problem: Depthwise) -> int:
+        return problem.channels
 
     def default(self, workload: Workload, unit: Unit) -> Plan:
         return depthwise.best_plan(workload.problem, unit)

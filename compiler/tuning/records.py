@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -185,10 +186,15 @@ class Records:
         found = self.best.get(place(workload.key, self.machine))
         return found.plan if found is not None and found.speed is not None and found.speed > 1 else None
 
+    def time(self, workload: Any) -> float:
+        """Milliseconds of a workload with its best plan; infinity where none was measured."""
+        found = self.best.get(place(workload.key, self.machine))
+        return math.inf if found is None or found.ms is None else found.ms
+
     @property
     def digest(self) -> str:
-        """Equal where the same plans are known."""
-        return digest(*(canonical([key, record.plan]) for key, record in sorted(self.best.items())))
+        """Equal where the same plans are known, and the same times."""
+        return digest(*(canonical([key, record.plan, record.ms]) for key, record in sorted(self.best.items())))
 
 
 def best(records: Iterable[Record]) -> dict[str, Record]:

@@ -1,9 +1,10 @@
-"""Tasks: the different workloads of a network, each with how often it occurs."""
+"""Tasks: the different workloads of a network, in layouts of which some are faster, each with how often it occurs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import onnx_graphsurgeon as gs
@@ -13,6 +14,7 @@ from nnc.target import Target
 
 if TYPE_CHECKING:
     from nnc.lowering.kernels.unit import Unit
+    from nnc.lowering.layout import Blocks, Layouts
     from nnc.lowering.workload import Workload
 
 Progress = Callable[[str, int, int], None]
@@ -22,6 +24,8 @@ Progress = Callable[[str, int, int], None]
 class Task:
     """A workload, and the layers that have it."""
 
+    base: Workload
+    """In the unit's own blocks of channels, which is what the workload is compared with."""
     workload: Workload
     layers: tuple[str, ...]
 
@@ -36,24 +40,56 @@ class Task:
             return f"depthwise {problem.channels}, {kernel}, {size}"
         return f"conv2d {problem.in_channels} -> {problem.out_channels}, {kernel}, {size}"
 
+    @property
+    def is_default(self) -> bool:
+        return self.workload == self.base
+
+    @property
+    def layout(self) -> str:
+        """Of the images, 'NCHW8c', or 'NCHW4c -> NCHW8c' where they differ."""
+        problem = self.workload.problem
+        if self.workload.op == "gemm":
+            return "plain"
+        blocks = [getattr(problem, "in_block", problem.block), problem.block]
+        return " -> ".join(dict.fromkeys(f"NCHW{block}c" if block > 1 else "NCHW" for block in blocks))
+
 
 @dataclass(frozen=True)
 class Network:
-    """The tasks of a network, for the figures of the cores that share its kernels."""
+    """The layers of a network, for the figures of the cores that share its kernels."""
 
-    tasks: list[Task]
+    layouts: Layouts
     unit: Unit
+
+    def placed(self, blocks: Blocks) -> list[Task]:
+        """The tasks in these layouts, in the order of the graph."""
+        layers: dict[tuple[Workload, Workload], list[str]] = {}
+        for layer in self.layouts.layers:
+            layers.setdefault((layer.workload, layer.variant(blocks)), []).append(layer.nodes[0])
+        return [Task(base, workload, tuple(names)) for (base, workload), names in layers.items()]
+
+    @cached_property
+    def tasks(self) -> list[Task]:
+        """In the unit's own blocks."""
+        return self.placed(self.layouts.default)
+
+    @cached_property
+    def elsewhere(self) -> list[Task]:
+        """The same layers in other blocks, one size for all of the network at a time."""
+        uniform = [self.placed(self.layouts.uniform(block)) for block in self.layouts.blocks[1:]]
+        return [task for tasks in uniform for task in tasks if not task.is_default]
+
+    def cheapest(self, time: Callable[[Workload], float]) -> list[Task]:
+        """The tasks in the layouts that take the least time; infinite ones are not chosen over others."""
+        return self.placed(self.layouts.cheapest(time))
 
 
 def network(graph: gs.Graph, target: Target, threads: int | None, progress: Progress) -> Network:
-    """The tasks of a graph with static shapes, in its order. Raises NncError for a node that nnc can't lower."""
+    """The tasks of a graph with static shapes. Raises NncError for a node that nnc can't lower."""
     from nnc.lowering.build import unit_of
-    from nnc.lowering.lower import lower
+    from nnc.lowering.lower import layouts
     from nnc.lowering.machine import machine as known_machine
 
     machine = known_machine(target)
     unit = unit_of(target, machine, threads or target.unit.threads)
-    layers: dict[Workload, list[str]] = {}
-    for choice in lower(graph, unit, machine, progress).choices:
-        layers.setdefault(choice.workload, []).append(choice.nodes[0])
-    return Network([Task(workload, tuple(names)) for workload, names in layers.items()], unit)
+    return Network(layouts(graph, unit, machine, progress), unit)

@@ -1,14 +1,16 @@
 """Tuning a network: the next trials go to the layer whose improvement is expected to save the most time.
 
-A layer counts as often as its workload occurs. What is expected of it is its time now, times what its search expects of
-the next candidate; a layer that stops getting faster, or that takes no time, stops taking trials.
+Every layer is timed in the unit's own blocks of channels first, then in wider ones; from then on, those layouts count
+in which the network takes the least time as far as is known (`nnc.lowering.layout`). A layer counts as often as its
+workload occurs. What is expected of it is its time now, times what its search expects of the next candidate; a layer
+that stops getting faster, or that takes no time, stops taking trials.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,9 @@ from nnc.console import say
 from nnc.target import Target
 from nnc.tuning import records, tasks
 from nnc.tuning.devices import Device
-from nnc.tuning.measure import Measurer, Trial
-from nnc.tuning.records import Record
-from nnc.tuning.search import Search
-from nnc.tuning.tasks import Task
+from nnc.tuning.measure import Measurer
+from nnc.tuning.searches import Searches, Tuning
+from nnc.tuning.tasks import Network, Task
 
 Progress = Callable[[str, int, int], None]
 
@@ -33,7 +34,8 @@ BATCH = 8
 TRIALS = 32
 """Per workload, unless the budget says otherwise."""
 
-_CORRECTED = 0.02  # logarithm of the ratio of two measurements of one plan that counts as a difference
+_GLANCE = 4  # plans that are measured of a layer in a layout that may turn out to be slower
+_GLANCES = 0.5  # share of the budget from which on no new layouts are looked at
 _SMALLEST_GAIN = 2e-4  # of the network's time: where no layer promises more, the search is over
 
 
@@ -45,35 +47,47 @@ class Budget:
     seconds: float | None = None
 
 
-@dataclass
-class Tuning:
-    """The search for one task's plan."""
+@dataclass(frozen=True)
+class Tuned:
+    """What was found for a task: its plans, and those of its layers in the unit's own blocks."""
 
     task: Task
-    plans: list[Any]
-    search: Search
-    default_ms: float | None = None
+    tuning: Tuning
+    base: Tuning
 
     @property
-    def weight(self) -> float:
-        """Milliseconds of the task's layers with the best plan so far."""
-        return (self.default_ms or 0.0) / self.speed * len(self.task.layers)
+    def ms(self) -> float:
+        """Of all of its layers."""
+        return (self.tuning.ms or 0.0) * len(self.task.layers)
 
     @property
-    def default_weight(self) -> float:
-        return (self.default_ms or 0.0) * len(self.task.layers)
+    def default_ms(self) -> float:
+        """Of all of its layers with default plans in default blocks."""
+        return (self.base.default_ms or 0.0) * len(self.task.layers)
 
     @property
     def speed(self) -> float:
-        """Times the default."""
-        return self.search.best[1]
+        return self.default_ms / self.ms if self.ms else 1.0
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "workload": self.task.name,
+            "layers": list(self.task.layers),
+            "layout": self.task.layout,
+            "default_ms": self.base.default_ms,
+            "tuned_ms": self.tuning.ms,
+            "speedup": self.speed,
+            "trials": len(self.tuning.search.measured),
+            "candidates": len(self.tuning.plans),
+            "plan": self.tuning.best,
+        }
 
 
 @dataclass(frozen=True)
 class Result:
     """What a search found."""
 
-    tunings: list[Tuning]
+    tuned: list[Tuned]
     trials: int
     seconds: float
     records: Path
@@ -82,8 +96,7 @@ class Result:
     @property
     def speed(self) -> float:
         """Of the layers that can be tuned, all together, over the default."""
-        after = sum(tuning.weight for tuning in self.tunings)
-        return sum(tuning.default_weight for tuning in self.tunings) / after if after else 1.0
+        return _speed(self.tuned)
 
     def to_dict(self) -> dict[str, Any]:
         """What `nnc tune --json` prints."""
@@ -93,21 +106,13 @@ class Result:
             "seconds": self.seconds,
             "source": self.source,
             "records": str(self.records),
-            "layers": [_layer(tuning) for tuning in self.tunings],
+            "layers": [each.to_dict() for each in self.tuned],
         }
 
 
-def _layer(tuning: Tuning) -> dict[str, Any]:
-    return {
-        "workload": tuning.task.name,
-        "layers": list(tuning.task.layers),
-        "default_ms": tuning.default_ms,
-        "tuned_ms": tuning.default_ms and tuning.default_ms / tuning.speed,
-        "speedup": tuning.speed,
-        "trials": len(tuning.search.measured),
-        "candidates": len(tuning.plans),
-        "plan": tuning.search.plans[tuning.search.best[0]],
-    }
+def _speed(tuned: Sequence[Tuned]) -> float:
+    after = sum(each.ms for each in tuned)
+    return sum(each.default_ms for each in tuned) / after if after else 1.0
 
 
 def tune(
@@ -131,89 +136,49 @@ def tune(
     machine = records.machine_of(target, network.unit.threads)
     known = [record for record in records.read(file, warn) if record.machine == machine]
     others = [record for record in records.shipped(warn) if record.machine == machine]
-    tunings = [_tuning(task, network.unit, known if resume else [], [*known, *others]) for task in network.tasks]
-    done = sum(len(tuning.search.measured) for tuning in tunings)
-    most = budget.trials or (TRIALS * len(tunings) if budget.seconds is None else None)
-    clock = _Clock(most, budget.seconds, done, progress)
+    searches = Searches(network.unit, machine, known if resume else [], [*known, *others])
+    for task in [*network.tasks, *network.elsewhere]:
+        searches.of(task.workload)
+    most = budget.trials or (TRIALS * len(network.tasks) if budget.seconds is None else None)
+    clock = _Clock(most, budget.seconds, searches.trials, progress)
     with Measurer(device, network.unit, target.unit.tvm) as measurer:
-        while not clock.is_over and (tuning := _next(tunings)) is not None:
-            clock.show(tunings, tuning)
-            batch = min(BATCH, clock.left)
-            before = len(tuning.search.measured)
-            records.append(file, _measured(tuning, measurer, machine, batch))
-            clock.trials += len(tuning.search.measured) - before
+        while not clock.is_over and (found := _next(network, searches, clock)) is not None:
+            task, count = found
+            clock.show(_tuned(network, searches), task)
+            before = searches.trials
+            records.append(file, searches.measure(task.workload, measurer, min(count, clock.left), task.is_default))
+            clock.trials += searches.trials - before
     clock.finish()
-    return Result(tunings, clock.trials, clock.seconds, file, device.source)
+    return Result(_tuned(network, searches), clock.trials, clock.seconds, file, device.source)
 
 
-def _tuning(task: Task, unit: Any, done: Sequence[Record], known: Iterable[Record]) -> Tuning:
-    """The search of a task: what is done of it, and a start from what is known of it or of the nearest workload."""
-    from nnc.lowering.workload import encoded
-
-    plans = task.workload.plans(unit)
-    content = [encoded(plan) for plan in plans]
-    search = Search(content, task.workload.estimates(plans, unit))
-    tuning = Tuning(task, plans, search)
-    index = {records.canonical(plan): place for place, plan in enumerate(content)}
-    key = task.workload.key
-    for record in done:
-        name = records.canonical(record.plan)
-        if record.workload == key and name in index:
-            search.tell(index[name], record.speed)
-            tuning.default_ms = record.ms if index[name] == 0 else tuning.default_ms
-    search.start(record.plan for record in nearest(key, records.best(known).values()))
-    return tuning
+def _tuned(network: Network, searches: Searches) -> list[Tuned]:
+    """The tasks in the fastest layouts that were measured."""
+    chosen = network.cheapest(searches.time)
+    return [Tuned(task, searches.of(task.workload), searches.of(task.base)) for task in chosen]
 
 
-def nearest(key: records.Json, known: Iterable[Record], count: int = 2) -> list[Record]:
-    """The best records of the workloads that are most like one: of the same operator, with close sizes."""
-    alike = [record for record in known if record.workload.get("op") == key["op"]]
-    return sorted(alike, key=lambda record: _distance(key, record.workload))[:count]
+def _next(network: Network, searches: Searches, clock: _Clock) -> tuple[Task, int] | None:
+    """The task to measure plans of, and how many; None where nothing promises to be faster.
 
-
-def _distance(left: Any, right: Any) -> float:
-    """How far two workloads are apart: the sum of the logarithms of the ratios of their numbers."""
-    if isinstance(left, dict) and isinstance(right, dict):
-        return sum(_distance(left.get(name), right.get(name)) for name in {*left, *right})
-    if isinstance(left, list | tuple) and isinstance(right, list | tuple) and len(left) == len(right):
-        return sum(map(_distance, left, right))
-    if isinstance(left, int | float) and isinstance(right, int | float):
-        return abs(math.log((abs(left) + 1) / (abs(right) + 1)))
-    return float(left != right)
-
-
-def _next(tunings: Sequence[Tuning]) -> Tuning | None:
-    """The task with the largest expected saving, those that were not timed yet first; None where none promises any."""
-    for tuning in tunings:
-        if tuning.default_ms is None:
-            return tuning
-    total = sum(tuning.weight for tuning in tunings)
-    best = max(tunings, key=lambda tuning: tuning.weight * tuning.search.gain, default=None)
-    return best if best is not None and best.weight * best.search.gain > _SMALLEST_GAIN * total else None
-
-
-def _measured(tuning: Tuning, measurer: Measurer, machine: records.Json, count: int) -> list[Record]:
-    """Measure the next candidates of a task against the default and against the best so far."""
-    search = tuning.search
-    chosen = [index for index in search.propose(count) if index != 0]
-    indices = [0, *([search.best[0]] if search.best[0] else []), *chosen]
-    trials = measurer.measure(tuning.task.workload, [tuning.plans[index] for index in indices])
-    made = []
-    for index, trial in zip(indices, trials, strict=True):
-        if _is_news(search.measured.get(index), trial.speed):
-            made.append(_record(tuning, machine, search.plans[index], trial, measurer.source))
-        search.tell(index, trial.speed)
-    tuning.default_ms = tuning.default_ms or trials[0].ms
-    return made
-
-
-def _is_news(before: float | None, speed: float | None) -> bool:
-    """Whether a plan was not measured yet, or turns out to be faster or slower than it was: one lucky trial is none."""
-    return before is None or speed is None or abs(math.log(speed) - before) > _CORRECTED
-
-
-def _record(tuning: Tuning, machine: records.Json, plan: records.Json, trial: Trial, source: records.Source) -> Record:
-    return Record(tuning.task.workload.key, machine, plan, trial.speed, trial.ms, source)
+    First come tasks that were not timed yet, then layouts by the time of their layers, then the largest saving.
+    """
+    for task in network.tasks:
+        if searches.is_new(task.workload):
+            return task, BATCH
+    glances = [task for task in network.elsewhere if searches.is_new(task.workload)]
+    if glances and clock.share < _GLANCES:
+        return max(glances, key=lambda task: (searches.of(task.base).ms or 0.0) * len(task.layers)), _GLANCE
+    expected = network.cheapest(searches.expected)
+    for task in expected:
+        if searches.is_new(task.workload):
+            return task, BATCH
+    tuned = [Tuned(task, searches.of(task.workload), searches.of(task.base)) for task in expected]
+    best = max(tuned, key=lambda each: each.ms * each.tuning.search.gain, default=None)
+    total = sum(each.ms for each in tuned)
+    if best is None or best.ms * best.tuning.search.gain <= _SMALLEST_GAIN * total:
+        return None
+    return best.task, BATCH
 
 
 @dataclass
@@ -238,19 +203,23 @@ class _Clock:
     def is_over(self) -> bool:
         return self.left <= 0 or (self.most_seconds is not None and self.seconds >= self.most_seconds)
 
-    def show(self, tunings: Sequence[Tuning], tuning: Tuning) -> None:
-        """Trials, the best so far of the task and of the network; the bar itself tells the predicted end."""
-        after = sum(each.weight for each in tunings)
-        speed = sum(each.default_weight for each in tunings) / after if after else 1.0
-        step = f"{tuning.task.name}: {units.times(tuning.speed)}, network {units.times(speed)}, {self.trials} trials"
-        done, total = self._share()
-        self.progress(step, done, total)
+    @property
+    def share(self) -> float:
+        """Of the budget that is spent, trials or time, whichever is nearer to its end."""
+        done, total = self._done()
+        return done / total
 
-    def _share(self) -> tuple[int, int]:
+    def show(self, tuned: Sequence[Tuned], task: Task) -> None:
+        """Trials, the task, and what the network has gained; the bar itself tells the predicted end."""
+        step = f"{task.name}, {task.layout}: network {units.times(_speed(tuned))}, {self.trials} trials"
+        self.progress(step, *self._done())
+
+    def _done(self) -> tuple[int, int]:
         if self.most_seconds is not None and (
             self.most is None or self.seconds / self.most_seconds > self.trials / self.most
         ):
-            return min(int(self.seconds), int(self.most_seconds) - 1), int(self.most_seconds)
+            whole = max(1, math.ceil(self.most_seconds))
+            return min(int(self.seconds), whole - 1), whole
         assert self.most is not None
         return self.trials, self.most
 

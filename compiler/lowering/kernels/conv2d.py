@@ -44,7 +44,7 @@ from nnc.lowering.kernels.gemm import (
     store,
     sums_of,
 )
-from nnc.lowering.kernels.unit import Unit
+from nnc.lowering.kernels.unit import Unit, lanes_of
 from nnc.lowering.kernels.window import Tiles, Window
 
 
@@ -143,7 +143,7 @@ class Conv2d:
         """The same pointwise convolution over an image whose width suits the register tile."""
         return min(
             map(self.of_width, self.widths()),
-            key=lambda conv: (_cycles(conv, best_plan(conv, unit).tile), -conv.window.size[1]),
+            key=lambda conv: (_cycles(conv, best_plan(conv, unit).tile, unit), -conv.window.size[1]),
         )
 
 
@@ -168,7 +168,7 @@ class Plan:
 
 def best_plan(conv: Conv2d, unit: Unit) -> Plan:
     """The register tile with the fewest cycles; threads share whatever is larger, so that it is read once."""
-    tile = min(_tiles(conv, unit), key=lambda tile: (_cycles(conv, tile), -tile.rows))
+    tile = min(_tiles(conv, unit), key=lambda tile: (_cycles(conv, tile, unit), -tile.rows))
     pixels = conv.batch * conv.window.size[0] * conv.window.size[1]
     weights = conv.out_channels * conv.window.kernel[0] * conv.window.kernel[1] // conv.groups
     return Plan(tile, "rows" if pixels > weights else "channels")
@@ -189,34 +189,40 @@ def plans(conv: Conv2d, unit: Unit) -> Iterator[Plan]:
             yield Plan(tile, split, ahead, unroll, load)  # type: ignore[arg-type]
 
 
-def cycles(conv: Conv2d, plan: Plan) -> float:
+def cycles(conv: Conv2d, plan: Plan, unit: Unit) -> float:
     """What a plan is expected to take, up to a constant; splits and fetches are not told apart."""
-    return _cycles(conv, plan.tile)
+    return _cycles(conv, plan.tile, unit)
 
 
 def _tiles(conv: Conv2d, unit: Unit) -> list[RegisterTile]:
     """The register tiles that fit."""
-    width = conv.window.out_size[1]
+    width, registers = conv.window.out_size[1], _registers(conv, unit)
     return [
         RegisterTile(columns, vectors, conv.block)
         for vectors in range(1, 9)
         if conv.out_blocks % vectors == 0
         for columns in range(1, min(width, max_rows(vectors, conv.block, unit)) + 1)
-        if vectors * (columns + 1) < unit.vector_registers
+        if vectors * registers * (columns + 1) < unit.vector_registers
     ]
+
+
+def _registers(conv: Conv2d, unit: Unit) -> int:
+    """Vector registers that a block fills."""
+    return ceil(conv.block / lanes_of(unit))
 
 
 FMA_LATENCY = 4.0  # cycles before an accumulator can be added to again
 TILE_STEPS = 6.0  # the cost of starting and storing a tile, in steps of the reduction
 
 
-def _cycles(conv: Conv2d, tile: RegisterTile) -> float:
+def _cycles(conv: Conv2d, tile: RegisterTile, unit: Unit) -> float:
     """Cycles for a row of outputs, up to a constant: two multiply-adds or two loads in one cycle."""
     most, _ = conv.reads(tile.vectors)
+    vectors = tile.vectors * _registers(conv, unit)
     steps = most * conv.in_block * conv.window.kernel[0] * conv.window.kernel[1]
     total = 0.0
     for tiles in conv.window.tiles(tile.rows):
-        products, loads = tiles.columns * tile.vectors, tiles.columns + 2 * tile.vectors
+        products, loads = tiles.columns * vectors, tiles.columns + 2 * vectors
         total += tiles.count * (max(products / 2, loads / 2, FMA_LATENCY) * steps + TILE_STEPS * products)
     return total * conv.window.out_size[0] * (conv.out_blocks // tile.vectors)
 

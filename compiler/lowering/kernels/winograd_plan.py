@@ -43,7 +43,8 @@ class Convolution:
         """The same convolution; None where the algorithm does not apply."""
         window = conv.window
         plain_steps = window.strides == window.dilations == (1, 1) and conv.phase is None
-        if window.kernel != (3, 3) or conv.groups != 1 or not plain_steps or conv.in_channels < conv.block:
+        is_blocked = conv.in_block == conv.block <= conv.in_channels
+        if window.kernel != (3, 3) or conv.groups != 1 or not plain_steps or not is_blocked:
             return None
         (top, left), (height, width) = window.origin, window.size
         bottom, right = window.out_size[0] + 2 - height - top, window.out_size[1] + 2 - width - left

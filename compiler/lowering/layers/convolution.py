@@ -32,8 +32,8 @@ def conv(lowering: Lowering, group: Group) -> bool:
     window = window_of(node, weights.shape[2:]) if weights is not None and weights.ndim == 4 else None
     if weights is None or window is None or weights.dtype not in FLOATS or x is None or x.dtype != weights.dtype:
         return False
-    out_shape = shape_of(node.outputs[0])
-    tail = lowering.tail(group, along_channels(bias, 4), lowering.block, out_shape)
+    block, out_shape = lowering.block_of(group.outputs[0]), shape_of(node.outputs[0])
+    tail = lowering.tail(group, along_channels(bias, 4), block, out_shape)
     groups, channels = node.attrs.get("group", 1), weights.shape[0]
     if groups == channels == shape_of(x)[1]:
         emit_depthwise(lowering, group, x, weights, window, tail)
@@ -46,8 +46,8 @@ def emit_depthwise(
     lowering: Lowering, group: Group, x: gs.Tensor, W: np.ndarray, window: Window, tail: Tail, zero: int | None = None
 ) -> None:
     """Append a depthwise convolution of floats, or of bytes with the zero point `zero`."""
-    source, template = lowering.blocked(x), lowering.templates.depthwise
-    problem = depthwise.Depthwise(shape_of(x)[0], W.shape[0], window, lowering.block, zero, source.dtype)
+    source, template = lowering.blocked(x, tail.block), lowering.templates.depthwise
+    problem = depthwise.Depthwise(shape_of(x)[0], W.shape[0], window, tail.block, zero, source.dtype)
     plan = lowering.plan(group, problem, tail)
     emit(
         lowering,
@@ -69,8 +69,8 @@ def _dense(
     source = lowering.plain(x) if few else lowering.blocked(x)
     if window.strides != (1, 1) and window.is_sampling and not few:
         source, window = every_nth(lowering, group.root, source, channels, window)
-    in_block = 1 if few else lowering.block
-    problem = conv2d.Conv2d(batch, channels, W.shape[0], window, groups, in_block, lowering.block, dtype=W.dtype.name)
+    in_block = 1 if few else lowering.block_of(x)
+    problem = conv2d.Conv2d(batch, channels, W.shape[0], window, groups, in_block, tail.block, dtype=W.dtype.name)
     plan = lowering.plan(group, problem, tail)
     if isinstance(plan, winograd.Plan):
         _winograd(lowering, group, source, W, problem, plan, tail)
@@ -113,7 +113,7 @@ def _direct(
     result = Tensor(conv.out_shape, tail.dtype)
     tail = tail.reshaped(*problem.window.out_size) if problem != conv else tail
     direct_into(lowering, group, problem, x.view(problem.in_shape), W, tail, result, plan)
-    lowering.define(group.outputs[0], result, lowering.block)
+    lowering.define(group.outputs[0], result, conv.block)
 
 
 def every_nth(lowering: Lowering, node: gs.Node, x: Tensor, channels: int, window: Window) -> tuple[Tensor, Window]:
@@ -122,7 +122,7 @@ def every_nth(lowering: Lowering, node: gs.Node, x: Tensor, channels: int, windo
     result = Tensor((*x.shape[:2], *window.out_size, x.shape[4]), x.dtype)
     key = ("every_nth", problem)
     compute = partial(pool.compute, pool=problem, unit=lowering.unit, dtype=x.dtype)
-    lowering.call("every_nth", key, [node.name], "", [x], [result], compute)
+    lowering.call("every_nth", key, [node.name], "", [x], [result], compute, f"NCHW{problem.block}c")
     return result, replace(window, size=window.out_size, strides=(1, 1))
 
 
@@ -147,6 +147,7 @@ def direct_into(
         tail,
         result.view(problem.out_shape),
         lambda X, P, extras: template.compute(X, P, problem, plan, extras, tail.epilogue(extras), tail.dtype),
+        f"NCHW{problem.block}c",
     )
 
 

@@ -30,15 +30,12 @@ def emit(
     shape: tuple[int, ...],
     compute: Callable[..., Any],
     out_shape: tuple[int, ...] | None = None,
-    block: int | None = None,
 ) -> None:
     """Append the call of a template; it computes `shape`, which is `out_shape` under another name."""
     result = Tensor(out_shape or shape, tail.dtype)
-    block = lowering.block if block is None else block
-    call(
-        lowering, group, kernel, operands, tail, result.view(shape), compute, f"NCHW{block}c" if block > 1 else "plain"
-    )
-    lowering.define(group.outputs[0], result, block)
+    layout = f"NCHW{tail.block}c" if tail.block > 1 else "plain"
+    call(lowering, group, kernel, operands, tail, result.view(shape), compute, layout)
+    lowering.define(group.outputs[0], result, tail.block)
 
 
 def call(
@@ -49,7 +46,7 @@ def call(
     tail: Tail,
     result: Tensor,
     compute: Callable[..., Any],
-    layout: str = "",
+    layout: str,
 ) -> None:
     """Append the call of a template that writes `result`."""
     count = len(operands)

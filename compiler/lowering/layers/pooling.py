@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def spatial_pool(lowering: Lowering, group: Group) -> bool:
     """MaxPool and AveragePool of images."""
-    problem = windowed(group.root, lowering.block)
+    problem = windowed(group.root, lowering.block_of(group.outputs[0]))
     if problem is None:
         return False
     _pool(lowering, group, group.root.inputs[0], problem)
@@ -61,7 +61,7 @@ def keeps_axes(node: gs.Node) -> bool:
 
 def global_pool(lowering: Lowering, group: Group) -> bool:
     """GlobalAveragePool, GlobalMaxPool, and ReduceMean or ReduceMax over rows and columns."""
-    node, problem = group.root, whole(group.root, lowering.block)
+    node, problem = group.root, whole(group.root, lowering.block_of(group.outputs[0]))
     if problem is None:
         return False
     if not keeps_axes(node) and len(group.nodes) > 1:
@@ -89,12 +89,12 @@ def _pool(lowering: Lowering, group: Group, x: gs.Tensor, problem: pool.Pool) ->
         (x, quantization), scale = made, made[1].scale
         problem = replace(problem, zero=quantization.zero)
     problem = replace(problem, dtype=dtype_of(x))
-    tail = lowering.tail(group, None, lowering.block, shape_of(group.root.outputs[0]), scale, problem.sums)
+    tail = lowering.tail(group, None, problem.block, shape_of(group.root.outputs[0]), scale, problem.sums)
     emit(
         lowering,
         group,
         Kernel(f"{problem.kind}_pool", problem, None),
-        [lowering.blocked(x)],
+        [lowering.blocked(x, problem.block)],
         tail,
         (problem.batch, problem.blocks, *problem.window.out_size, problem.block),
         lambda X, extras: lowering.templates.pool.compute(

@@ -66,7 +66,6 @@ def emit_product(lowering: Lowering, group: Group, x: Tensor, weights: Weights, 
             A, P, columns, plan, rest[-1], tail.epilogue(rest[-1]), tail.dtype, *rest[:-1]
         ),
         out_shape,
-        block=1,
     )
 
 

@@ -170,7 +170,6 @@ def _product(lowering: Lowering, group: Group, found: Factors) -> None:
             A, P, S, columns, plan, dot, tail.dtype, extras, tail.epilogue(extras)
         ),
         out_shape,
-        block=1,
     )
 
 

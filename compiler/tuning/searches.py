@@ -1,0 +1,143 @@
+"""The searches of a network's workloads: what was measured of each, and what it may take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nnc.errors import NncError
+from nnc.tuning import records
+from nnc.tuning.measure import Measurer
+from nnc.tuning.records import Record
+from nnc.tuning.search import Search
+
+if TYPE_CHECKING:
+    from nnc.lowering.kernels.unit import Unit
+    from nnc.lowering.workload import Workload
+
+_CORRECTED = 0.02  # logarithm of the ratio of two measurements of one plan that counts as a difference
+
+
+@dataclass
+class Tuning:
+    """The search for one workload's plan."""
+
+    workload: Workload
+    plans: list[Any]
+    search: Search
+    default_ms: float | None = None
+
+    @property
+    def ms(self) -> float | None:
+        """Milliseconds of the best plan so far."""
+        return None if self.default_ms is None else self.default_ms / self.search.best[1]
+
+    @property
+    def best(self) -> records.Json:
+        return self.search.plans[self.search.best[0]]
+
+
+class Searches:
+    """A search for every workload that is asked for."""
+
+    def __init__(self, unit: Unit, machine: records.Json, done: Iterable[Record], known: Iterable[Record]) -> None:
+        """What is `done` counts as trials; the best of what is `known` is where searches start from."""
+        self._unit, self._machine = unit, machine
+        self._done: dict[str, list[Record]] = {}
+        for record in done:
+            self._done.setdefault(records.canonical(record.workload), []).append(record)
+        self._known = list(records.best(known).values())
+        self._made: dict[Workload, Tuning] = {}
+        self._refused: set[Workload] = set()
+
+    def of(self, workload: Workload) -> Tuning:
+        if workload not in self._made:
+            self._made[workload] = self._start(workload)
+        return self._made[workload]
+
+    def _start(self, workload: Workload) -> Tuning:
+        """The search of a workload: what is done of it, and a start from what is known of it or of the nearest one."""
+        from nnc.lowering.workload import encoded
+
+        plans = workload.plans(self._unit)
+        content = [encoded(plan) for plan in plans]
+        tuning = Tuning(workload, plans, Search(content, workload.estimates(plans, self._unit)))
+        index = {records.canonical(plan): place for place, plan in enumerate(content)}
+        key = workload.key
+        for record in self._done.get(records.canonical(key), []):
+            place = index.get(records.canonical(record.plan))
+            if place is not None:
+                tuning.search.tell(place, record.speed)
+                tuning.default_ms = record.ms if place == 0 else tuning.default_ms
+        tuning.search.start(record.plan for record in nearest(key, self._known))
+        return tuning
+
+    @property
+    def trials(self) -> int:
+        return sum(len(tuning.search.measured) for tuning in self._made.values())
+
+    def is_new(self, workload: Workload) -> bool:
+        """Whether nothing was measured of a workload yet."""
+        return workload not in self._refused and self.of(workload).default_ms is None
+
+    def time(self, workload: Workload) -> float:
+        """Milliseconds of a workload with its best plan so far; infinity where none was measured."""
+        found = self._made.get(workload)
+        return math.inf if found is None or found.ms is None else found.ms
+
+    def expected(self, workload: Workload) -> float:
+        """The same; of a convolution between two layouts that was not measured, the mean of both."""
+        ins, outs = getattr(workload.problem, "in_block", 1), getattr(workload.problem, "block", 1)
+        known = self.time(workload)
+        if known < math.inf or workload in self._refused or 1 in (ins, outs) or ins == outs:
+            return known
+        return sum(self.time(workload.in_blocks(block, block)) for block in (ins, outs)) / 2
+
+    def measure(self, workload: Workload, measurer: Measurer, count: int, required: bool) -> list[Record]:
+        """Measure the next candidates of a workload against the default and against the best so far.
+
+        Where the default plan can't be measured, raises NncError if that is `required`; otherwise there are no records,
+        and the workload is not asked for again.
+        """
+        tuning, search = self.of(workload), self.of(workload).search
+        chosen = [index for index in search.propose(count) if index != 0]
+        indices = [0, *([search.best[0]] if search.best[0] else []), *chosen]
+        try:
+            trials = measurer.measure(workload, [tuning.plans[index] for index in indices])
+        except NncError:
+            if required:
+                raise
+            self._refused.add(workload)
+            return []
+        made = []
+        for index, trial in zip(indices, trials, strict=True):
+            if _is_news(search.measured.get(index), trial.speed):
+                plan = search.plans[index]
+                made.append(Record(workload.key, self._machine, plan, trial.speed, trial.ms, measurer.source))
+            search.tell(index, trial.speed)
+        tuning.default_ms = tuning.default_ms or trials[0].ms
+        return made
+
+
+def nearest(key: records.Json, known: Iterable[Record], count: int = 2) -> list[Record]:
+    """The best records of the workloads that are most like one: of the same operator, with close sizes."""
+    alike = [record for record in known if record.workload.get("op") == key["op"]]
+    return sorted(alike, key=lambda record: _distance(key, record.workload))[:count]
+
+
+def _distance(left: Any, right: Any) -> float:
+    """How far two workloads are apart: the sum of the logarithms of the ratios of their numbers."""
+    if isinstance(left, dict) and isinstance(right, dict):
+        return sum(_distance(left.get(name), right.get(name)) for name in {*left, *right})
+    if isinstance(left, list | tuple) and isinstance(right, list | tuple) and len(left) == len(right):
+        return sum(map(_distance, left, right))
+    if isinstance(left, int | float) and isinstance(right, int | float):
+        return abs(math.log((abs(left) + 1) / (abs(right) + 1)))
+    return float(left != right)
+
+
+def _is_news(before: float | None, speed: float | None) -> bool:
+    """Whether a plan was not measured yet, or turns out to be faster or slower than it was: one lucky trial is none."""
+    return before is None or speed is None or abs(math.log(speed) - before) > _CORRECTED

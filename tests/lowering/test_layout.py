@@ -1,0 +1,163 @@
+"""Layouts: the cheapest assignment is found, whatever it is the numbers stay, and nothing is converted on the way."""
+
+import itertools
+import math
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nnc import target as targets
+from nnc import testing, verify
+from nnc.lowering import build, pbqp
+from nnc.lowering.build import unit_of
+from nnc.lowering.layout import Layouts
+from nnc.lowering.library import Library
+from nnc.lowering.lower import layouts
+from nnc.lowering.machine import machine
+from nnc.lowering.workload import Workload
+from nnc.session import Session
+
+pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="runs what it builds")
+
+X86 = targets.load("x86")
+
+
+def cost(chosen: Mapping[int, int], costs: Mapping[int, np.ndarray], edges: Mapping[Any, np.ndarray]) -> float:
+    own = sum(float(cost[chosen[node]]) for node, cost in costs.items())
+    return own + sum(float(matrix[chosen[one], chosen[other]]) for (one, other), matrix in edges.items())
+
+
+def least(costs: Mapping[int, np.ndarray], edges: Mapping[Any, np.ndarray]) -> float:
+    ways = itertools.product(*(range(len(each)) for each in costs.values()))
+    return min(cost(dict(zip(costs, way, strict=True)), costs, edges) for way in ways)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_trees_and_series_of_branches_are_solved_exactly(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    costs = {node: rng.random(int(rng.integers(1, 4))) for node in range(7)}
+    pairs = [(int(rng.integers(0, node)), node) for node in range(1, 7)]
+    pairs = [*pairs, (0, 0)] if seed % 2 else [(0, 1), (1, 2), (2, 3), (3, 0), (3, 4), (4, 5), (5, 6), (6, 3)]
+    edges = {pair: rng.random((len(costs[pair[0]]), len(costs[pair[1]]))) for pair in pairs}
+    for matrix in edges.values():
+        matrix[rng.random(matrix.shape) < 0.2] = math.inf
+    expected = least(costs, edges)
+    assert cost(pbqp.solve(costs, edges), costs, edges) == pytest.approx(expected) or expected == math.inf
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_where_all_are_connected_the_choice_is_close(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    costs = {node: rng.random(3) for node in range(6)}
+    edges = {pair: rng.random((3, 3)) for pair in itertools.combinations(range(6), 2)}
+    assert cost(pbqp.solve(costs, edges), costs, edges) <= 1.25 * least(costs, edges)
+
+
+NET = """
+net (float[1, 3, 12, 12] x) => (float[1, 40, 6, 6] y)
+<float[40, 3, 3, 3] A, float[40, 40, 1, 1] B, float[40, 1, 3, 3] D, float[64, 40, 1, 1] E, float[40, 64, 3, 3] F,
+ float[8, 40, 1, 1] S, float[40, 8, 1, 1] T>
+{
+    a = Conv<pads = [1, 1, 1, 1]>(x, A)
+    r = Relu(a)
+    b = Conv(r, B)
+    s = Add(b, r)
+    d = Conv<pads = [1, 1, 1, 1], group = 40>(s, D)
+    g = GlobalAveragePool(d)
+    h = Conv(g, S)
+    i = Relu(h)
+    j = Conv(i, T)
+    k = Sigmoid(j)
+    m = Mul(d, k)
+    e = Conv(m, E)
+    f = Conv<pads = [1, 1, 1, 1]>(e, F)
+    y = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(f)
+}
+"""
+
+PARTS = """
+net (float[1, 16, 8, 8] x) => (float[1, 64, 8, 8] y)
+<float[32, 16, 1, 1] A, float[24, 16, 1, 1] B, float[64, 56, 1, 1] C, float[64, 32, 1, 1] D>
+{
+    a = Conv(x, A)
+    b = Conv(x, B)
+    ab = Concat<axis = 1>(a, b)
+    c = Conv(ab, C)
+    p, q = Split<axis = 1>(c)
+    s = Add(p, q)
+    y = Conv(s, D)
+}
+"""
+
+
+class Times:
+    """Random times, the same for the same workload; and no plans."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng, self._known = np.random.default_rng(seed), dict[str, float]()
+
+    def find(self, workload: Workload) -> None:
+        return None
+
+    def time(self, workload: Workload) -> float:
+        return self._known.setdefault(str(workload.key), float(self._rng.random()))
+
+
+def found(text: str) -> Layouts:
+    known = machine(X86)
+    return layouts(testing.graph(text), unit_of(X86, known, 1), known)
+
+
+def class_of(made: Layouts, image: str) -> str:
+    return next(name for name, images in made.members.items() if image in images)
+
+
+def test_images_that_meet_are_in_equal_blocks() -> None:
+    made = found(NET)
+    assert class_of(made, "r") == class_of(made, "s") == class_of(made, "d") == class_of(made, "m")
+    assert len({class_of(made, image) for image in ("r", "i", "e", "y")}) == 4
+    assert made.allowed[class_of(made, "d")] == made.blocks
+    assert class_of(made, "k") == class_of(made, "m")  # a gate is read in the blocks of what it multiplies
+
+
+def test_parts_stay_whole_blocks() -> None:
+    made = found(PARTS)
+    lanes = made.blocks[0]
+    for image in ("a", "b", "p", "q"):
+        assert all(32 % block == 0 for block in made.allowed[class_of(made, image)] if block != lanes)
+
+
+@pytest.mark.parametrize("text", [NET, PARTS], ids=["gates", "parts"])
+@pytest.mark.parametrize("seed", range(3))
+def test_every_layout_computes_the_same(tmp_path: Path, text: str, seed: int) -> None:
+    graph, times = testing.graph(text), Times(seed)
+    layout = found(text)
+    blocks = layout.images(layout.cheapest(times.time))
+    plain = build(graph, X86, tmp_path, threads=1)
+    built = build(graph, X86, tmp_path, threads=1, schedules=times)
+    assert blocks
+    assert {kernel.layout for kernel in built.kernels} != {kernel.layout for kernel in plain.kernels}
+    assert sum("to_" in k.template for k in built.kernels) <= sum("to_" in k.template for k in plain.kernels)
+    inputs = verify.probe_inputs(graph, seed)
+    results = Library(built.files[0], 1).run(list(inputs.values()))
+    names = [tensor.name for tensor in graph.outputs]
+    assert verify.largest_difference(Session(graph).run(inputs), dict(zip(names, results, strict=True))) < 1e-4
+
+
+def test_nothing_changes_where_no_times_are_known() -> None:
+    made = found(NET)
+    assert made.images(made.cheapest(lambda workload: math.inf)) == {}
+
+
+def test_only_layouts_of_which_all_times_are_known_are_chosen() -> None:
+    made = found(NET)
+    default = {layer.workload for layer in made.layers}
+    assert made.images(made.cheapest(lambda workload: 1.0 if workload in default else math.inf)) == {}
+    other = made.uniform(made.blocks[1])
+    wide = {layer.variant(other) for layer in made.layers}
+    times = {**dict.fromkeys(default, 1.0), **dict.fromkeys(wide, 0.5)}
+    assert made.cheapest(lambda workload: times.get(workload, math.inf)) == other | {"x": made.blocks[0]}
