@@ -37,7 +37,7 @@ net (float[1, 3, 17, 17] x) => (float[1, 10] y)
 
 
 class Chosen:
-    """Schedules that draw any plan of each workload, and note its template."""
+    """Schedules that draw any layout, and any plan of each workload, and note its template."""
 
     def __init__(self, unit: Any, seed: int, only: Any = lambda plan: True) -> None:
         self._unit, self._rng, self._only = unit, np.random.default_rng(seed), only
@@ -49,6 +49,10 @@ class Chosen:
         plans = [plan for plan in workload.plans(self._unit) if self._only(plan)] or [workload.default(self._unit)]
         self.plans.append(plans[self._rng.integers(len(plans))])
         return json.loads(json.dumps(encoded(self.plans[-1])))
+
+    def time(self, workload: Any) -> float:
+        """Any, so that layouts are drawn, too."""
+        return float(self._rng.random())
 
 
 def narrow(bits: int) -> Target:

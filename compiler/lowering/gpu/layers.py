@@ -70,7 +70,6 @@ def _product(lowering: Lowering, group: Group, x: Tensor, weights: Weights, bias
         (rows, columns),
         lambda A, P, extras: gemm.compute(A, P, columns, tile, extras, tail.epilogue(extras), tail.dtype),
         out_shape,
-        block=1,
     )
 
 

@@ -115,6 +115,7 @@ def _direct_into(
         tail,
         result.view(problem.conv.out_shape),
         lambda X, P, S, extras: int8_conv2d.compute(X, P, S, problem, plan, tail.dtype, extras, tail.epilogue(extras)),
+        f"NCHW{problem.conv.block}c",
     )
 
 
