@@ -187,13 +187,16 @@ def _scalar(layers: list[Layer], target: Target) -> Iterable[str]:
 
 
 def _wide(layers: list[Layer], target: Target) -> Iterable[str]:
-    """Layers that the vendor of a GPU computes in narrower types than nnc."""
-    narrow = [layer for layer in layers if layer.macs and layer.dtype in ("float16", "int8")]
-    if narrow and target.unit.kind == "gpu":
-        yield (
-            f"{units.plural(len(narrow), 'layer')} in float16 or int8 would be as fast as predicted in an engine that "
-            "multiplies these types; the kernels that nnc writes for GPUs multiply in float32"
-        )
+    """Layers that the vendor of a GPU computes faster than nnc."""
+    by_words = target.unit.tvm["kind"] == "cuda" and target.unit.int8_dot
+    ways = {"float16": "in float32", "int8": "int8 in words of four, not in tensor cores" if by_words else "in float32"}
+    for dtype, way in ways.items() if target.unit.kind == "gpu" else ():
+        narrow = [layer for layer in layers if layer.macs and layer.dtype == dtype]
+        if narrow:
+            yield (
+                f"{units.plural(len(narrow), 'layer')} in {dtype} would be as fast as predicted in the vendor's "
+                f"engine; the kernels that nnc writes for GPUs multiply {way}"
+            )
 
 
 def _vendor(target: Target) -> Iterable[str]:

@@ -323,7 +323,7 @@ class Lowering(Forms):
 def _templates(unit: Unit) -> tuple[Mapping[str, layers.Template], Mapping[str, layers.Template]]:
     """What takes nodes on a unit, by operator, and what takes those that multiply integers."""
     if isinstance(unit, Gpu):
-        return gpu_layers.TEMPLATES, {}
+        return gpu_layers.TEMPLATES, gpu_layers.INTEGERS if unit.multiplies_bytes else {}
     if isinstance(unit, Dsp):
         return dsp_layers.TEMPLATES, dsp_layers.INTEGERS
     return layers.TEMPLATES, layers.INTEGERS

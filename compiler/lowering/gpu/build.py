@@ -136,8 +136,18 @@ def _sources(
     return nvrtc.resources(folder / "kernels.ptx", str(machine.attrs["arch"]))
 
 
+_DP4A = """\
+inline int __dp4a(int a, int b, int total) {
+  const int4 products = convert_int4(as_char4(a)) * convert_int4(as_char4(b));
+  return total + products.x + products.y + products.z + products.w;
+}
+"""
+
+
 def _opencl(compiled: Mapping[str, Compiled]) -> str:
-    return "\n".join(each.source.strip() + "\n" for each in compiled.values())
+    """All kernels in one source, with what they call of CUDA's functions."""
+    bodies = [each.source.strip() + "\n" for each in compiled.values()]
+    return "\n".join([_DP4A] * any("__dp4a(" in body for body in bodies) + bodies)
 
 
 _PREAMBLE = """\

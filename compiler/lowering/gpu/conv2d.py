@@ -13,7 +13,7 @@ from tvm import te, tirx
 from tvm.script.ir_builder import tirx as T
 
 from nnc.lowering.gpu import product
-from nnc.lowering.gpu.product import splat, vector
+from nnc.lowering.gpu.arithmetic import splat, vector
 from nnc.lowering.gpu.tile import LANES, Shape, Tile, best_tile, cycles
 from nnc.lowering.gpu.unit import Gpu
 from nnc.lowering.kernels import conv2d
@@ -26,7 +26,7 @@ Expr = Any
 
 @dataclass(frozen=True)
 class Convolution(Conv2d):
-    """A convolution that may read bytes."""
+    """A convolution that may read bytes, or words of four int8, which are channels then: `dtype` is int32."""
 
     zero: int = 0
     """The zero point of bytes."""
@@ -96,8 +96,9 @@ class _Pixels:
         y, x = T.bind(top + kh * window.dilations[0]), T.bind(start + kw * window.dilations[1])
         zero = self.conv.zero if isinstance(self.conv, Convolution) else 0
         if self.conv.in_block == 1:
-            pixel = _as_float(self.X[n, first + block, y, x], zero)
-            return guarded(window, y, x, pixel, tirx.const(0.0, "float32"))
+            pixel = self.X[n, first + block, y, x]
+            pixel = pixel if self.conv.dtype == "int32" else _as_float(pixel, zero)
+            return guarded(window, y, x, pixel, tirx.const(0, self.conv.dtype))
         pixel = as_float(self.X[n, first + block, y, x, vector()], LANES, zero)
         return guarded(window, y, x, pixel, splat(0.0))
 

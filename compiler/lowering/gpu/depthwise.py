@@ -15,8 +15,9 @@ from tvm import te
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from nnc.lowering.gpu.arithmetic import local, splat, vector
 from nnc.lowering.gpu.conv2d import guarded
-from nnc.lowering.gpu.product import local, splat, unravelled, vector
+from nnc.lowering.gpu.product import unravelled
 from nnc.lowering.gpu.threads import elements
 from nnc.lowering.gpu.tile import LANES, RESIDENT_PER_LANE
 from nnc.lowering.gpu.unit import Gpu

@@ -11,7 +11,7 @@ from tvm import te
 from tvm.script.ir_builder import tirx as T
 
 from nnc.lowering.gpu import product
-from nnc.lowering.gpu.product import vector
+from nnc.lowering.gpu.arithmetic import vector
 from nnc.lowering.gpu.tile import LANES, Shape, Tile, best_tile
 from nnc.lowering.gpu.unit import Gpu
 from nnc.lowering.kernels.gemm import Epilogue, when
@@ -30,7 +30,7 @@ def best_plan(rows: int, columns: int, depth: int, unit: Gpu) -> Tile:
 
 
 def pack(W: np.ndarray, tile: Tile) -> np.ndarray:
-    """Pack weights `[depth, columns]`."""
+    """Pack weights, or words, `[depth, columns]`."""
     return product.pack(W, tile)
 
 
@@ -43,7 +43,7 @@ def compute(
     epilogue: Epilogue = lambda value, index: value,
     dtype: str = "float32",
 ) -> te.Tensor:
-    """`epilogue(A @ W)` as `dtype` `[rows, columns]`; `A` is float32 `[rows, depth]`."""
+    """`epilogue(A @ W)` as `dtype` `[rows, columns]`; `A` is float32 `[rows, depth]`, or words."""
     rows, depth = (int(size) for size in A.shape)
 
     def body(ins: list[Any], outs: list[Any]) -> Any:

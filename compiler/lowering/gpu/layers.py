@@ -13,7 +13,7 @@ from nnc.lowering.fuse import Group
 from nnc.lowering.gpu import gemm
 from nnc.lowering.gpu.conv2d import Convolution
 from nnc.lowering.gpu.unit import Gpu
-from nnc.lowering.layers import Template, convolution, pooling, products
+from nnc.lowering.layers import Template, convolution, factors, pooling, products
 from nnc.lowering.layers.attributes import along_channels, array_of, input_of, window_of
 from nnc.lowering.layers.emit import Kernel, emit
 from nnc.lowering.layers.products import Bias, Weights
@@ -47,6 +47,57 @@ def conv(lowering: Lowering, group: Group) -> bool:
     convolution.direct_into(lowering, group, problem, source, W, tail, result)
     lowering.define(group.outputs[0], result, lowering.block)
     return True
+
+
+def int8_conv(lowering: Lowering, group: Group) -> bool:
+    """Conv of images of int8 around zero, not in groups: words of four channels are multiplied by one instruction."""
+    node, found = group.root, factors.of_image(lowering, group)
+    window = window_of(node, found.W.shape[2:]) if found else None
+    if found is None or window is None or node.attrs.get("group", 1) != 1:
+        return False
+    if found.quantization.zero or found.W.dtype != np.int8:
+        return False
+    tail = lowering.tail(group, found.bias, lowering.block, shape_of(node.outputs[0]), found.worth, "int32")
+    source, W = lowering.blocked(found.x), _words(found.W)
+    problem = Convolution(shape_of(found.x)[0], W.shape[1], W.shape[0], window, 1, 1, lowering.block, dtype="int32")
+    words, result = Tensor(problem.in_shape, "int32", source), Tensor(problem.out_shape, tail.dtype)
+    convolution.direct_into(lowering, group, problem, words, W, tail, result)
+    lowering.define(group.outputs[0], result, lowering.block)
+    return True
+
+
+def int8_product(lowering: Lowering, group: Group) -> bool:
+    """Gemm and MatMul of rows of int8 around zero, of whole words, with constant weights."""
+    assert isinstance(lowering.unit, Gpu)
+    found = factors.of_rows(lowering, group)
+    if found is None or found.quantization.zero or found.W.dtype != np.int8 or found.W.shape[0] % 4:
+        return False
+    (depth, columns), out_shape = found.W.shape, shape_of(group.root.outputs[0])
+    rows, words = prod(out_shape) // columns, depth // 4
+    tail = lowering.tail(group, found.bias, 1, out_shape, found.worth, "int32").as_rows(rows, out_shape)
+    if tail is None:
+        return False
+    tile = gemm.best_plan(rows, columns, words, lowering.unit)
+    packed = gemm.pack(_words(found.W.T[..., None, None])[..., 0, 0].T, tile)
+    emit(
+        lowering,
+        group,
+        Kernel("int8_gemm", (rows, columns, words), tile),
+        [Tensor((rows, words), "int32", lowering.plain(found.x)), packed],
+        tail,
+        (rows, columns),
+        lambda A, P, extras: gemm.compute(A, P, columns, tile, extras, tail.epilogue(extras), tail.dtype),
+        out_shape,
+        block=1,
+    )
+    return True
+
+
+def _words(W: np.ndarray) -> np.ndarray:
+    """Weights int8 `[out, in, kh, kw]` as words of four inputs, int32 `[out, in / 4, kh, kw]`."""
+    padded = np.pad(W, ((0, 0), (0, -W.shape[1] % 4), (0, 0), (0, 0)))
+    fours = padded.reshape(W.shape[0], -1, 4, *W.shape[2:]).transpose(0, 1, 3, 4, 2)
+    return np.ascontiguousarray(fours).view(np.int32)[..., 0]
 
 
 def _product(lowering: Lowering, group: Group, x: Tensor, weights: Weights, bias: Bias) -> None:
@@ -86,3 +137,6 @@ TEMPLATES: dict[str, Template] = {
     "ReduceMean": pooling.global_pool,
 }
 """Operator -> the function that takes it."""
+
+INTEGERS: dict[str, Template] = {"Conv": int8_conv, "Gemm": int8_product, "MatMul": int8_product}
+"""The same of layers that multiply integers, on GPUs that do."""

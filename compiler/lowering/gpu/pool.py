@@ -12,7 +12,8 @@ from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from nnc.lowering.gpu.product import local, shared, threads, unravelled, vector
+from nnc.lowering.gpu.arithmetic import local, shared, vector
+from nnc.lowering.gpu.product import threads, unravelled
 from nnc.lowering.gpu.threads import GROUP
 from nnc.lowering.gpu.tile import LANES
 from nnc.lowering.kernels.gemm import Epilogue, as_float, when

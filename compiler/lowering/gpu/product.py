@@ -8,6 +8,8 @@ loads is used many times. Where the unit has memory that a group of threads shar
 to Tune Dense Linear Algebra", 2008); otherwise they come from the caches. Where there are too few outputs to fill the
 unit, `slices` threads share the sums of one tile, each a part of the depth, and add them up in shared memory.
 
+Integers are multiplied four at a time, where the unit has an instruction for that (`arithmetic.py`).
+
 Rows of a group are `rows` runs of `threads[0]` neighbours, so that the threads of a warp read neighbouring memory.
 """
 
@@ -24,6 +26,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from nnc.lowering.gpu.arithmetic import Floats, Words, local, shared, vector
 from nnc.lowering.gpu.tile import LANES, Shape, Tile
 from nnc.lowering.kernels.gemm import when
 from nnc.lowering.kernels.loops import nest
@@ -38,7 +41,7 @@ class Operands(Protocol):
         """What is to be known of a row of A, for a group of columns, to load from it: computed once per thread."""
 
     def left(self, row: Sequence[Expr], unit: Sequence[Expr], column: Expr) -> Expr:
-        """The elements of a row at one unit of the depth: a vector of `lanes`, or one float32."""
+        """The elements of a row at one unit of the depth: a vector of `lanes`, or one float32 or word."""
 
     def store(self, row: Expr, vector: Expr, lane: Expr, value: Expr) -> None:
         """Store one result."""
@@ -48,10 +51,10 @@ class Operands(Protocol):
 
 
 def pack(W: np.ndarray, tile: Tile) -> np.ndarray:
-    """Pack weights `[depth, columns]` to `[group][depth][vector][lane]`, padded with zero columns."""
+    """Pack weights, or words, `[depth, columns]` to `[group][depth][vector][lane]`, padded with zero columns."""
     depth, columns = W.shape
     width = tile.group_vectors * LANES
-    padded = np.zeros((depth, -(-columns // width) * width), np.float32)
+    padded = np.zeros((depth, -(-columns // width) * width), W.dtype)
     padded[:, :columns] = W
     return np.ascontiguousarray(padded.reshape(depth, -1, tile.group_vectors, LANES).transpose(1, 0, 2, 3))
 
@@ -60,8 +63,9 @@ def pack(W: np.ndarray, tile: Tile) -> np.ndarray:
 
 
 def emit(shape: Shape, tile: Tile, operands: Operands, W: Any) -> Any:
-    """The loop nest; `W` is packed, `[group, depth, vector, lane]`."""
-    kernel = _Staged(shape, tile, operands, W) if tile.depth else _Direct(shape, tile, operands, W)
+    """The loop nest; `W` is packed, `[group, depth, vector, lane]`, of float32 or of words."""
+    arithmetic = Floats(tile) if str(W.dtype) == "float32" else Words(tile)
+    kernel = (_Staged if tile.depth else _Direct)(shape, tile, operands, W, arithmetic)
     with IRBuilder() as builder:
         with threads(
             (ceil(shape.rows / tile.group_rows), ceil(shape.vectors / tile.group_vectors)),
@@ -87,25 +91,6 @@ def threads(grid: Sequence[int], group: Sequence[int]) -> Iterator[tuple[list[Ex
         frame.__exit__(None, None, None)
 
 
-def local(*shape: int, dtype: str = "float32") -> Any:
-    """Registers of one thread."""
-    return T.buffer_proxy(T.alloc_buffer(shape, dtype, scope="local"))
-
-
-def shared(*shape: int, dtype: str = "float32") -> Any:
-    """Memory of a group of threads."""
-    return T.buffer_proxy(T.alloc_buffer(shape, dtype, scope="shared"))
-
-
-def vector(index: Expr = 0) -> Expr:
-    """The index of a whole vector."""
-    return T.ramp(index, 1, LANES)
-
-
-def splat(value: Expr | float) -> Expr:
-    return T.broadcast(tirx.const(value, "float32") if isinstance(value, int | float) else value, LANES)
-
-
 @dataclass(frozen=True)
 class _Kernel:
     """What both kinds of kernel share."""
@@ -114,19 +99,14 @@ class _Kernel:
     tile: Tile
     operands: Operands
     W: Any
+    arithmetic: Floats
 
-    def zero(self, sums: Any) -> None:
-        with T.unroll(0, self.tile.rows * self.tile.vectors) as i:
-            sums[i] = splat(0.0)
-
-    def multiply(self, sums: Any, left: Callable[[Expr], Expr], right: Callable[[Expr], Expr]) -> None:
-        """Add the products of one step: `left(row)` is a scalar, `right(vector)` a vector."""
-        weights = local(self.tile.vectors, dtype="float32x4")
-        with T.unroll(0, self.tile.vectors) as v:
-            weights[v] = right(v)
-        with T.unroll(0, self.tile.rows) as r, T.unroll(0, self.tile.vectors) as v:
-            place = r * self.tile.vectors + v
-            sums[place] = sums[place] + splat(left(r)) * weights[v]
+    def sums(self) -> Any:
+        """The sums of one thread, from nothing."""
+        sums = local(self.arithmetic.count, dtype=self.arithmetic.sum)
+        with T.unroll(0, self.arithmetic.count) as i:
+            sums[i] = self.arithmetic.nothing()
+        return sums
 
     def store(self, sums: Any, rows: Callable[[Expr], Expr], first: Expr) -> None:
         """Store the sums of one thread, less what lies outside."""
@@ -136,8 +116,8 @@ class _Kernel:
             tests = [row < shape.rows] if shape.rows % tile.group_rows else []
             tests += [column < shape.vectors] if shape.vectors % tile.group_vectors else []
             with when(tirx.all(*tests) if tests else None):
-                value = local(LANES)
-                value[vector()] = sums[r * tile.vectors + v]
+                value = local(LANES, dtype=self.arithmetic.element)
+                self.arithmetic.take(sums, r * tile.vectors + v, value)
                 with T.vectorized(0, LANES) as lane:
                     self.operands.store(row, column, lane, value[lane])
 
@@ -152,8 +132,7 @@ class _Direct(_Kernel):
         last = shape.rows - 1
         rows = [T.bind(tirx.min(first + r * tile.threads[0], last)) for r in range(tile.rows)]
         places = [self.operands.row(row, block[1]) for row in rows]
-        sums = local(tile.rows * tile.vectors, dtype="float32x4")
-        self.zero(sums)
+        sums = self.sums()
         outer, *inner = shape.units
         with T.serial(0, ceil(outer / tile.slices)) as step:
             index = T.bind(step * tile.slices + z)
@@ -167,7 +146,7 @@ class _Direct(_Kernel):
 
     def _unit(self, sums: Any, places: list[list[Expr]], unit: list[Expr], group: Expr, y: Expr) -> None:
         """One unit of the depth."""
-        lanes, left = self.shape.lanes, local(self.tile.rows * self.shape.lanes)
+        lanes, left = self.shape.lanes, local(self.tile.rows * self.shape.lanes, dtype=self.arithmetic.element)
         for r, place in enumerate(places):
             if lanes == LANES:
                 left[vector(r * LANES)] = self.operands.left(place, unit, 0)
@@ -176,7 +155,7 @@ class _Direct(_Kernel):
                     left[r * lanes + j] = self.operands.left(place, unit, j)
         at = T.bind(flat(unit, self.shape.units) * lanes)
         with T.unroll(0, lanes) as j:
-            self.multiply(
+            self.arithmetic.multiply(
                 sums,
                 lambda r: left[r * lanes + j],
                 lambda v: self.W[group, at + j, y * self.tile.vectors + v, vector()],
@@ -185,8 +164,8 @@ class _Direct(_Kernel):
     def _reduce(self, sums: Any, thread: Sequence[Expr]) -> None:
         """Add up the sums of the threads that share a tile."""
         x, y, z = thread
-        tile, count = self.tile, self.tile.rows * self.tile.vectors
-        partial = shared(tile.slices - 1, count, prod(tile.threads), dtype="float32x4")
+        tile, count = self.tile, self.arithmetic.count
+        partial = shared(tile.slices - 1, count, prod(tile.threads), dtype=self.arithmetic.sum)
         place = T.bind(y * tile.threads[0] + x)
         with when(z > 0), T.unroll(0, count) as i:
             partial[z - 1, i, place] = sums[i]
@@ -202,11 +181,12 @@ class _Staged(_Kernel):
         tile, shape = self.tile, self.shape
         x, y, _ = thread
         steps, size = tile.depth * shape.lanes, prod(tile.threads)
-        left, right = shared(steps, tile.group_rows), shared(steps, tile.group_vectors, dtype="float32x4")
+        element = self.arithmetic.element
+        left = shared(steps, tile.group_rows, dtype=element)
+        right = shared(steps, tile.group_vectors, dtype=f"{element}x{LANES}")
         me = T.bind(y * tile.threads[0] + x)
         loads = self._left_loads(block, me, size)
-        sums = local(tile.rows * tile.vectors, dtype="float32x4")
-        self.zero(sums)
+        sums = self.sums()
         with T.serial(0, ceil(prod(shape.units) / tile.depth)) as part:
             start = T.bind(part * tile.depth)
             for row, offset, place, valid in loads:
@@ -215,7 +195,9 @@ class _Staged(_Kernel):
             self._load_right(right, block[1], start, me, size)
             T.evaluate(tirx.call_intrin("int32", "tirx.tvm_storage_sync", "shared"))
             with T.serial(0, steps) as k:
-                self.multiply(sums, lambda r: left[k, self._row(x, r)], lambda v: right[k, y * tile.vectors + v])
+                self.arithmetic.multiply(
+                    sums, lambda r: left[k, self._row(x, r)], lambda v: right[k, y * tile.vectors + v]
+                )
             T.evaluate(tirx.call_intrin("int32", "tirx.tvm_storage_sync", "shared"))
         base = T.bind(block[0] * tile.group_rows)
         self.store(sums, lambda r: base + self._row(x, r), T.bind(block[1] * tile.group_vectors + y * tile.vectors))
@@ -245,7 +227,7 @@ class _Staged(_Kernel):
         unit = T.bind(tirx.min(start + offset, count - 1) if count % self.tile.depth else start + offset)
         index = unravelled(unit, self.shape.units)
         if lanes == LANES:
-            value = local(LANES)
+            value = local(LANES, dtype=self.arithmetic.element)
             value[vector()] = self.operands.left(place, index, 0)
             for j in range(LANES):
                 left[offset * LANES + j, row] = value[j]
@@ -255,6 +237,7 @@ class _Staged(_Kernel):
 
     def _load_right(self, right: Any, group: Expr, start: Expr, me: Expr, size: int) -> None:
         width, lanes = self.tile.group_vectors, self.shape.lanes
+        nothing = T.broadcast(tirx.const(0, self.arithmetic.element), LANES)
         total, ragged = self.tile.depth * lanes * width, prod(self.shape.units) % self.tile.depth != 0
         for step in range(ceil(total / size)):
             item = T.bind(me + step * size)
@@ -262,7 +245,7 @@ class _Staged(_Kernel):
             at = T.bind(start * lanes + k)
             with when(item < total if (step + 1) * size > total else None):
                 value = self.W[group, at, v, vector()]
-                right[k, v] = tirx.if_then_else(at < self.shape.depth, value, splat(0.0)) if ragged else value
+                right[k, v] = tirx.if_then_else(at < self.shape.depth, value, nothing) if ragged else value
 
 
 def flat(index: Sequence[Expr], extents: Sequence[int]) -> Expr:

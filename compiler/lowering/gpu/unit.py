@@ -31,6 +31,8 @@ class Gpu(Unit):
     """Shared memory that a group may use."""
     stages: bool = False
     """Whether operands are staged in shared memory: the target's file says how much of it a group has."""
+    multiplies_bytes: bool = False
+    """Whether an instruction multiplies four pairs of int8 and adds them up."""
 
 
 def gpu_unit(target: Target, machine: tvm.target.Target) -> Gpu:
@@ -53,4 +55,5 @@ def gpu_unit(target: Target, machine: tvm.target.Target) -> Gpu:
         most_threads=int(machine.attrs.get("max_threads_per_block", 256)),
         shared_bytes=int(machine.attrs.get("max_shared_memory_per_block", 16_384)),
         stages="max_shared_memory_per_block" in unit.tvm,
+        multiplies_bytes=machine.kind.name == "cuda" and unit.int8_dot,
     )

@@ -143,6 +143,57 @@ def test_integers_are_multiplied_as_what_they_stand_for(compare: Compare, spec: 
     assert len(read) == 1, "integers become floats where they are read; once more for the output"
 
 
+INT8 = """
+    q = QuantizeLinear(x, s, z)
+    d = DequantizeLinear(q, s, z)
+    a = DequantizeLinear<axis=0>(A, as, az)
+    c = Conv<pads=[1,1,1,1]>(d, a)
+    r = Relu(c)
+    qr = QuantizeLinear(r, sr, z)
+    dr = DequantizeLinear(qr, sr, z)
+    b = DequantizeLinear<axis=0>(B, bs, bz)
+    e = Conv<strides=[2,2], pads=[0,1,1,0]>(dr, b)
+    qe = QuantizeLinear(e, se, z)
+    de = DequantizeLinear(qe, se, z)
+    flat = Flatten(de)
+    w = DequantizeLinear<axis=1>(C, cs, cz)
+    g = Gemm<alpha=0.5>(flat, w, bias)
+    qg = QuantizeLinear(g, sg, z)
+    y = DequantizeLinear(qg, sg, z)
+"""
+INT8_WEIGHTS = """
+    float s = {0.02}, int8 z = {0}, float sr = {0.01}, float se = {0.01}, float sg = {0.01},
+    int8[11,3,3,3] A, float[11] as, int8[11] az, int8[6,11,3,2] B, float[6] bs, int8[6] bz,
+    int8[180,9] C, float[9] cs, int8[9] cz, float[9] bias
+"""
+
+
+def int8_network() -> gs.Graph:
+    """Layers whose scales are powers of two, so that float32 holds every sum exactly."""
+    rng = np.random.default_rng(0)
+    names = {"A": (11, 3, 3, 3), "B": (6, 11, 3, 2), "C": (180, 9)}
+    values = {name: rng.integers(-127, 128, shape) for name, shape in names.items()}
+    values |= {f"{name.lower()}z": np.zeros(max(shape[0] % 180, 9), np.int8) for name, shape in names.items()}
+    values["bz"] = np.zeros(6, np.int8)
+    values |= {"as": np.full(11, 2.0**-9), "bs": np.full(6, 2.0**-8), "cs": np.full(9, 2.0**-9)}
+    return drawn(INT8, "float[2,3,11,11] x", "float[2,9] y", INT8_WEIGHTS, **values)
+
+
+def test_int8_is_multiplied_four_at_a_time(compare: Compare, tmp_path: Path) -> None:
+    """To the last bit what onnxruntime computes; the assembler knows the instruction."""
+    built = compare(int8_network(), "jetson-xavier:gpu", tolerance=0)
+    kernels = {kernel.template: kernel.dtype for kernel in built.kernels if "Quantize" in kernel.op}
+    assert {"conv2d": "int8", "int8_gemm": "int8"}.items() <= kernels.items()
+    assert (tmp_path / "kernels.cu").read_text().count("__dp4a(") == 3
+    if (tmp_path / "kernels.ptx").exists():
+        assert "dp4a.s32.s32" in (tmp_path / "kernels.ptx").read_text()
+
+
+def test_gpus_without_the_instruction_multiply_floats(compare: Compare, tmp_path: Path) -> None:
+    compare(int8_network(), "qcs605:gpu", tolerance=0)
+    assert "__dp4a" not in (tmp_path / "kernels.cl").read_text()
+
+
 TILES = [
     Tile(1, 1, (32, 1)),
     Tile(4, 2, (8, 4)),
@@ -166,6 +217,7 @@ def test_every_tile_computes_the_same(compare: Compare, tile: Tile, monkeypatch:
     """
     weights = "float[11,3,3,3] A, float[11] ab, float[6,11,3,2] B, float[180,9] C"
     compare(drawn(body, "float[1,3,11,11] x", "float[1,9] y", weights), "jetson-xavier:gpu")
+    compare(int8_network(), "jetson-xavier:gpu", tolerance=0)
 
 
 def test_the_same_graph_gives_the_same_files(tmp_path: Path) -> None:
