@@ -88,7 +88,6 @@ def int8_product(lowering: Lowering, group: Group) -> bool:
         (rows, columns),
         lambda A, P, extras: gemm.compute(A, P, columns, tile, extras, tail.epilogue(extras), tail.dtype),
         out_shape,
-        block=1,
     )
     return True
 
