@@ -217,7 +217,8 @@ def test_every_tile_computes_the_same(compare: Compare, tile: Tile, monkeypatch:
     """
     weights = "float[11,3,3,3] A, float[11] ab, float[6,11,3,2] B, float[180,9] C"
     compare(drawn(body, "float[1,3,11,11] x", "float[1,9] y", weights), "jetson-xavier:gpu")
-    compare(int8_network(), "jetson-xavier:gpu", tolerance=0)
+    if tile in TILES[1:4]:  # sums of words: from the caches, shared by threads, and staged
+        compare(int8_network(), "jetson-xavier:gpu", tolerance=0)
 
 
 def test_the_same_graph_gives_the_same_files(tmp_path: Path) -> None:
