@@ -16,10 +16,12 @@ import numpy as np
 from tvm import te, tirx
 
 from nnc.lowering.expression import Expression
-from nnc.lowering.kernels import conv2d, depthwise, gemm, winograd
+from nnc.lowering.kernels import conv2d, depthwise, gemm, int8_conv2d, int8_gemm, int8_winograd, winograd
 from nnc.lowering.kernels.conv2d import Conv2d
 from nnc.lowering.kernels.depthwise import Depthwise
 from nnc.lowering.kernels.gemm import Gemm, GemmPlan, RegisterTile
+from nnc.lowering.kernels.int8_conv2d import Int8Conv2d
+from nnc.lowering.kernels.int8_gemm import Int8Gemm
 from nnc.lowering.kernels.unit import Unit
 from nnc.lowering.tail import Tail
 from nnc.output import as_json
@@ -42,7 +44,8 @@ class Workload:
     @classmethod
     def of(cls, problem: Any, tail: Tail) -> Workload:
         operands = tuple((tuple(each.shape), str(each.dtype)) for each in tail.operands)
-        return cls(problem, tail.expression, operands, tail.block, tail.channels)
+        typical = _KINDS[type(problem)].typical(problem)
+        return cls(typical, tail.expression, operands, tail.block, tail.channels)
 
     @property
     def op(self) -> str:
@@ -104,7 +107,7 @@ class Workload:
 
     def _seen(self, unit: Unit) -> Unit:
         """The unit as kernels of the problem's type see it."""
-        return unit.of("float16" if self.problem.dtype == "float16" else "float32")
+        return unit.of("float16" if self._kind.dtype(self.problem) == "float16" else "float32")
 
     def decoded(self, content: Mapping[str, Any], unit: Unit) -> Plan | None:
         """The plan that `encoded` wrote; None where it is none of this workload on this unit."""
@@ -177,6 +180,7 @@ _TEMPLATES: dict[str, Any] = {
     "winograd": winograd.Plan,
     "depthwise": depthwise.Plan,
     "gemm": GemmPlan,
+    "int8_conv2d": int8_conv2d.Int8Plan,
 }
 _NAMES = {template: name for name, template in _TEMPLATES.items()}
 
@@ -206,6 +210,14 @@ class _Kind:
     def tail(self, workload: Workload, plan: Plan) -> Tail:
         return workload.tail
 
+    def typical(self, problem: Any) -> Any:
+        """The problem that stands for all that the same plans are good for."""
+        return problem
+
+    def dtype(self, problem: Any) -> str:
+        """Of what is read."""
+        return str(problem.dtype)
+
     def in_blocks(self, problem: Any, in_block: int | None, block: int) -> Any:
         raise NotImplementedError
 
@@ -229,14 +241,14 @@ class _Convolutions(_Kind):
         conv, tiled = workload.problem, winograd.Convolution.of(workload.problem)
         if tiled is not None and winograd.wins(tiled, unit):
             return winograd.best_plan(tiled, unit)
-        if not self._flattens(workload):
+        if not _flattens(conv, workload):
             return conv2d.best_plan(conv, unit)
         flat = conv.flattened(unit)
         return replace(conv2d.best_plan(flat, unit), width=flat.window.out_size[1])
 
     def plans(self, workload: Workload, unit: Unit) -> Iterator[Plan]:
         conv, tiled = workload.problem, winograd.Convolution.of(workload.problem)
-        for width in conv.widths() if self._flattens(workload) else [None]:
+        for width in conv.widths() if _flattens(conv, workload) else [None]:
             for plan in conv2d.plans(conv.of_width(width) if width else conv, unit):
                 yield replace(plan, width=width)
         if tiled is not None:
@@ -261,9 +273,10 @@ class _Convolutions(_Kind):
         tail = workload.tail
         return tail.reshaped(*_direct(workload, plan).window.out_size) if getattr(plan, "width", None) else tail
 
-    def _flattens(self, workload: Workload) -> bool:
-        """Whether the rows of the image don't matter, to the epilogue either."""
-        return len(workload.problem.widths()) > 1 and workload.tail.fits(*workload.problem.window.out_size)
+
+def _flattens(conv: Conv2d, workload: Workload) -> bool:
+    """Whether the rows of the image don't matter, to the epilogue either."""
+    return len(conv.widths()) > 1 and workload.tail.fits(*conv.window.out_size)
 
 
 def _tiled(conv: Conv2d) -> winograd.Convolution:
@@ -278,6 +291,9 @@ def _direct(workload: Workload, plan: conv2d.Plan) -> Conv2d:
 
 class _Depthwises(_Kind):
     op = "depthwise"
+
+    def typical(self, problem: Depthwise) -> Depthwise:
+        return problem if problem.zero is None else replace(problem, zero=int(problem.zero != 0))
 
     def in_blocks(self, problem: Depthwise, in_block: int | None, block: int) -> Depthwise:
         return replace(problem, block=block)
@@ -322,7 +338,94 @@ class _Products(_Kind):
         )
 
 
-_KINDS: dict[type, _Kind] = {Conv2d: _Convolutions(), Depthwise: _Depthwises(), Gemm: _Products()}
+class _Int8Convolutions(_Kind):
+    """Direct, over images of any width where they are pointwise, or by Winograd's algorithm in 16 bits."""
+
+    op = "int8_conv2d"
+
+    def typical(self, problem: Int8Conv2d) -> Int8Conv2d:
+        return replace(problem, zero=int(problem.zero != 0))
+
+    def dtype(self, problem: Int8Conv2d) -> str:
+        return problem.dot.dtype
+
+    def default(self, workload: Workload, unit: Unit) -> Plan:
+        problem = workload.problem
+        if problem.winograd:
+            plan = int8_winograd.best_plan(_tiled(problem.conv), unit, problem.winograd)
+            if int8_winograd.wins(_tiled(problem.conv), plan, problem, unit):
+                return plan
+        choose = int8_conv2d.best_flat_plan if _flattens(problem.conv, workload) else int8_conv2d.best_plan
+        return choose(problem, unit)
+
+    def plans(self, workload: Workload, unit: Unit) -> Iterator[Plan]:
+        problem = workload.problem
+        for width in problem.conv.widths() if _flattens(problem.conv, workload) else [None]:
+            for plan in int8_conv2d.plans(problem.of_width(width), unit):
+                yield replace(plan, width=width)
+        if problem.winograd:
+            yield from int8_winograd.plans(_tiled(problem.conv), unit, problem.winograd)
+
+    def cycles(self, workload: Workload, plan: Plan, unit: Unit) -> float:
+        """Both algorithms in cycles of one core."""
+        problem = workload.problem
+        if isinstance(plan, winograd.Plan):
+            return unit.threads * int8_winograd.cycles(_tiled(problem.conv), plan, unit)
+        return problem.conv.batch * int8_conv2d.cycles(problem.of_width(plan.width), plan.tile)
+
+    def kernel(self, workload: Workload, plan: Plan) -> Kernel:
+        problem = workload.problem
+        zero, dot = problem.zero, problem.dot
+        if isinstance(plan, winograd.Plan):
+            tiled = _tiled(problem.conv)
+            shapes = [(problem.conv.in_shape, dot.dtype), (int8_winograd.packed_shape(tiled, plan), "int16")]
+            return shapes, lambda X, U, extras, epilogue, dtype: int8_winograd.compute(
+                X, U, tiled, zero, dot, plan, dtype, extras, epilogue
+            )
+        flat = problem.of_width(plan.width)
+        shapes = [
+            (flat.conv.in_shape, dot.dtype),
+            (int8_conv2d.packed_shape(flat, plan), "int8"),
+            (int8_conv2d.starts_shape(flat, plan), "int32"),
+        ]
+        return shapes, lambda X, W, S, extras, epilogue, dtype: int8_conv2d.compute(
+            X, W, S, flat, plan, dtype, extras, epilogue
+        )
+
+    def tail(self, workload: Workload, plan: Plan) -> Tail:
+        width, tail = getattr(plan, "width", None), workload.tail
+        return tail.reshaped(*workload.problem.of_width(width).conv.window.out_size) if width else tail
+
+
+class _Int8Products(_Kind):
+    op = "int8_gemm"
+
+    def default(self, workload: Workload, unit: Unit) -> Plan:
+        problem = workload.problem
+        return int8_gemm.best_plan(problem.rows, problem.columns, problem.depth, unit)
+
+    def plans(self, workload: Workload, unit: Unit) -> Iterator[Plan]:
+        return int8_gemm.plans(workload.problem, unit)
+
+    def kernel(self, workload: Workload, plan: Plan) -> Kernel:
+        problem = workload.problem
+        shapes: Shapes = [
+            ((problem.rows, problem.depth), problem.dot.dtype),
+            (int8_gemm.packed_shape(problem, plan), "int8"),
+            (int8_gemm.starts_shape(problem, plan), "int32"),
+        ]
+        return shapes, lambda A, W, S, extras, epilogue, dtype: int8_gemm.compute(
+            A, W, S, problem.columns, plan, problem.dot, dtype, extras, epilogue
+        )
+
+
+_KINDS: dict[type, _Kind] = {
+    Conv2d: _Convolutions(),
+    Depthwise: _Depthwises(),
+    Gemm: _Products(),
+    Int8Conv2d: _Int8Convolutions(),
+    Int8Gemm: _Int8Products(),
+}
 
 
 @cache

@@ -89,9 +89,11 @@ class Searches:
 
     def expected(self, workload: Workload) -> float:
         """The same; of a convolution between two layouts that was not measured, the mean of both."""
-        ins, outs = getattr(workload.problem, "in_block", 1), getattr(workload.problem, "block", 1)
         known = self.time(workload)
-        if known < math.inf or workload in self._refused or 1 in (ins, outs) or ins == outs:
+        if known < math.inf or workload in self._refused or workload.op != "conv2d":
+            return known
+        ins, outs = workload.problem.in_block, workload.problem.block
+        if ins in (1, outs):
             return known
         return sum(self.time(workload.in_blocks(block, block)) for block in (ins, outs)) / 2
 

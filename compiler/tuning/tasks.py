@@ -33,12 +33,14 @@ class Task:
     def name(self) -> str:
         """'conv2d 64 -> 128, 3x3, 56x56'."""
         problem = self.workload.problem
-        if self.workload.op == "gemm":
-            return f"gemm {problem.rows} x {problem.depth} -> {problem.columns}"
-        kernel, size = (units.shape(each) for each in (problem.window.kernel, problem.window.out_size))
-        if self.workload.op == "depthwise":
+        op = self.workload.op
+        if op.endswith("gemm"):
+            return f"{op} {problem.rows} x {problem.depth} -> {problem.columns}"
+        conv = getattr(problem, "conv", problem)
+        kernel, size = (units.shape(each) for each in (conv.window.kernel, conv.window.out_size))
+        if op == "depthwise":
             return f"depthwise {problem.channels}, {kernel}, {size}"
-        return f"conv2d {problem.in_channels} -> {problem.out_channels}, {kernel}, {size}"
+        return f"{op} {conv.in_channels} -> {conv.out_channels}, {kernel}, {size}"
 
     @property
     def is_default(self) -> bool:
@@ -47,10 +49,10 @@ class Task:
     @property
     def layout(self) -> str:
         """Of the images, 'NCHW8c', or 'NCHW4c -> NCHW8c' where they differ."""
-        problem = self.workload.problem
-        if self.workload.op == "gemm":
+        if self.workload.op.endswith("gemm"):
             return "plain"
-        blocks = [getattr(problem, "in_block", problem.block), problem.block]
+        conv = getattr(self.workload.problem, "conv", self.workload.problem)
+        blocks = [getattr(conv, "in_block", conv.block), conv.block]
         return " -> ".join(dict.fromkeys(f"NCHW{block}c" if block > 1 else "NCHW" for block in blocks))
 
 

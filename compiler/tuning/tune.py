@@ -172,7 +172,7 @@ def _next(network: Network, searches: Searches, clock: _Clock) -> tuple[Task, in
     expected = network.cheapest(searches.expected)
     for task in expected:
         if searches.is_new(task.workload):
-            return task, BATCH
+            return task, _GLANCE
     tuned = [Tuned(task, searches.of(task.workload), searches.of(task.base)) for task in expected]
     best = max(tuned, key=lambda each: each.ms * each.tuning.search.gain, default=None)
     total = sum(each.ms for each in tuned)

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_graphsurgeon as gs
 import pytest
 
 from nnc import lowering, target, testing, verify
 from nnc.session import Session
 from nnc.target import Target
-from nnc.tuning import tasks
+from nnc.tuning import devices, tasks
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="runs what it builds")
 
@@ -34,6 +35,46 @@ net (float[1, 3, 17, 17] x) => (float[1, 10] y)
     y = MatMul(v, H)
 }
 """
+
+
+BYTES = """
+net (float[1, 3, 17, 17] x) => (float[1, 10] y)
+<float s, uint8 z, float t, int8 o, int8[32, 3, 3, 3] A, int8[48, 32, 1, 1] B, int8[32, 48, 3, 3] C,
+ int8[32, 1, 3, 3] D, int8[32, 10] H>
+{
+    xq = QuantizeLinear(x, s, z)
+    xd = DequantizeLinear(xq, s, z)
+    a = DequantizeLinear(A, t, o)
+    f = Conv<pads = [1, 1, 1, 1], strides = [2, 2]>(xd, a)
+    r = Relu(f)
+    rq = QuantizeLinear(r, s, z)
+    rd = DequantizeLinear(rq, s, z)
+    b = DequantizeLinear(B, t, o)
+    p = Conv(rd, b)
+    pq = QuantizeLinear(p, s, z)
+    pd = DequantizeLinear(pq, s, z)
+    c = DequantizeLinear(C, t, o)
+    w = Conv<pads = [1, 1, 1, 1]>(pd, c)
+    wq = QuantizeLinear(w, s, z)
+    wd = DequantizeLinear(wq, s, z)
+    d = DequantizeLinear(D, t, o)
+    e = Conv<pads = [1, 1, 1, 1], group = 32>(wd, d)
+    m = GlobalAveragePool(e)
+    v = Flatten(m)
+    vq = QuantizeLinear(v, s, z)
+    vd = DequantizeLinear(vq, s, z)
+    h = DequantizeLinear(H, t, o)
+    y = MatMul(vd, h)
+}
+"""
+
+
+def of_bytes() -> gs.Graph:
+    rng = np.random.default_rng(0)
+    shapes = {"A": (32, 3, 3, 3), "B": (48, 32, 1, 1), "C": (32, 48, 3, 3), "D": (32, 1, 3, 3), "H": (32, 10)}
+    weights = {name: rng.integers(-127, 128, shape).astype(np.int8) for name, shape in shapes.items()}
+    steps = {"s": np.float32(0.03), "z": np.uint8(117), "t": np.float32(0.002), "o": np.int8(0)}
+    return testing.graph(BYTES, **weights, **steps)
 
 
 class Chosen:
@@ -79,6 +120,41 @@ def test_every_plan_computes_the_same(tmp_path: Path, bits: int, seed: int) -> N
     inputs = verify.probe_inputs(graph, 0)
     (found,) = Library(tmp_path / "module.so", 2).run(list(inputs.values()))
     assert verify.largest_difference(Session(graph).run(inputs), {"y": found}) < 1e-4
+
+
+@pytest.mark.parametrize(("bits", "seed"), [(128, 0), (256, 1), (256, 2), (512, 3)])
+def test_every_plan_of_bytes_computes_the_same(tmp_path: Path, bits: int, seed: int) -> None:
+    from nnc.lowering.library import Library
+
+    chip, graph = narrow(bits), of_bytes()
+    network = tasks.network(graph, chip, 2, lambda *_: None)
+    ops = [task.workload.op for task in network.tasks]
+    assert ops == ["int8_conv2d", "int8_conv2d", "int8_conv2d", "depthwise", "int8_gemm"]
+    assert all(len(task.workload.plans(network.unit)) > 1 for task in network.tasks)
+    chosen = Chosen(network.unit, seed)
+    built = lowering.build(graph, chip, tmp_path, threads=2, schedules=chosen)
+    assert len(built.tuned) == len(network.tasks)
+    inputs = verify.probe_inputs(graph, 0)
+    (found,) = Library(tmp_path / "module.so", 2).run(list(inputs.values()))
+    (tmp_path / "default").mkdir()
+    default = lowering.build(graph, chip, tmp_path / "default", threads=2)
+    (expected,) = Library(default.files[0], 2).run(list(inputs.values()))
+    np.testing.assert_array_equal(found, expected)  # sums of integers are exact
+    assert np.abs(Session(graph).run(inputs)["y"] - found).max() < 0.02  # a mean is rounded to the next step
+
+
+@pytest.mark.parametrize("bits", [256, 512])
+def test_every_plan_of_bytes_can_be_timed(bits: int) -> None:
+    """The function that is timed reads what the library's kernel reads: the same shapes and types."""
+    chip, graph = narrow(bits), of_bytes()
+    network = tasks.network(graph, chip, 2, lambda *_: None)
+    rng = np.random.default_rng(bits)
+    for task in network.tasks:
+        plans = task.workload.plans(network.unit)
+        for plan in (plans[0], plans[rng.integers(len(plans))], plans[-1]):
+            arguments = devices.arrays(task.workload.function(plan, network.unit))
+            assert arguments[0][1] == "uint8"
+            assert arguments[devices.WEIGHTS][1] in ("int8", "int16")
 
 
 def test_lanes_of_registers_are_multiplied_where_vectors_have_128_bits(tmp_path: Path) -> None:

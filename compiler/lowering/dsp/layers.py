@@ -68,7 +68,7 @@ def conv(lowering: Lowering, group: Group) -> bool:
     direct = Conv2d(batch, channels, W.shape[0], window, groups, in_block, LANES)
     problem, out_size = Int8Conv2d(direct, quantization.zero, _dot(lowering, W)), window.out_size
     if finish.fits(*out_size):
-        problem = problem.flattened(vectors(lowering))
+        problem = problem.of_width(int8_conv2d.best_flat_plan(problem, vectors(lowering)).width)
         finish = finish.reshaped(*problem.conv.window.out_size)
     result = Tensor((batch, direct.out_blocks, *out_size, LANES), finish.dtype)
     shape = (batch, direct.in_blocks, *problem.conv.window.size, in_block)

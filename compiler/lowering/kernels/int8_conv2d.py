@@ -12,9 +12,10 @@ one start.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, product
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -41,25 +42,17 @@ class Int8Conv2d:
     conv: Conv2d
     zero: int
     dot: Dot
+    winograd: tuple[int, ...] = ()
+    """The m of the F(m x m, 3 x 3) that are exact for the weights, of `int8_winograd`."""
 
     @property
     def in_steps(self) -> int:
         """Steps through a block of input channels."""
         return self.conv.in_block // self.dot.depth
 
-    def flattened(self, unit: Unit) -> Int8Conv2d:
-        """The same pointwise convolution over an image whose width suits the register tile."""
-        window = self.conv.window
-        if not window.is_pointwise:
-            return self
-        pixels = window.size[0] * window.size[1]
-        widths = [w for w in range(1, min(pixels, 64) + 1) if pixels % w == 0] + [window.size[1]]
-
-        def reshaped(width: int) -> Int8Conv2d:
-            size = (pixels // width, width)
-            return replace(self, conv=replace(self.conv, window=replace(window, size=size, out_size=size)))
-
-        return min(map(reshaped, widths), key=lambda p: (cycles(p, best_plan(p, unit).tile), -p.conv.window.size[1]))
+    def of_width(self, width: int | None) -> Int8Conv2d:
+        """The same pointwise convolution over an image with rows of `width` pixels; None: as it is."""
+        return replace(self, conv=self.conv.of_width(width)) if width else self
 
 
 @dataclass(frozen=True)
@@ -72,18 +65,42 @@ class Int8Plan(Plan):
 def best_plan(problem: Int8Conv2d, unit: Unit) -> Int8Plan:
     """The register tile with the fewest cycles; threads share whatever is larger, so that it is read once."""
     conv = problem.conv
-    tiles = [
+    tile = min(_tiles(problem, unit), key=lambda tile: (cycles(problem, tile), -tile.rows))
+    pixels = conv.batch * conv.window.size[0] * conv.window.size[1]
+    weights = conv.out_channels * conv.window.kernel[0] * conv.window.kernel[1] // conv.groups
+    plan = Int8Plan(tile, "rows" if pixels > weights else "channels")
+    return replace(plan, share=_share(problem, plan, unit)) if problem.dot.widens else plan
+
+
+def best_flat_plan(problem: Int8Conv2d, unit: Unit) -> Int8Plan:
+    """The best plan of a pointwise convolution over an image whose width suits the register tile."""
+    widths = problem.conv.widths()
+    flat = {width: best_plan(problem.of_width(width), unit) for width in widths}
+    width = min(widths, key=lambda width: (cycles(problem.of_width(width), flat[width].tile), -width))
+    return replace(flat[width], width=width)
+
+
+def plans(problem: Int8Conv2d, unit: Unit) -> Iterator[Int8Plan]:
+    """Every register tile that fits, with both splits, fetches and ways to share what a task widens."""
+    conv = problem.conv
+    width = conv.window.out_size[1]
+    for tile in (each for each in _tiles(problem, unit) if each.rows == ceil(width / ceil(width / each.rows))):
+        for split, ahead in product(("rows", "channels"), (0, FETCH_AHEAD)):
+            plan = Int8Plan(tile, split, ahead)  # type: ignore[arg-type]
+            most = _share(problem, plan, unit) if problem.dot.widens else 1
+            yield from (replace(plan, share=share) for share in {1, most})
+
+
+def _tiles(problem: Int8Conv2d, unit: Unit) -> list[RegisterTile]:
+    """The register tiles that fit."""
+    conv = problem.conv
+    return [
         RegisterTile(columns, vectors, conv.block)
         for vectors in range(1, 9)
         if conv.out_blocks % vectors == 0
         for columns in range(1, conv.window.out_size[1] + 1)
         if fits(problem.dot, columns, vectors, unit) or (columns, vectors) == (1, 1)
     ]
-    tile = min(tiles, key=lambda tile: (cycles(problem, tile), -tile.rows))
-    pixels = conv.batch * conv.window.size[0] * conv.window.size[1]
-    weights = conv.out_channels * conv.window.kernel[0] * conv.window.kernel[1] // conv.groups
-    plan = Int8Plan(tile, "rows" if pixels > weights else "channels")
-    return replace(plan, share=_share(problem, plan, unit)) if problem.dot.widens else plan
 
 
 def fits(dot: Dot, columns: int, vectors: int, unit: Unit) -> bool:
@@ -154,6 +171,20 @@ def _dense(W: np.ndarray, problem: Int8Conv2d, plan: Plan) -> np.ndarray:
     return dense
 
 
+def packed_shape(problem: Int8Conv2d, plan: Plan) -> tuple[int, ...]:
+    """The shape of `pack`'s result."""
+    conv, vectors = problem.conv, plan.tile.vectors
+    most, firsts = conv.reads(vectors)
+    return len(firsts), most, *conv.window.kernel, problem.in_steps, vectors, problem.dot.depth * conv.block
+
+
+def starts_shape(problem: Int8Conv2d, plan: Plan) -> tuple[int, ...]:
+    """The shape of `starts`' result."""
+    rows, columns = _kinds(problem)
+    vectors = plan.tile.vectors
+    return len(rows), len(columns), problem.conv.out_blocks // vectors, vectors, problem.conv.block
+
+
 def starts(W: np.ndarray, problem: Int8Conv2d, plan: Plan) -> np.ndarray:
     """What the sums start from, int32 `[kind of row][kind of column][group][vector][lane]`."""
     conv, window = problem.conv, problem.conv.window
@@ -162,8 +193,7 @@ def starts(W: np.ndarray, problem: Int8Conv2d, plan: Plan) -> np.ndarray:
     sums = np.zeros((*window.kernel, groups * plan.tile.vectors * conv.block), np.int64)
     sums[..., : conv.out_channels] = W.astype(np.int64).sum(1).transpose(1, 2, 0)
     table = [[-problem.zero * sums[np.ix_(list(kh), list(kw))].sum((0, 1)) for kw in columns] for kh in rows]
-    shape = (len(rows), len(columns), groups, plan.tile.vectors, conv.block)
-    return np.array(table, np.int64).astype(np.int32).reshape(shape)
+    return np.array(table, np.int64).astype(np.int32).reshape(starts_shape(problem, plan))
 
 
 def _kinds(problem: Int8Conv2d) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:

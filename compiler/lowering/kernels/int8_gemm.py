@@ -6,9 +6,10 @@ panel's weights pass through the second-level cache once per block of rows: they
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from nnc.lowering.kernels.gemm import (
     STREAM_AHEAD,
     Epilogue,
     Expr,
+    Gemm,
     GemmPlan,
     Product,
     lane,
@@ -27,6 +29,7 @@ from nnc.lowering.kernels.gemm import (
     scratch,
 )
 from nnc.lowering.kernels.gemm import best_plan as float_plan
+from nnc.lowering.kernels.gemm import plans as float_plans
 from nnc.lowering.kernels.int8_dot import DEPTH, Dot
 from nnc.lowering.kernels.unit import Unit
 
@@ -37,6 +40,30 @@ def best_plan(rows: int, columns: int, depth: int, unit: Unit) -> GemmPlan:
     return GemmPlan(plan.tile, plan.row_block, depth)
 
 
+@dataclass(frozen=True)
+class Int8Gemm:
+    """A product of bytes `[rows, depth] x [depth, columns]` with constant weights, the depth in whole steps."""
+
+    rows: int
+    columns: int
+    depth: int
+    dot: Dot
+
+    @property
+    def dtype(self) -> str:
+        """Of the rows."""
+        return self.dot.dtype
+
+
+def plans(problem: Int8Gemm, unit: Unit) -> Iterator[GemmPlan]:
+    """The blockings of the product of floats, without blocks of the depth."""
+    for plan in float_plans(Gemm(problem.rows, problem.columns, problem.depth), unit):
+        if plan.depth_block == problem.depth and plan.tile.rows * plan.tile.vectors + plan.tile.vectors < (
+            unit.vector_registers - (2 if problem.dot.widens or problem.dot.in_pairs else 1)
+        ):
+            yield plan
+
+
 def pack(W: np.ndarray, plan: GemmPlan, dot: Dot) -> np.ndarray:
     """Pack int8 weights `[depth, columns]` to `[panel][step][vector][dot.width]`, padded with zeros."""
     depth, columns = W.shape
@@ -45,6 +72,17 @@ def pack(W: np.ndarray, plan: GemmPlan, dot: Dot) -> np.ndarray:
     padded[:depth, :columns] = W
     tiled = padded.reshape(-1, panels, plan.tile.vectors, plan.tile.lanes).transpose(1, 2, 0, 3)
     return np.ascontiguousarray(dot.arrange(tiled).swapaxes(1, 2))
+
+
+def packed_shape(problem: Int8Gemm, plan: GemmPlan) -> tuple[int, ...]:
+    """The shape of `pack`'s result."""
+    panels, steps = ceil(problem.columns / plan.panel), ceil(problem.depth / DEPTH) * DEPTH // problem.dot.depth
+    return panels, steps, plan.tile.vectors, problem.dot.width
+
+
+def starts_shape(problem: Int8Gemm, plan: GemmPlan) -> tuple[int, ...]:
+    """The shape of `starts`' result."""
+    return ceil(problem.columns / plan.panel), plan.tile.vectors, plan.tile.lanes
 
 
 def starts(W: np.ndarray, zero: int, plan: GemmPlan) -> np.ndarray:

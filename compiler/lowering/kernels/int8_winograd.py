@@ -12,7 +12,7 @@ for 4x4 outputs, 2 for 2x2) has an inverse in that ring, and what is left is a s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -23,12 +23,12 @@ import numpy as np
 from tvm import te, tirx
 from tvm.script.ir_builder import tirx as T
 
-from nnc.lowering.kernels import int8_conv2d
+from nnc.lowering.kernels import int8_conv2d, winograd_plan
 from nnc.lowering.kernels.gemm import CACHE_LINE, Epilogue, Expr, lane, prefetch, scratch
 from nnc.lowering.kernels.int8_dot import Dot, fenced
 from nnc.lowering.kernels.unit import Unit, dot_of
 from nnc.lowering.kernels.winograd import Kernel, butterflies, cook_toom, exact
-from nnc.lowering.kernels.winograd_plan import Convolution, Estimate, Plan, plans
+from nnc.lowering.kernels.winograd_plan import Convolution, Estimate, Plan
 
 POINTS = {m: tuple(map(Fraction, (0, 1, -1, 2, -2)[: m + 1])) for m in (2, 4)}
 """The interpolation points beside infinity, by outputs along an axis."""
@@ -93,18 +93,25 @@ class _Estimate(Estimate):
 
 def best_plan(conv: Convolution, unit: Unit, sizes: Sequence[int]) -> Plan:
     """The plan of F(m x m, 3 x 3), m one of `sizes`, with the least estimated time."""
-    fitting = (
-        plan
-        for plan in plans(conv, unit, sizes)
-        if int8_conv2d.fits(dot_of(unit), plan.tile.rows, plan.tile.vectors, unit)
-    )
-    return min(fitting, key=lambda plan: _Estimate(conv, plan, unit).cycles)
+    return min(plans(conv, unit, sizes), key=lambda plan: cycles(conv, plan, unit))
+
+
+def plans(conv: Convolution, unit: Unit, sizes: Sequence[int]) -> Iterator[Plan]:
+    """Those of the product of floats whose sums fit into the registers beside what is multiplied."""
+    for plan in winograd_plan.plans(conv, unit, sizes):
+        if int8_conv2d.fits(dot_of(unit), plan.tile.rows, plan.tile.vectors, unit):
+            yield plan
+
+
+def cycles(conv: Convolution, plan: Plan, unit: Unit) -> float:
+    """The estimated time of a plan."""
+    return _Estimate(conv, plan, unit).cycles
 
 
 def wins(conv: Convolution, plan: Plan, direct: int8_conv2d.Int8Conv2d, unit: Unit) -> bool:
     """Whether a plan is estimated to beat the direct convolution."""
-    cycles = conv.batch * int8_conv2d.cycles(direct, int8_conv2d.best_plan(direct, unit).tile)
-    return _Estimate(conv, plan, unit).cycles < cycles / unit.threads
+    directly = conv.batch * int8_conv2d.cycles(direct, int8_conv2d.best_plan(direct, unit).tile)
+    return cycles(conv, plan, unit) < directly / unit.threads
 
 
 # -- the weights
@@ -120,6 +127,18 @@ def pack(W: np.ndarray, plan: Plan) -> np.ndarray:
     U[:, :in_channels, :out_channels] = (np.kron(G, G) @ taps).reshape(plan.positions, in_channels, out_channels)
     pairs = U.reshape(plan.positions, depth // 2, 2, groups, vectors, lanes).transpose(3, 0, 1, 4, 5, 2)
     return np.ascontiguousarray(pairs).reshape(groups, plan.positions, depth // 2, vectors, 2 * lanes)
+
+
+def packed_shape(conv: Convolution, plan: Plan) -> tuple[int, ...]:
+    """The shape of `pack`'s result."""
+    tile = plan.tile
+    return (
+        conv.out_blocks // tile.vectors,
+        plan.positions,
+        conv.in_blocks * conv.block // 2,
+        tile.vectors,
+        2 * tile.lanes,
+    )
 
 
 # -- the kernel

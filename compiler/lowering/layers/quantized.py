@@ -42,58 +42,69 @@ def conv(lowering: Lowering, group: Group) -> bool:
         emit_depthwise(lowering, group, x, W, window, tail, quantization.zero)
         return True
     tail = lowering.tail(group, found.bias, lowering.block, shape_of(node.outputs[0]), found.worth, "int32")
-    if not _winograd(lowering, group, x, quantization.zero, W, window, tail):
-        _direct(lowering, group, x, quantization.zero, W, window, tail)
+    _dense(lowering, group, x, quantization.zero, W, window, tail)
     return True
 
 
-def _winograd(
-    lowering: Lowering, group: Group, x: gs.Tensor, zero: int, W: np.ndarray, window: Window, tail: Tail
-) -> bool:
-    """3x3 with stride 1, where integers of 16 bits are multiplied anyway and Winograd's algorithm is faster."""
-    dot, groups = dot_of(lowering.unit), group.root.attrs.get("group", 1)
-    direct = conv2d.Conv2d(
-        shape_of(x)[0], W.shape[1] * groups, W.shape[0], window, groups, lowering.block, lowering.block
-    )
-    problem, sizes = winograd_plan.Convolution.of(direct), int8_winograd.sizes(W, zero)
-    if not dot.widens or problem is None or not sizes:
-        return False
-    plan = int8_winograd.best_plan(problem, lowering.unit, sizes)
-    if not int8_winograd.wins(problem, plan, int8_conv2d.Int8Conv2d(direct, zero, dot), lowering.unit):
-        return False
-    emit(
-        lowering,
-        group,
-        Kernel("int8_winograd", (problem, zero), plan),
-        [lowering.blocked(x), int8_winograd.pack(W, plan)],
-        tail,
-        (problem.batch, problem.out_blocks, *problem.out_size, problem.block),
-        lambda X, U, extras: int8_winograd.compute(
-            X, U, problem, zero, dot, plan, tail.dtype, extras, tail.epilogue(extras)
-        ),
-    )
-    return True
-
-
-def _direct(
+def _dense(
     lowering: Lowering, group: Group, x: gs.Tensor, zero: int, W: np.ndarray, window: Window, tail: Tail
 ) -> None:
+    """Append a convolution by Winograd's algorithm or a direct one, whatever the plan says."""
     batch, channels = shape_of(x)[:2]
     few = channels < lowering.block and not lowering.has_blocks(x)
     in_block = max(DEPTH, 1 << (channels - 1).bit_length()) if few else lowering.block
     source = lowering.blocked(x, in_block)
     if window.strides != (1, 1) and window.is_sampling and not few:
         source, window = every_nth(lowering, group.root, source, channels, window)
-    groups = group.root.attrs.get("group", 1)
+    groups, dot = group.root.attrs.get("group", 1), _dot(lowering, W)
     direct = conv2d.Conv2d(batch, channels, W.shape[0], window, groups, in_block, lowering.block)
-    problem, out_size = int8_conv2d.Int8Conv2d(direct, zero, _dot(lowering, W)), window.out_size
-    if tail.fits(*out_size):
-        problem = problem.flattened(lowering.unit)
-        tail = tail.reshaped(*problem.conv.window.out_size)
-    result = Tensor((batch, direct.out_blocks, *out_size, lowering.block), tail.dtype)
-    shape = (batch, direct.in_blocks, *problem.conv.window.size, in_block)
-    _direct_into(lowering, group, problem, source.view(shape), W, tail, result)
-    lowering.define(group.outputs[0], result, lowering.block)
+    tiled = winograd_plan.Convolution.of(direct) if dot.widens else None
+    problem = int8_conv2d.Int8Conv2d(direct, zero, dot, tuple(int8_winograd.sizes(W, zero)) if tiled else ())
+    plan = lowering.plan(group, problem, tail)
+    if isinstance(plan, winograd_plan.Plan):
+        assert tiled is not None
+        _winograd(lowering, group, source, W, problem, tiled, plan, tail)
+    else:
+        _direct(lowering, group, source, W, problem, plan, tail)
+
+
+def _winograd(
+    lowering: Lowering,
+    group: Group,
+    x: Tensor,
+    W: np.ndarray,
+    direct: int8_conv2d.Int8Conv2d,
+    problem: winograd_plan.Convolution,
+    plan: winograd_plan.Plan,
+    tail: Tail,
+) -> None:
+    zero, dot = direct.zero, direct.dot
+    emit(
+        lowering,
+        group,
+        Kernel("int8_winograd", (problem, zero), plan),
+        [x, int8_winograd.pack(W, plan)],
+        tail,
+        (problem.batch, problem.out_blocks, *problem.out_size, problem.block),
+        lambda X, U, extras: int8_winograd.compute(
+            X, U, problem, zero, dot, plan, tail.dtype, extras, tail.epilogue(extras)
+        ),
+    )
+
+
+def _direct(
+    lowering: Lowering,
+    group: Group,
+    x: Tensor,
+    W: np.ndarray,
+    conv: int8_conv2d.Int8Conv2d,
+    plan: int8_conv2d.Int8Plan,
+    tail: Tail,
+) -> None:
+    problem, result = conv.of_width(plan.width), Tensor(conv.conv.out_shape, tail.dtype)
+    tail = tail.reshaped(*problem.conv.window.out_size) if problem != conv else tail
+    _direct_into(lowering, group, problem, x.view(problem.conv.in_shape), W, tail, result, plan)
+    lowering.define(group.outputs[0], result, conv.conv.block)
 
 
 def _direct_into(
@@ -104,9 +115,10 @@ def _direct_into(
     W: np.ndarray,
     tail: Tail,
     result: Tensor,
+    plan: int8_conv2d.Int8Plan | None = None,
 ) -> None:
-    """Append a direct convolution that writes `result`."""
-    plan = int8_conv2d.best_plan(problem, lowering.unit)
+    """Append a direct convolution that writes `result`; without a plan, the one that the figures choose."""
+    plan = plan or int8_conv2d.best_plan(problem, lowering.unit)
     call(
         lowering,
         group,
@@ -155,11 +167,12 @@ def _product(lowering: Lowering, group: Group, found: Factors) -> None:
         _product(lowering, Group([group.root], [group.root.outputs[0]]), found)
         lowering.elementwise(group.nodes[1:])
         return
-    plan, dot = int8_gemm.best_plan(rows, columns, depth, lowering.unit), _dot(lowering, found.W)
+    problem = int8_gemm.Int8Gemm(rows, columns, -(-depth // DEPTH) * DEPTH, _dot(lowering, found.W))
+    plan, dot = lowering.plan(group, problem, tail), problem.dot
     emit(
         lowering,
         group,
-        Kernel("int8_gemm", (rows, columns, depth, dot), plan),
+        Kernel("int8_gemm", problem, plan),
         [
             whole_steps(lowering, group.root, lowering.plain(found.x).view((rows, depth))),
             int8_gemm.pack(found.W, plan, dot),
