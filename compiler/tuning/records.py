@@ -36,9 +36,13 @@ Json = Mapping[str, Any]
 
 
 def machine_of(target: Target, threads: int) -> dict[str, Any]:
-    """What a plan depends on beside its workload: a machine without these instructions must not get it."""
+    """What a plan depends on beside its workload: a machine without these instructions must not get it.
+
+    On another core with the same instructions it runs, and may be fast: see `alike`.
+    """
     unit = target.unit
     return {
+        "core": unit.clusters[0].core,
         "architecture": unit.architecture,
         "mcpu": unit.tvm.get("mcpu", "generic"),
         "vector_bits": unit.vector_bits,
@@ -167,13 +171,25 @@ def shipped(warn: Warn = say) -> list[Record]:
 # -- what is known
 
 
+def alike(record: Record, machine: Json) -> bool:
+    """Whether a record's plan runs on a machine: it was made on one that differs in its core at most."""
+    return {**record.machine, "core": None} == {**machine, "core": None}
+
+
 class Records:
-    """The best plan of every workload on one machine, those of the user first."""
+    """The best plan of every workload on one machine: those of the user first, but of its own core before any others.
+
+    Times of other cores say nothing about layouts.
+    """
 
     def __init__(self, own: Iterable[Record], others: Iterable[Record], machine: Json) -> None:
-        mine, theirs = ([r for r in records if r.machine == machine] for records in (own, others))
         self.machine = machine
-        self.best: dict[str, Record] = best(theirs) | best(mine)
+        self.best: dict[str, Record] = {}
+        sources = [[record for record in each if alike(record, machine)] for each in (others, own)]
+        for is_own_core in (False, True):
+            for source in sources:
+                fitting = best(record for record in source if (record.machine == machine) is is_own_core)
+                self.best |= {place(record.workload, machine): record for record in fitting.values()}
 
     @classmethod
     def load(cls, target: Target, threads: int | None, warn: Warn = say, file: Path | None = None) -> Records:
@@ -189,7 +205,9 @@ class Records:
     def time(self, workload: Any) -> float:
         """Milliseconds of a workload with its best plan; infinity where none was measured."""
         found = self.best.get(place(workload.key, self.machine))
-        return math.inf if found is None or found.ms is None else found.ms
+        if found is None or found.ms is None or found.machine != self.machine:
+            return math.inf
+        return found.ms
 
     @property
     def digest(self) -> str:

@@ -135,7 +135,7 @@ def tune(
     network = tasks.network(graph, target, threads, progress)
     machine = records.machine_of(target, network.unit.threads)
     known = [record for record in records.read(file, warn) if record.machine == machine]
-    others = [record for record in records.shipped(warn) if record.machine == machine]
+    others = [record for record in records.shipped(warn) if records.alike(record, machine)]
     searches = Searches(network.unit, machine, known if resume else [], [*known, *others])
     for task in [*network.tasks, *network.elsewhere]:
         searches.of(task.workload)

@@ -1,5 +1,6 @@
 """Records: nothing is lost or duplicated, what is damaged or foreign is skipped, and the fastest plan is found."""
 
+import math
 import multiprocessing
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,11 @@ from nnc.errors import NncError
 from nnc.tuning import records
 from nnc.tuning.records import Record, Records
 
-MACHINE = {"architecture": "x86_64", "mcpu": "x86-64-v4", "threads": 2, "vector_bits": 512, "vector_registers": 32}
+MACHINE = {
+    **{"core": "one", "architecture": "x86_64", "mcpu": "x86-64-v4", "threads": 2},
+    **{"vector_bits": 512, "vector_registers": 32},
+}
+LAYER = SimpleNamespace(key={"op": "conv2d", "layer": 1})
 
 
 def record(layer: int = 1, tile: int = 4, speed: float | None = 1.5, **others: Any) -> Record:
@@ -25,7 +30,7 @@ def record(layer: int = 1, tile: int = 4, speed: float | None = 1.5, **others: A
 
 def known(*own: Record, shipped: tuple[Record, ...] = (), machine: Any = MACHINE) -> Any:
     """The plan of layer 1."""
-    return Records(own, shipped, machine).find(SimpleNamespace(key={"op": "conv2d", "layer": 1}))
+    return Records(own, shipped, machine).find(LAYER)
 
 
 @pytest.fixture
@@ -115,6 +120,16 @@ def test_the_users_own_records_come_first() -> None:
 )
 def test_another_machine_gets_no_plans(other: dict[str, Any]) -> None:
     assert known(record(), machine=MACHINE | other) is None
+
+
+def test_another_core_with_the_same_instructions_gets_plans_but_no_times() -> None:
+    elsewhere = replace(record(tile=8, speed=1.9), machine=MACHINE | {"core": "another"})
+    here = Records((), (elsewhere,), MACHINE)
+    assert here.find(LAYER) == elsewhere.plan
+    assert here.time(LAYER) == math.inf
+    both = Records((elsewhere,), (record(tile=4, speed=1.1),), MACHINE)
+    assert both.find(LAYER) == record(tile=4).plan
+    assert both.time(LAYER) == record(tile=4).ms
 
 
 def test_the_digest_says_which_plans_are_known() -> None:
