@@ -59,11 +59,13 @@ class Efficiency(toml.Table):
     uneven: Annotated[float, Field(ge=0, le=1)] = 0.0
     """How much it counts that vectors of output channels don't divide evenly among the cores, as an exponent."""
     kernel_us: NonNegativeFloat
-    """Microseconds to start one kernel."""
+    """Microseconds to start one kernel, for a host of 2 GHz."""
     regroup: Annotated[float, Field(ge=0, le=1)]
     """Share of the groups of a convolution that are started one after the other."""
     sync_us: NonNegativeFloat
     """Microseconds to spread a kernel over the threads and wait for them, for every doubling of the threads."""
+    unfused: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the sums, gates and activations behind a layer that are kernels of their own after all."""
     network_us: NonNegativeFloat
     """Microseconds per inference to reach the unit and come back."""
     error: Annotated[float, Field(ge=0)] | None = None

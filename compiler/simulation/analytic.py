@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 from nnc import halving, measure
 from nnc.simulation import roofline
 from nnc.simulation.kernels import Kernel, kernels, peak_bytes
-from nnc.simulation.machine import WIDTHS, fastest, machine
+from nnc.simulation.machine import WIDTHS, fastest, host_ghz, machine
 from nnc.simulation.roofline import CAUSES, Cost
 from nnc.simulation.work import Work, work
 from nnc.target import Dtype, Target
@@ -76,7 +76,7 @@ def predict(graph: gs.Graph, target: Target, threads: int | None = None) -> Pred
 
 
 def _cost(todo: Work, target: Target, threads: int, dtype: Dtype) -> Cost:
-    cores = machine(target.unit, target.dram, threads, dtype)
+    cores = machine(target.unit, target.dram, threads, dtype, host_ghz(target.unit, target.units))
     resident = roofline.resident_share(todo.weight_bytes.sum(), cores)
     return roofline.cost(todo, cores, target.unit.efficiency[dtype], resident)
 

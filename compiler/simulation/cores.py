@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from nnc import toml
-from nnc.simulation.machine import Machine, machine
+from nnc.simulation.machine import HOST_GHZ, Machine, machine
 from nnc.target import Cluster, Dtype, Memory, Unit
 
 
@@ -41,6 +41,8 @@ class Core(toml.Table):
     """Cores that take part, where this doesn't depend on the row: those of a GPU."""
     clock_ghz: PositiveFloat | None = None
     """Where rows give none."""
+    host_ghz: PositiveFloat = HOST_GHZ
+    """Of the CPU of chips with such a GPU."""
     mca: str | None = None
     """LLVM's name of the core, or of one that stands for it, whose scheduling model `nnc.simulation.emulated` asks."""
     window: Annotated[int, Field(ge=0)] = 0
@@ -72,6 +74,7 @@ def chip(clusters: list[tuple[Core, int, float]], threads: int, dtype: Dtype) ->
     """`threads` cores of clusters (core, count, clock in GHz), fastest first."""
     first, _, clock = clusters[0]
     lanes = first.vector_bits // 32
+    host_ghz = clock if first.kind == "cpu" else first.host_ghz
     unit = Unit.model_construct(
         clusters=tuple(core.cluster(count, clock) for core, count, clock in clusters),
         vector_bits=first.vector_bits,
@@ -79,7 +82,7 @@ def chip(clusters: list[tuple[Core, int, float]], threads: int, dtype: Dtype) ->
         l3_bytes=first.l3_bytes,
         l3_gbps=first.l3_bytes_per_cycle * clock,
     )
-    return machine(unit, Memory(gbps=first.dram_gbps, efficiency=1.0), threads, dtype)
+    return machine(unit, Memory(gbps=first.dram_gbps, efficiency=1.0), threads, dtype, host_ghz)
 
 
 def find(kind: str, core_type: str) -> Core | None:

@@ -14,7 +14,7 @@ _EPILOGUE = {
     "Abs", "Add", "BatchNormalization", "Cast", "Ceil", "Clip", "Div", "Dropout", "Elu", "Erf", "Exp", "Flatten",
     "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Log", "Max", "Min", "Mish", "Mul", "Neg",
     "PRelu", "Pow", "QuantizeLinear", "Reciprocal", "Relu", "Reshape", "Round", "Selu", "Sigmoid", "Softplus",
-    "Softsign", "Sqrt", "Squeeze", "Sub", "Tanh", "Unsqueeze",
+    "Softsign", "Sqrt", "Squeeze", "Sub", "Swish", "Tanh", "Unsqueeze",
 }
 # fmt: on
 _BYTES = {"int8", "uint8"}
@@ -60,12 +60,13 @@ class Kernel:
         return found if isinstance(found, str) else None
 
 
-def kernels(graph: gs.Graph, wide: bool = False) -> list[Kernel]:
+def kernels(graph: gs.Graph, wide: bool = False, fused: bool = True) -> list[Kernel]:
     """The graph's nodes as fused kernels, in the graph's (topological) order.
 
     An elementwise node joins the last kernel that feeds it if nothing else reads that kernel's output. A
     DequantizeLinear belongs to its readers: they load the integers. Nodes of constants alone are computed at
-    compile time. `wide`: whether the unit multiplies weights that are the sums of two bytes.
+    compile time. `wide`: whether the unit multiplies weights that are the sums of two bytes; `fused`: False for an
+    engine that runs every node by itself.
     """
     readers = _readers(graph)
     made: list[Kernel] = []
@@ -78,7 +79,7 @@ def kernels(graph: gs.Graph, wide: bool = False) -> list[Kernel]:
         weights = [tensor for tensor in inputs if isinstance(tensor, gs.Constant)]
         last = max((producer.get(id(tensor), -1) for tensor in variables), default=-1)
         follows = node.op in _EPILOGUE or measure.scales_channels(node)
-        if last >= 0 and follows and _takes(made[last], node, readers):
+        if fused and last >= 0 and follows and _takes(made[last], node, readers):
             _join(made[last], node, variables, weights)
         else:
             last = len(made)

@@ -36,10 +36,14 @@ _TRANSCENDENTAL = {
     "Sigmoid",
     "Softmax",
     "Softplus",
+    "Swish",
     "Tanh",
 }
 # Rows and columns of a tile that Winograd's algorithm computes at once: F(4x4, 3x3), what engines take most often.
 _TILE = 4
+
+# Those that every engine computes with the layer in front of them; a sum or product with a constant is a bias or scale.
+_FUSED = {"BatchNormalization", "Cast", "Clip", "DequantizeLinear", "LeakyRelu", "PRelu", "QuantizeLinear", "Relu"}
 
 _VIEWS = {"Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 
@@ -71,6 +75,10 @@ class Work:
     """1 where something has to be started, 0 for another view of the same values."""
     groups: np.ndarray
     """Of a convolution of the class "grouped"; 1 of everything else."""
+    followers: np.ndarray
+    """Nodes that join the anchor, without those that every engine fuses with it."""
+    followed: np.ndarray
+    """Values that they would read and write as kernels of their own."""
     tiles: np.ndarray
     """Values of the whole tiles that Winograd's algorithm computes, per value that is wanted; 1 of other classes."""
 
@@ -97,6 +105,7 @@ def joined(works: Iterable[Work]) -> Work:
 def _row(kernel: Kernel) -> tuple[float, ...]:
     node = kernel.anchor
     kind = _class(node)
+    followers = [each for each in kernel.nodes[1:] if not _is_always_fused(each)]
     multiplies = measure.macs(node)  # the anchor itself, not what joined it
     read, written = sum(map(elements, kernel.activations)), sum(map(elements, kernel.outputs))
     return (
@@ -113,8 +122,22 @@ def _row(kernel: Kernel) -> tuple[float, ...]:
         sum(map(tensor_bytes, kernel.weights)),
         node.op not in _VIEWS,
         node.attrs["group"] if kind == "grouped" else 1,
+        len(followers),
+        sum(map(_moved, followers)),
         _tiles(node) if kind == "winograd" else 1,
     )
+
+
+def _is_always_fused(node: gs.Node) -> bool:
+    return node.op in _FUSED | _VIEWS or (node.op in ("Add", "Mul") and len(_variables(node)) == 1)
+
+
+def _moved(node: gs.Node) -> int:
+    return sum(map(elements, [*_variables(node), node.outputs[0]]))
+
+
+def _variables(node: gs.Node) -> list[gs.Variable]:
+    return [tensor for tensor in node.inputs if isinstance(tensor, gs.Variable) and not tensor.is_empty()]
 
 
 def _class(node: gs.Node) -> str:

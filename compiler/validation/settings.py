@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 from nnc import target as targets
 from nnc.simulation import cores
-from nnc.simulation.machine import Machine, machine
+from nnc.simulation.machine import Machine, host_ghz, machine
 from nnc.target import Cluster, Dtype, Target, Unit
 from nnc.validation.table import Row
 
 # Two clusters at once: 4xA73+4xA53.
 _MIXED = re.compile(r"(\d+)x\s*([A-Za-z][\w -]*?)\s*\+\s*(\d+)x\s*([A-Za-z][\w -]*)")
+
+# Cores and their clock: 3x2.4.
+_COUNTED = re.compile(r"(?:([1-9]\d*)x)?(\d+(?:\.\d+)?)")
+
+# Engines whose products of half-precision values are summed up in float32, which only tensor cores do at full rate:
+# cuDNN's descriptors in PyTorch (aten/src/ATen/cudnn/Descriptors.h) and in TensorFlow ask for it.
+_SUM_IN_FLOAT32 = {"pytorch", "tensorflow"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,16 @@ def _described(
     if threads > sum(each.count for each in clusters):
         clusters = unit.clusters
     on = unit.model_copy(update={"clusters": clusters})
-    return Setting(machine(on, chip.dram, threads, dtype), _family(unit), dtype)
+    rate = _rate(row, clusters[0].macs_per_cycle, dtype)
+    return Setting(machine(on, chip.dram, threads, rate, host_ghz(on, chip.units)), _family(unit), dtype)
+
+
+def _rate(row: Row, macs_per_cycle: Mapping[Dtype, float], dtype: Dtype) -> Dtype:
+    """The type at whose rate the engine multiplies values of `dtype`."""
+    if row.unit != "gpu" or dtype != "float16" or row.engine not in _SUM_IN_FLOAT32:
+        return dtype
+    has_tensor_cores = macs_per_cycle["float16"] > 2 * macs_per_cycle["float32"]
+    return dtype if has_tensor_cores else "float32"
 
 
 def _is_named(cluster: Cluster, core_type: str) -> bool:
@@ -103,11 +119,30 @@ def _from_cores(row: Row, threads: int | None, clocks: Sequence[float], dtype: D
         return f"{first.name} does not compute in {dtype}"
     count = sum(number for _, number, _ in clusters)
     taken = min(threads or count, count) if first.kind == "cpu" else count
-    return Setting(cores.chip(clusters, taken, dtype), first.family, dtype)
+    rate = _rate(row, first.macs_per_cycle, dtype)
+    return Setting(cores.chip(clusters, taken, rate), first.family, dtype)
+
+
+def _paired(row: Row) -> list[tuple[cores.Core, int, float]] | None:
+    """Clusters of as many core types as clocks, "A78/X1" at "2.84+3x2.4": the faster type has the higher clock.
+
+    None where they are not all of the cores that took part.
+    """
+    clocks = [_COUNTED.fullmatch(part) for part in row.clock_ghz.split("+")]
+    kinds = [cores.find(row.unit, part) for part in row.core_type.split("/")]
+    if len(kinds) < 2 or len(kinds) != len(clocks) or not all(clocks) or not all(kinds):
+        return None
+    counted = sorted(((float(clock[2]), int(clock[1] or 1)) for clock in clocks if clock), reverse=True)
+    known = sorted((core for core in kinds if core), key=lambda core: -core.macs_per_cycle["float32"])
+    if row.cores_used != str(sum(count for _, count in counted)):
+        return None
+    return [(core, count, clock) for core, (clock, count) in zip(known, counted, strict=True)]
 
 
 def _clusters(row: Row, threads: int | None, clocks: Sequence[float]) -> list[tuple[cores.Core, int, float]] | str:
     """The clusters that take part, fastest first, or what is not known of them."""
+    if paired := _paired(row):
+        return paired
     if mixed := _MIXED.search(row.core_type):
         kinds = [(int(mixed[1]), cores.find(row.unit, mixed[2])), (int(mixed[3]), cores.find(row.unit, mixed[4]))]
     elif row.unit == "cpu" and re.search(r"[+|/]", row.core_type):

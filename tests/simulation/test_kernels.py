@@ -43,6 +43,13 @@ def test_elementwise_nodes_join_the_layer_before_them() -> None:
     assert fused(draft.finish(y)) == ["Conv+Relu", "Conv+Sigmoid"]
 
 
+def test_an_engine_that_does_not_fuse_runs_every_node_by_itself() -> None:
+    draft = Draft()
+    built = draft.finish(draft.add("Swish", draft.conv(draft.input)))
+    assert fused(built) == ["Conv+Swish"]
+    assert [len(kernel.nodes) for kernel in kernels(built, fused=False)] == [1, 1]
+
+
 def test_an_output_with_a_second_reader_is_written() -> None:
     draft = Draft()
     x = draft.conv(draft.input)

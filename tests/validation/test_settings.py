@@ -106,6 +106,43 @@ def test_a_gpu_takes_part_as_a_whole() -> None:
     assert place.machine.lanes == 8 * 512
 
 
+def test_core_types_and_clocks_in_pairs_say_which_cores_took_part() -> None:
+    place = found(core_type="A78/X1 big cores", clock_ghz="2.84+3x2.4", cores_used="4")
+    assert place.machine.threads == 4
+    assert place.machine.macs_per_second == pytest.approx(8 * 2.4e9)  # of the slower ones
+    assert place.machine.host_ghz == 2.84
+    unknown = "'A78/X1 big cores' does not say which cores took part"
+    assert of(core_type="A78/X1 big cores", clock_ghz="2.84+3x2.4", cores_used="8") == unknown
+    assert of(core_type="A78/X1 big cores", clock_ghz="2.84", cores_used="4") == unknown
+
+
+@pytest.mark.parametrize(
+    ("framework", "core_type", "clock_ghz", "lanes"),
+    [
+        ("PyTorch eager", "Maxwell iGPU 128 cores", "0.92", 128),  # no tensor cores: sums in float32 take its time
+        ("TensorRT 5", "Maxwell iGPU 128 cores", "0.92", 256),
+        ("PyTorch eager", "Volta iGPU", "1.377", 8 * 512),
+    ],
+)
+def test_engines_that_sum_up_in_float32_gain_no_rate(
+    framework: str, core_type: str, clock_ghz: str, lanes: int
+) -> None:
+    place = found(
+        unit="gpu", framework=framework, core_type=core_type, clock_ghz=clock_ghz, chip="another", dtype="fp16"
+    )
+    assert (place.dtype, place.machine.lanes) == ("float16", lanes)
+
+
+def test_the_cpu_of_its_chip_is_the_host_of_a_gpu() -> None:
+    described = found(chip="jetson-nano", unit="gpu", core_type="Maxwell", clock_ghz="0.9216", dtype="fp16")
+    assert described.machine.host_ghz == target.load("jetson-nano").unit.clusters[0].clock_ghz
+    listed = found(chip="another", unit="gpu", core_type="Adreno 630", clock_ghz="0.71", dtype="fp16")
+    core = cores.find("gpu", "Adreno 630")
+    assert core is not None
+    assert listed.machine.host_ghz == core.host_ghz > 2.5
+    assert found().machine.host_ghz == 2.4
+
+
 def test_every_core_type_is_found_by_its_names_and_makes_a_machine() -> None:
     for core in cores.cores():
         for name in core.names:
