@@ -24,6 +24,11 @@ _SIMPLIFY = (
     "fuse-padding", "fuse-gates",
 )  # fmt: skip
 
+# Engines have operators for gates that a model's own opset may not have, such as Swish.
+_OPSET = 24
+
+# Engines that run every node by itself, as it comes.
+_EAGER = {"pytorch", "tensorflow"}
 
 # Caffe's versions of networks, which ncnn's benchmark runs: https://github.com/Tencent/ncnn/tree/master/benchmark.
 _CAFFE = {name: f"{name}_caffe" for name in ("alexnet", "googlenet", "resnet50")}
@@ -35,12 +40,12 @@ class Workloads:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
-        self._made: dict[tuple[str, str, str], Work | str] = {}
+        self._made: dict[tuple[str, str, str, bool], Work | str] = {}
 
     def of(self, row: Row) -> Work | str:
         """The kernels of the row's network at its input shape, or why there are none."""
         name = _VERSIONS.get(row.engine, {}).get(row.model_id, row.model_id)
-        key = name, row.input_shape, row.batch
+        key = name, row.input_shape, row.batch, row.engine in _EAGER
         if key not in self._made:
             self._made[key] = self._build(row, name)
         return self._made[key]
@@ -51,7 +56,7 @@ class Workloads:
             graph = _from_file(path, row) if path and path.exists() else _reference(row, name)
         except NncError as error:
             return error.message
-        return graph if isinstance(graph, str) else work(kernels(_simplified(graph)))
+        return graph if isinstance(graph, str) else work(kernels(_simplified(graph), fused=row.engine not in _EAGER))
 
 
 def _is_file_name(model_id: str) -> bool:
@@ -93,6 +98,7 @@ def _reference(row: Row, name: str) -> gs.Graph | str:
 
 
 def _simplified(graph: gs.Graph) -> gs.Graph:
+    graph.opset = max(graph.opset, _OPSET)
     context = Context(load("qcs605"))  # no pass of these asks the target anything
     for pass_ in recipe.load("simplify").passes:
         if pass_.name in _SIMPLIFY:
