@@ -1,15 +1,15 @@
 """Fits the coefficients of the roofline to measured rows: a profile per family of units, engine and dtype.
 
 Residuals are logarithms, so that small and large networks count alike, and Huber's loss keeps single rows from
-deciding. Every coefficient has a prior: a profile starts from that of the same engine in float32, of all engines of the
-family, or from what such machines usually do, and moves away only as far as its rows insist (ridge regression, Hoerl
-and Kennard 1970). What is common to the rows of one setting counts less than what differs between its networks: the
-machine's figures may be wrong, and then all are (random effects, Laird and Ware 1982).
+deciding. Every coefficient has a prior: a profile starts from that of the same engine in float32, from near that of all
+engines of the family, or from what such machines usually do, and moves away only as far as its rows insist (ridge
+regression, Hoerl and Kennard 1970). What is common to the rows of one setting counts less than what differs between its
+networks: the machine's figures may be wrong, and then all are (random effects, Laird and Ware 1982).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -36,18 +36,27 @@ _CPU = {
     "depthwise": (0.25, 0.4), "packing": (4.0, 0.8), "narrow": (12.0, 0.6), "occupancy": (8.0, 0.7),
     "issue": (0.4, 0.4), "element": (2.0, 0.6), "function": (15.0, 0.6), "cache": (0.7, 0.5), "dram": (1.0, 0.3),
     "alone": (0.7, 0.4), "serial": (0.03, 0.7), "uneven": (0.3, 0.7),
-    "kernel_us": (2.0, 0.7), "regroup": (0.3, 0.7), "sync_us": (8.0, 0.7),
+    "kernel_us": (2.0, 0.7), "regroup": (0.3, 0.7), "sync_us": (8.0, 0.7), "unfused": (0.3, 0.7),
 }  # fmt: skip
 _ACCELERATOR = {
     "winograd": (0.5, 0.4), "conv": (0.35, 0.4), "pointwise": (0.3, 0.4), "grouped": (0.2, 0.5),
     "depthwise": (0.1, 0.5), "packing": (8.0, 0.8), "narrow": (16.0, 0.6), "occupancy": (30.0, 0.8),
     "element": (1.0, 0.7), "function": (4.0, 0.6),
     "cache": (1.0, 0.5), "dram": (0.8, 0.4), "kernel_us": (25.0, 0.8), "network_us": (200.0, 0.8),
+    "unfused": (0.3, 0.7),
 }  # fmt: skip
 _CPUS = ("arm", "x86")
 _FIXED = {"alone": 1.0, "regroup": 0.0, "issue": 0.0, "serial": 0.0, "uneven": 0.0, "sync_us": 0.0, "network_us": 0.0}
-_LIMITS = {"issue": 1.0, "uneven": 1.0, "regroup": 1.0, "serial": 0.9}
+_LIMITS = {"issue": 1.0, "uneven": 1.0, "regroup": 1.0, "unfused": 1.0, "serial": 0.9}
 _MOST = 5.0  # of shares; and of channels, so that layers are still worth pruning
+
+
+# Types in the order in which one stands for another.
+_NEAREST: dict[str, tuple[str, ...]] = {
+    "float32": ("float32", "float16", "int8"),
+    "float16": ("float16", "float32", "int8"),
+    "int8": ("int8", "float16", "float32"),
+}
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,7 @@ class Fit:
         name, dtype = key
         family = name.split("/")[0]
         for nearby in (name, f"{family}/{ANY}"):
-            for other in (dtype, "float32", "float16", "int8"):
+            for other in _NEAREST[dtype]:
                 if found := self.profiles.get((nearby, other)):
                     return found
         return None
@@ -81,8 +90,7 @@ def fit(among: Sequence[Sample], start: Fit | None = None, keep: Callable[[Key],
         if key in known and keep(key):
             found[key] = known[key]
             continue
-        parent = next((found[each] for each in _parents(key) if each in found), None)
-        found[key] = _fit(Stack(groups[key]), key, parent, known.get(key))
+        found[key] = _fit(Stack(groups[key]), key, _prior(key, found, groups), known.get(key))
     return Fit(found)
 
 
@@ -126,23 +134,44 @@ def _depends(key: Key, touched: set[Key]) -> bool:
 
 def _order(key: Key) -> tuple[bool, ...]:
     """Parents come before those that start from them."""
-    name, dtype = key
-    return dtype != "float32", dtype == "int8", not name.endswith(f"/{ANY}")
+    _, dtype = key
+    return dtype != "float32", dtype == "int8", not _is_any(key)
 
 
 def _parents(key: Key) -> list[Key]:
     name, dtype = key
     family, engine = name.split("/", 1)
     if dtype != "float32":
-        return [(name, "float32")]
+        return [each for each in ((name, "float32"), (f"{family}/{ANY}", dtype)) if each != key]
     return [] if engine == ANY else [(f"{family}/{ANY}", "float32")]
 
 
-def _fit(stack: Stack, key: Key, parent: Efficiency | None, start: Efficiency | None) -> Efficiency:
-    usual = _CPU if key[0].split("/")[0] in _CPUS else _ACCELERATOR
-    names = list(usual)
-    prior = np.log([max(getattr(parent, name), 1e-4) if parent else usual[name][0] for name in names])
-    spread = np.array([usual[name][1] for name in names])
+def _prior(key: Key, found: Mapping[Key, Efficiency], groups: Mapping[Key, Sequence[Sample]]) -> list[float]:
+    """Where the coefficients of a profile start from: those of its parent, or the usual ones.
+
+    What the few engines of a family have in common says little of another one. With n of them, an engine starts at n
+    parts of n + 1 of the way from the usual coefficients to theirs (partial pooling; Efron and Morris 1975).
+    """
+    usual = _usual(key)
+    parent = next((each for each in _parents(key) if each in found), None)
+    if parent is None:
+        return [value for value, _ in usual.values()]
+    engines = len({each.profile for each in groups[parent]})
+    share = engines / (engines + 1) if _is_any(parent) and not _is_any(key) else 1.0
+    return [max(getattr(found[parent], name), 1e-4) ** share * usual[name][0] ** (1 - share) for name in usual]
+
+
+def _usual(key: Key) -> dict[str, tuple[float, float]]:
+    return _CPU if key[0].split("/")[0] in _CPUS else _ACCELERATOR
+
+
+def _is_any(key: Key) -> bool:
+    return key[0].endswith(f"/{ANY}")
+
+
+def _fit(stack: Stack, key: Key, usual: Sequence[float], start: Efficiency | None) -> Efficiency:
+    names, prior = list(_usual(key)), np.log(usual)
+    spread = np.array([deviation for _, deviation in _usual(key).values()])
 
     def built(point: np.ndarray) -> Efficiency:
         values = {name: _limited(name, value) for name, value in zip(names, np.exp(point), strict=True)}

@@ -105,6 +105,22 @@ def test_half_precision_starts_from_single(works: dict[str, Work]) -> None:
     assert near.depthwise == pytest.approx(far.depthwise, rel=0.15)
 
 
+def test_an_engine_of_few_rows_starts_between_what_is_usual_and_its_family(works: dict[str, Work]) -> None:
+    """A network without depthwise layers says nothing of them: with two engines, two thirds of the way to both."""
+    one = next(each for each in samples(works, engine="other") if each.row.model_id == "vgg11")
+    fitted = fitting.fit([*samples(works), one]).profiles
+    family, other = fitted["arm/any", "float32"], fitted["arm/other", "float32"]
+    usual = fitting._CPU["depthwise"][0]
+    assert other.depthwise == pytest.approx(family.depthwise ** (2 / 3) * usual ** (1 / 3))
+    assert usual < other.depthwise < family.depthwise
+
+
+def test_the_nearest_type_stands_for_one_without_rows(works: dict[str, Work]) -> None:
+    kept = [*samples(works), *samples(works, dtype="fp16")]
+    fitted = fitting.fit([each for each in kept if each.row.core_type == "Cortex-A76"])
+    assert fitted.of(("arm/ncnn", "int8")) == fitted.profiles["arm/ncnn", "float16"]
+
+
 def test_the_file_of_profiles_is_what_targets_read(works: dict[str, Work]) -> None:
     kept = list(samples(works))
     fitted = fitting.fit(kept)
