@@ -21,6 +21,9 @@ from nnc.validation.samples import Progress, Sample, Stack, by_profile
 #: The engine of a profile that is fitted on the rows of all engines, for those that have none of their own.
 ANY = "any"
 
+#: The engine of nnc's own code, whose kernels are known: they fuse what `nnc.simulation.kernels` says.
+OWN = "nnc"
+
 Key = tuple[str, str]
 """Of a profile: its name, "family/engine", and a dtype."""
 
@@ -46,7 +49,9 @@ _ACCELERATOR = {
     "unfused": (0.3, 0.7),
 }  # fmt: skip
 _CPUS = ("arm", "x86")
-_FIXED = {"alone": 1.0, "regroup": 0.0, "issue": 0.0, "serial": 0.0, "uneven": 0.0, "sync_us": 0.0, "network_us": 0.0}
+_FIXED = {"alone": 1.0} | dict.fromkeys(
+    ("regroup", "issue", "serial", "uneven", "sync_us", "network_us", "unfused"), 0.0
+)
 _LIMITS = {"issue": 1.0, "uneven": 1.0, "regroup": 1.0, "unfused": 1.0, "serial": 0.9}
 _MOST = 5.0  # of shares; and of channels, so that layers are still worth pruning
 
@@ -162,7 +167,9 @@ def _prior(key: Key, found: Mapping[Key, Efficiency], groups: Mapping[Key, Seque
 
 
 def _usual(key: Key) -> dict[str, tuple[float, float]]:
-    return _CPU if key[0].split("/")[0] in _CPUS else _ACCELERATOR
+    family, engine = key[0].split("/")
+    usual = _CPU if family in _CPUS else _ACCELERATOR
+    return {name: value for name, value in usual.items() if name != "unfused" or engine != OWN}
 
 
 def _is_any(key: Key) -> bool:

@@ -115,6 +115,12 @@ def test_an_engine_of_few_rows_starts_between_what_is_usual_and_its_family(works
     assert usual < other.depthwise < family.depthwise
 
 
+def test_own_code_fuses_what_is_known_to_be_fused(works: dict[str, Work]) -> None:
+    kept = [*samples(works), *samples(works, engine=fitting.OWN)]
+    fitted = fitting.fit(kept).profiles
+    assert fitted["arm/nnc", "float32"].unfused == 0.0 < fitted["arm/ncnn", "float32"].unfused
+
+
 def test_the_nearest_type_stands_for_one_without_rows(works: dict[str, Work]) -> None:
     kept = [*samples(works), *samples(works, dtype="fp16")]
     fitted = fitting.fit([each for each in kept if each.row.core_type == "Cortex-A76"])
