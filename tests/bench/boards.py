@@ -185,7 +185,7 @@ def _speed(path: Path, chip: str) -> Row:
 
 
 def _classes(path: Path, count: int) -> Row:
-    """Outputs and classes of images, in onnxruntime in float32 and in the library in float16."""
+    """Outputs and classes of images, in onnxruntime in float32 and then in the library in float16."""
     graph = graphs.load(path, {})
     name, shape = graph.inputs[0].name, list(graph.inputs[0].shape)
     graph = graphs.load(path, {name: [count, *shape[1:]]})
@@ -193,11 +193,13 @@ def _classes(path: Path, count: int) -> Row:
     place = DATA / ("cifar10/test.npz" if prepared["dataset"] == "cifar10" else "imagenet_sample")
     given = {key: prepared[key] for key in ("crop", "mean", "std") if prepared.get(key)}
     data = Dataset.open(place, Preprocess(**given), graph.inputs)
-    images = next(iter(data.subset(0, count).batches(count)))
+    data = data.subset(0, count)
+    images = next(iter(data.batches(count)))
     (expected,) = Session(graph).run(images).values()
     (found,), _, _ = _run(_both(graph)[1], target.load("qcs605"), [images[name]])
     off, moved = verify.difference(expected, found), int((expected.argmax(1) != found.argmax(1)).sum())
-    measured = f"{off:.1e}, {moved} of {count} images in another class"
+    top1 = [float((scores.argmax(1) == data.labels).mean()) for scores in (expected, found)]
+    measured = f"{off:.1e}, top-1 {top1[0]:.1%} -> {top1[1]:.1%}, {moved} images in another class"
     return Row("", f"<= {MOST_HALF_DIFFERENCE:.0e}, none", measured, off <= MOST_HALF_DIFFERENCE and not moved)
 
 
