@@ -80,12 +80,14 @@ class Words(Floats):
         return tirx.const(0, "int32")
 
     def multiply(self, sums: Any, left: Callable[[Expr], Expr], right: Callable[[Expr], Expr]) -> None:
-        weights = local(self.tile.vectors * LANES, dtype="int32")
+        words, weights = local(self.tile.rows, dtype="int32"), local(self.tile.vectors * LANES, dtype="int32")
+        with T.unroll(0, self.tile.rows) as r:  # compilers load again what an intrinsic reads
+            words[r] = left(r)
         with T.unroll(0, self.tile.vectors) as v:
             weights[vector(v * LANES)] = right(v)
         with T.unroll(0, self.tile.rows) as r, T.unroll(0, self.tile.vectors * LANES) as column:
             place = r * self.tile.vectors * LANES + column
-            sums[place] = dp4a(left(r), weights[column], sums[place])
+            sums[place] = dp4a(words[r], weights[column], sums[place])
 
     def take(self, sums: Any, place: Expr, value: Any) -> None:
         with T.unroll(0, LANES) as lane:

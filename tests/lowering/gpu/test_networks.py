@@ -189,6 +189,26 @@ def test_int8_is_multiplied_four_at_a_time(compare: Compare, tmp_path: Path) -> 
         assert "dp4a.s32.s32" in (tmp_path / "kernels.ptx").read_text()
 
 
+@pytest.mark.parametrize("spec", ["jetson-xavier:gpu", "jetson-orin-nano:gpu"])
+def test_words_in_shared_memory_are_loaded_once(spec: str, tmp_path: Path) -> None:
+    body = """
+        q = QuantizeLinear(x, s, z)
+        d = DequantizeLinear(q, s, z)
+        a = DequantizeLinear<axis=0>(A, as, az)
+        y = Conv(d, a)
+    """
+    weights = "float s = {0.02}, int8 z = {0}, int8[64,64,1,1] A, float[64] as, int8[64] az"
+    zeros = {"A": np.zeros((64, 64, 1, 1), np.int8), "az": np.zeros(64, np.int8)}
+    built = build(
+        drawn(body, "float[1,64,28,28] x", "float[1,64,28,28] y", weights, **zeros), target.load(spec), tmp_path
+    )
+    if not (tmp_path / "kernels.ptx").exists():
+        pytest.skip("NVRTC is not installed")
+    ptx = (tmp_path / "kernels.ptx").read_text()
+    assert ptx.count("dp4a.s32.s32") >= 4 * ptx.count("ld.shared") > 0
+    assert not any(kernel.spilled_bytes for kernel in built.kernels)  # type: ignore[attr-defined]
+
+
 def test_gpus_without_the_instruction_multiply_floats(compare: Compare, tmp_path: Path) -> None:
     compare(int8_network(), "qcs605:gpu", tolerance=0)
     assert "__dp4a" not in (tmp_path / "kernels.cl").read_text()
