@@ -8,6 +8,8 @@ import pytest
 
 from nnc import graph as graphs
 from nnc import halving, lowering, networks, pipeline, report, target, testing, verify
+from nnc.lowering.kernels.unit import Unit
+from nnc.lowering.prepare import prepared
 from nnc.passes.cast_fp16 import CastFp16
 from nnc.passes.fold_batchnorm import FoldBatchNorm
 from nnc.simulation.analytic import predict
@@ -137,6 +139,9 @@ def test_quantized_networks_compute_in_float32_beside_their_integers() -> None:
     assert [node.op for node in halving.executed(graph, True).nodes] == [
         "Cast", "Relu", "QuantizeLinear", "DequantizeLinear", "Cast",
     ]  # fmt: skip
+    unit = Unit(128, 32, 1, 32 << 10, 512 << 10, 6.0, halves=True)
+    assert not prepared(graph, unit).halves, "bytes are in blocks of four channels, whatever the ends are"
+    assert prepared(testing.graph(NATIVE), unit).halves
 
 
 def test_gpus_are_predicted_as_their_vendors_use_them() -> None:

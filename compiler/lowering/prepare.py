@@ -32,7 +32,9 @@ class Prepared:
 
 def prepared(graph: gs.Graph, unit: Unit) -> Prepared:
     """A copy of a graph in which moves are settled, weights folded or held, and signals are images."""
-    graph, stored = halving.executed(graph, unit.halves).copy(), dot_of(unit).dtype
+    executed, stored = halving.executed(graph, unit.halves), dot_of(unit).dtype
+    halves = executed is graph and halving.has_halves(graph)
+    graph = executed.copy()
     settle(graph, stored)
     layers = {id(node): integers.layer(node, wide=isinstance(unit, Dsp)) for node in graph.nodes}
     # GPUs multiply the floats that integers stand for.
@@ -42,7 +44,7 @@ def prepared(graph: gs.Graph, unit: Unit) -> Prepared:
     _fold_weights(graph)
     as_images(graph)
     settle(graph, stored)  # what stands between signals and images moves integers too
-    return Prepared(graph, layers, held, unit.halves and halving.has_halves(graph))
+    return Prepared(graph, layers, held, halves)
 
 
 def _hold_weights(graph: gs.Graph, held: Mapping[int, integers.Weights]) -> None:
