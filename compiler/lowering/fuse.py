@@ -8,6 +8,7 @@ DequantizeLinear begins none: its readers load the integers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import onnx_graphsurgeon as gs
@@ -62,6 +63,38 @@ def partition(graph: gs.Graph, takes_epilogue: frozenset[str]) -> list[Group]:
         groups.append(group)
     # A group runs when its last operand is there.
     return sorted(groups, key=lambda group: position[id(group.nodes[-1])])
+
+
+def expansions(graph: gs.Graph, groups: Sequence[Group]) -> list[tuple[Group, Group]]:
+    """Pointwise convolutions and the depthwise ones that alone read them: one kernel can compute both, row by row."""
+    outputs = {id(tensor) for tensor in graph.outputs}
+    starts = {id(group.root): group for group in groups}
+    found = []
+    for group in groups:
+        (made, *_), readers = group.outputs, group.outputs[0].outputs
+        if _is_pointwise(group.root) and len(readers) == 1 and id(made) not in outputs:
+            second = starts.get(id(readers[0]))
+            if second is not None and _is_depthwise(second.root) and all(_reads_one(g) for g in (group, second)):
+                found.append((group, second))
+    return found
+
+
+def _is_pointwise(node: gs.Node) -> bool:
+    dense = node.op == "Conv" and node.attrs.get("group", 1) == 1 and isinstance(node.inputs[1], gs.Constant)
+    ones = all(each == 1 for each in [*node.attrs.get("strides", ()), *(node.inputs[1].shape[2:] if dense else ())])
+    return dense and len(node.inputs[1].shape) == 4 and ones and not any(node.attrs.get("pads", ()))
+
+
+def _is_depthwise(node: gs.Node) -> bool:
+    if node.op != "Conv" or not isinstance(node.inputs[1], gs.Constant):
+        return False
+    channels = node.inputs[0].shape[1]
+    return bool(node.attrs.get("group", 1) == channels == node.inputs[1].shape[0])
+
+
+def _reads_one(group: Group) -> bool:
+    """Whether a group reads nothing but the input of its root."""
+    return [id(each) for each in group.inputs()] == [id(group.root.inputs[0])]
 
 
 def _grow(group: Group, outputs: set[int], taken: set[int]) -> None:

@@ -5,6 +5,9 @@ what is added to an image is read in its blocks. So images fall into classes of 
 between the class that it reads and the class that it writes. Nothing is ever converted between two convolutions, and
 what an assignment costs is known as soon as the times of its layers are: see `nnc.lowering.pbqp`.
 
+A pointwise convolution and the depthwise one behind it can be one kernel (`kernels/expand.py`): a pair takes what it
+takes as one or as two, whichever is less.
+
 Wide blocks have fewer, longer rows in memory, which prefetchers can follow, and whole cache lines per pixel; narrow
 ones leave less of the last block empty.
 """
@@ -22,7 +25,7 @@ from nnc.lowering import pbqp
 from nnc.lowering.fuse import Group
 from nnc.lowering.kernels.unit import Unit, lanes_of
 from nnc.lowering.shapes import dtype_of
-from nnc.lowering.workload import Choice, Workload
+from nnc.lowering.workload import Choice, Workload, can_expand, expanding
 
 Blocks = Mapping[str, int]
 """Channels per block, by the name of a class."""
@@ -48,6 +51,8 @@ class Layer:
     reads: str | None
     """None for an image that is read as ONNX has it, and where there is no image."""
     writes: str | None
+    made: str
+    """The tensor that it writes."""
 
     def variant(self, blocks: Blocks) -> Workload:
         """The layer's workload when classes have these blocks."""
@@ -67,10 +72,14 @@ class Layouts:
     """The images of every class, by the class's name."""
     allowed: Mapping[str, tuple[int, ...]]
     """Those that a class can have, the default among them."""
+    pairs: tuple[tuple[Layer, Layer], ...]
+    """Layers that one kernel can compute."""
 
     @classmethod
-    def of(cls, groups: Sequence[Group], choices: Sequence[Choice], unit: Unit) -> Layouts:
-        """`choices` are those of a lowering in default blocks."""
+    def of(
+        cls, groups: Sequence[Group], pairs: Sequence[tuple[Group, Group]], choices: Sequence[Choice], unit: Unit
+    ) -> Layouts:
+        """`choices` are those of a lowering in default blocks, `pairs` those of `fuse.expansions`."""
         planned = {choice.writes: choice.workload.op for choice in choices}
         classes, blocks = nx.utils.UnionFind(), blocks_of(unit)
         allowed: dict[str, set[int]] = {}
@@ -84,7 +93,10 @@ class Layouts:
         name_of = {image: name for name, images in members.items() for image in images}
         layers = tuple(_layer(choice, name_of) for choice in choices)
         common = {name: _common(blocks, [allowed[image] for image in images]) for name, images in members.items()}
-        return cls(layers, tuple(blocks), members, common)
+        made = {layer.made: layer for layer in layers}
+        ends = [tuple(made.get(group.outputs[0].name) for group in pair) for pair in pairs]
+        known = [(one, other) for one, other in ends if one and other and can_expand(one.workload, other.workload)]
+        return cls(layers, tuple(blocks), members, common, tuple(known))
 
     @property
     def default(self) -> dict[str, int]:
@@ -98,28 +110,54 @@ class Layouts:
         """The blocks of all classes with the least sum of times; infinite times are never chosen over known ones."""
         costs = {name: np.zeros(len(blocks)) for name, blocks in self.allowed.items()}
         edges: dict[tuple[str, str], np.ndarray] = {}
+        seconds = {one.made: other for one, other in self.pairs}
+        behind = {other.made for _, other in self.pairs}
+
+        def cost(layer: Layer, blocks: Blocks) -> float:
+            """Of a layer, with the one that it is a pair with."""
+            if layer.made in behind:
+                return 0.0
+            alone, second = time(layer.variant(blocks)), seconds.get(layer.made)
+            return (
+                alone
+                if second is None
+                else min(alone + time(second.variant(blocks)), time(_both(layer, second, blocks)))
+            )
+
         for layer in self.layers:
             if layer.writes is None:
                 continue
             if layer.reads is None:
-                costs[layer.writes] += [time(layer.variant({layer.writes: b})) for b in self.allowed[layer.writes]]
+                costs[layer.writes] += [cost(layer, {layer.writes: b}) for b in self.allowed[layer.writes]]
                 continue
-            matrix = np.array(self._times(layer, time))
-            pair = (layer.reads, layer.writes)
-            edges[pair] = edges.get(pair, 0.0) + matrix
+            matrix = np.array(self._costs(layer, cost))
+            ends = (layer.reads, layer.writes)
+            edges[ends] = edges.get(ends, 0.0) + matrix
         chosen = pbqp.solve(costs, edges)
         return {name: self.allowed[name][place] for name, place in chosen.items()}
 
-    def _times(self, layer: Layer, time: Callable[[Workload], float]) -> list[list[float]]:
+    def fused(self, blocks: Blocks, time: Callable[[Workload], float]) -> list[tuple[Layer, Layer, Workload]]:
+        """The pairs that take less time as one kernel, and its workload."""
+        return [
+            (one, other, both)
+            for one, other, both in self.expansions(blocks)
+            if time(both) < time(one.variant(blocks)) + time(other.variant(blocks))
+        ]
+
+    def expansions(self, blocks: Blocks) -> list[tuple[Layer, Layer, Workload]]:
+        """All pairs, and their workloads as one kernel."""
+        return [(one, other, _both(one, other, blocks)) for one, other in self.pairs]
+
+    def _costs(self, layer: Layer, cost: Callable[[Layer, Blocks], float]) -> list[list[float]]:
         """Of a layer, by the blocks that it reads and those that it writes."""
         assert layer.reads is not None
         assert layer.writes is not None
         if layer.reads == layer.writes:
             blocks = self.allowed[layer.reads]
-            own = [time(layer.variant({layer.reads: b})) for b in blocks]
+            own = [cost(layer, {layer.reads: b}) for b in blocks]
             return [[own[i] if i == j else 0.0 for j in range(len(blocks))] for i in range(len(blocks))]
         return [
-            [time(layer.variant({layer.reads: ins, layer.writes: outs})) for outs in self.allowed[layer.writes]]
+            [cost(layer, {layer.reads: ins, layer.writes: outs}) for outs in self.allowed[layer.writes]]
             for ins in self.allowed[layer.reads]
         ]
 
@@ -136,7 +174,12 @@ def _common(blocks: Sequence[int], allowed: Sequence[set[int]]) -> tuple[int, ..
 def _layer(choice: Choice, class_of: Mapping[str, str]) -> Layer:
     is_image = choice.workload.op in ("conv2d", "depthwise")
     reads = class_of.get(choice.reads) if is_image and choice.workload.reads_blocks else None
-    return Layer(tuple(choice.nodes), choice.workload, reads, class_of.get(choice.writes) if is_image else None)
+    writes = class_of.get(choice.writes) if is_image else None
+    return Layer(tuple(choice.nodes), choice.workload, reads, writes, choice.writes)
+
+
+def _both(one: Layer, other: Layer, blocks: Blocks) -> Workload:
+    return expanding(one.variant(blocks), other.variant(blocks))
 
 
 def _tied(group: Group, is_free: bool) -> Iterator[list[gs.Tensor]]:

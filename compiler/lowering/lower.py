@@ -9,7 +9,7 @@ integers is in memory only where a kernel has no use for the integers.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -51,10 +51,14 @@ def lower(
     Raises NncError for a node that nnc can't lower.
     """
     generic.require_standard(graph.nodes)
-    ready, known = prepared(graph, unit), schedules or Unknown()
-    made = _lowered(unit, machine, ready, known, {}, progress)
-    layout = made.layouts.images(made.layouts.cheapest(known.time)) if schedules else {}
-    return (_lowered(unit, machine, ready, known, layout, progress) if layout else made).program
+    ready = prepared(graph, unit)
+    if schedules is None:
+        return _lowered(unit, machine, ready, Decisions(Unknown()), progress).program
+    known = _lowered(unit, machine, ready, SKETCH, progress).layouts
+    blocks = known.cheapest(schedules.time)
+    fused = frozenset(first.made for first, _, _ in known.fused(blocks, schedules.time))
+    decisions = Decisions(schedules, known.images(blocks), fused)
+    return _lowered(unit, machine, ready, decisions, progress).program
 
 
 def layouts(
@@ -66,37 +70,59 @@ def layouts(
     """What can be chosen for a graph with static shapes; raises NncError for a node that nnc can't lower."""
     generic.require_standard(graph.nodes)
     ready = prepared(graph, unit)
-    return _lowered(unit, machine, ready, Unknown(), {}, progress).layouts
+    return _lowered(unit, machine, ready, SKETCH, progress).layouts
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """What is decided before a graph is lowered."""
+
+    schedules: Schedules
+    layout: Mapping[str, int] = field(default_factory=dict)
+    """Channels per block of the images that are not in the unit's own blocks."""
+    fused: frozenset[str] = frozenset()
+    """The images that are computed row by row, in one kernel with the depthwise convolution that reads them."""
+    builds: bool = True
+    """Whether kernels are made: a sketch tells only what can be chosen."""
+
+
+SKETCH = Decisions(Unknown(), builds=False)
 
 
 @dataclass(frozen=True)
 class _Lowered:
     program: Program
     groups: list[Group]
+    pairs: list[tuple[Group, Group]]
     unit: Unit
 
     @property
     def layouts(self) -> Layouts:
-        return Layouts.of(self.groups, self.program.choices, self.unit)
+        return Layouts.of(self.groups, self.pairs, self.program.choices, self.unit)
 
 
 def _lowered(
     unit: Unit,
     machine: tvm.target.Target,
     ready: Prepared,
-    schedules: Schedules,
-    layout: Mapping[str, int],
+    decisions: Decisions,
     progress: Callable[[str, int, int], None],
 ) -> _Lowered:
     """Lower all of a graph, group by group."""
-    lowering = Lowering(unit.of("float16") if ready.halves else unit, machine, ready, schedules, layout)
+    lowering = Lowering(unit.of("float16") if ready.halves else unit, machine, ready, decisions)
     lowering.add_inputs(ready.graph.inputs)
     groups = fuse.partition(ready.graph, frozenset(lowering.layers))
+    pairs = fuse.expansions(ready.graph, groups)
+    fused = {id(one): other for one, other in pairs if one.outputs[0].name in decisions.fused}
+    behind = {id(other) for other in fused.values()}
     for done, group in enumerate(groups):
         progress("lower layers", done, len(groups))
-        lowering.add(group)
+        if id(group) in fused:
+            layers.convolution.expand_depthwise(lowering, group, fused[id(group)])
+        elif id(group) not in behind:
+            lowering.add(group)
     lowering.add_outputs(ready.graph.outputs)
-    return _Lowered(lowering.program, groups, lowering.unit)
+    return _Lowered(lowering.program, groups, pairs, lowering.unit)
 
 
 class Lowering(Forms):
@@ -107,11 +133,10 @@ class Lowering(Forms):
         unit: Unit,
         machine: tvm.target.Target,
         ready: Prepared,
-        schedules: Schedules,
-        layout: Mapping[str, int],
+        decisions: Decisions,
     ) -> None:
-        super().__init__(unit, LANES if isinstance(unit, Dsp) else lanes_of(unit), layout)
-        self._ready, self._schedules = ready, schedules
+        super().__init__(unit, LANES if isinstance(unit, Dsp) else lanes_of(unit), decisions.layout)
+        self._ready, self._decisions = ready, decisions
         self.machine = machine
         self.layers, self.integers = _templates(unit)
         self.program = Program(
@@ -158,11 +183,11 @@ class Lowering(Forms):
         if isinstance(self.unit, Gpu):  # its templates are others
             return self.templates.of(problem).best_plan(problem, self.unit)
         workload = Workload.of(problem, tail)
-        known = self._schedules.find(workload)
+        known = self._decisions.schedules.find(workload)
         plan = None if known is None else workload.decoded(known, self.unit)
         made = workload.default(self.unit) if plan is None else plan
         nodes, ends = [node.name for node in group.nodes], (group.root.inputs[0].name, group.outputs[0].name)
-        tuned = plan is not None or group.outputs[0].name in self._layout
+        tuned = plan is not None or group.outputs[0].name in self._layout or workload.op == "expand_depthwise"
         self.program.choices.append(Choice(nodes, workload, made, tuned, *ends))
         return made
 
@@ -182,7 +207,8 @@ class Lowering(Forms):
             arguments = [
                 te.placeholder(each.shape, name=f"p{i}", dtype=str(each.dtype)) for i, each in enumerate(operands)
             ]
-            self._functions[key] = te.create_prim_func([*arguments, compute(*arguments)])
+            built = te.create_prim_func([*arguments, compute(*arguments)]) if self._decisions.builds else None
+            self._functions[key] = built
         self.program.steps.append(
             Call(key, self._functions[key], template, nodes, op, list(operands), list(results), layout)
         )

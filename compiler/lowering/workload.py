@@ -16,7 +16,7 @@ import numpy as np
 from tvm import te, tirx
 
 from nnc.lowering.expression import Expression
-from nnc.lowering.kernels import conv2d, depthwise, gemm, int8_conv2d, int8_gemm, int8_winograd, winograd
+from nnc.lowering.kernels import conv2d, depthwise, expand, gemm, int8_conv2d, int8_gemm, int8_winograd, winograd
 from nnc.lowering.kernels.conv2d import Conv2d
 from nnc.lowering.kernels.depthwise import Depthwise
 from nnc.lowering.kernels.gemm import Gemm, GemmPlan, RegisterTile
@@ -69,10 +69,7 @@ class Workload:
             "operands": [[list(shape), dtype] for shape, dtype in self.operands],
             "dtype": self.expression.dtype,
         }
-        problem = asdict(self.problem)
-        if self.op == "conv2d" and self.problem.dtype == "float32":
-            del problem["dtype"]  # as records have it that are older than other types
-        return as_json({"op": self.op, "problem": problem, "epilogue": epilogue})
+        return as_json({"op": self.op, "problem": self._kind.described(self.problem), "epilogue": epilogue})
 
     @property
     def reads_blocks(self) -> bool:
@@ -170,6 +167,8 @@ def _decoded(content: Mapping[str, Any]) -> Plan | None:
         template = _TEMPLATES[fields.pop("template")]
         if "tile" in fields:
             fields["tile"] = RegisterTile(**fields["tile"])
+        if "expand" in fields:
+            fields["expand"] = _decoded({"template": "conv2d", **fields["expand"]})
         return template(**fields)
     except (KeyError, TypeError):
         return None
@@ -181,6 +180,7 @@ _TEMPLATES: dict[str, Any] = {
     "depthwise": depthwise.Plan,
     "gemm": GemmPlan,
     "int8_conv2d": int8_conv2d.Int8Plan,
+    "expand_depthwise": expand.ExpandPlan,
 }
 _NAMES = {template: name for name, template in _TEMPLATES.items()}
 
@@ -214,6 +214,10 @@ class _Kind:
         """The problem that stands for all that the same plans are good for."""
         return problem
 
+    def described(self, problem: Any) -> dict[str, Any]:
+        """The problem as records have it."""
+        return asdict(problem)
+
     def dtype(self, problem: Any) -> str:
         """Of what is read."""
         return str(problem.dtype)
@@ -230,6 +234,12 @@ class _Convolutions(_Kind):
     """Direct, over images of any width where they are pointwise, or by Winograd's algorithm."""
 
     op = "conv2d"
+
+    def described(self, problem: Conv2d) -> dict[str, Any]:
+        content = asdict(problem)
+        if problem.dtype == "float32":
+            del content["dtype"]  # as records have it that are older than other types
+        return content
 
     def in_blocks(self, problem: Conv2d, in_block: int | None, block: int) -> Conv2d:
         return replace(problem, in_block=in_block or problem.in_block, block=block)
@@ -312,6 +322,66 @@ class _Depthwises(_Kind):
         weights = conv.dtype if conv.zero is None else "int8"
         shapes: Shapes = [(conv.in_shape, conv.dtype), (depthwise.packed_shape(conv), weights)]
         return shapes, lambda X, W, *rest: depthwise.compute(X, W, conv, plan, *rest)
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """A pointwise convolution and the depthwise one that reads it, in one kernel."""
+
+    first: Workload
+    second: Workload
+
+    @property
+    def kernel(self) -> expand.Expand:
+        return expand.Expand(self.first.problem, self.second.problem)
+
+    @property
+    def in_block(self) -> int:
+        return int(self.first.problem.in_block)
+
+    @property
+    def dtype(self) -> str:
+        return str(self.first.problem.dtype)
+
+
+def can_expand(first: Workload, second: Workload) -> bool:
+    """Whether there is a kernel for both: of floats."""
+    return first.op == "conv2d" and second.op == "depthwise" and second.problem.zero is None
+
+
+def expanding(first: Workload, second: Workload) -> Workload:
+    """The workload of both in one kernel."""
+    return replace(second, problem=Expansion(first, second))
+
+
+class _Expansions(_Kind):
+    op = "expand_depthwise"
+
+    def described(self, problem: Expansion) -> dict[str, Any]:
+        return {"first": problem.first.key, "second": problem.second.key}
+
+    def in_blocks(self, problem: Expansion, in_block: int | None, block: int) -> Expansion:
+        return Expansion(problem.first.in_blocks(in_block, block), problem.second.in_blocks(None, block))
+
+    def channels(self, problem: Expansion) -> int:
+        return int(problem.second.problem.channels)
+
+    def default(self, workload: Workload, unit: Unit) -> Plan:
+        return expand.best_plan(workload.problem.kernel, unit)
+
+    def plans(self, workload: Workload, unit: Unit) -> Iterator[Plan]:
+        return expand.plans(workload.problem.kernel, unit)
+
+    def cycles(self, workload: Workload, plan: Plan, unit: Unit) -> float:
+        return expand.cycles(workload.problem.kernel, plan, unit)
+
+    def kernel(self, workload: Workload, plan: Plan) -> Kernel:
+        problem, first, dtype = workload.problem.kernel, workload.problem.first.tail, workload.problem.dtype
+        packed: Shapes = [(shape, dtype) for shape in expand.packed_shapes(problem, plan)]
+        shapes: Shapes = [(problem.conv.in_shape, dtype), *packed, *workload.problem.first.operands]
+        return shapes, lambda X, W, D, *rest: expand.compute(
+            X, W, D, problem, plan, (rest[:-3], first.epilogue(rest[:-3]), first.dtype), *rest[-3:]
+        )
 
 
 class _Products(_Kind):
@@ -425,6 +495,7 @@ _KINDS: dict[type, _Kind] = {
     Gemm: _Products(),
     Int8Conv2d: _Int8Convolutions(),
     Int8Gemm: _Int8Products(),
+    Expansion: _Expansions(),
 }
 
 

@@ -90,9 +90,9 @@ class Searches:
     def expected(self, workload: Workload) -> float:
         """The same; of a convolution between two layouts that was not measured, the mean of both."""
         known = self.time(workload)
-        if known < math.inf or workload in self._refused or workload.op != "conv2d":
+        if known < math.inf or workload in self._refused or workload.op not in ("conv2d", "expand_depthwise"):
             return known
-        ins, outs = workload.problem.in_block, workload.problem.block
+        ins, outs = workload.problem.in_block, workload.block
         if ins in (1, outs):
             return known
         return sum(self.time(workload.in_blocks(block, block)) for block in (ins, outs)) / 2

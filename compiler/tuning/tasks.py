@@ -24,8 +24,8 @@ Progress = Callable[[str, int, int], None]
 class Task:
     """A workload, and the layers that have it."""
 
-    base: Workload
-    """In the unit's own blocks of channels, which is what the workload is compared with."""
+    bases: tuple[Workload, ...]
+    """What it is compared with: in the unit's own blocks of channels, each layer alone."""
     workload: Workload
     layers: tuple[str, ...]
 
@@ -34,6 +34,9 @@ class Task:
         """'conv2d 64 -> 128, 3x3, 56x56'."""
         problem = self.workload.problem
         op = self.workload.op
+        if op == "expand_depthwise":
+            first, second = (Task((each,), each, ()).name for each in (problem.first, problem.second))
+            return f"{first} + {second}"
         if op.endswith("gemm"):
             return f"{op} {problem.rows} x {problem.depth} -> {problem.columns}"
         conv = getattr(problem, "conv", problem)
@@ -44,7 +47,7 @@ class Task:
 
     @property
     def is_default(self) -> bool:
-        return self.workload == self.base
+        return self.bases == (self.workload,)
 
     @property
     def layout(self) -> str:
@@ -52,7 +55,7 @@ class Task:
         if self.workload.op.endswith("gemm"):
             return "plain"
         conv = getattr(self.workload.problem, "conv", self.workload.problem)
-        blocks = [getattr(conv, "in_block", conv.block), conv.block]
+        blocks = [getattr(conv, "in_block", self.workload.block), self.workload.block]
         return " -> ".join(dict.fromkeys(f"NCHW{block}c" if block > 1 else "NCHW" for block in blocks))
 
 
@@ -63,12 +66,26 @@ class Network:
     layouts: Layouts
     unit: Unit
 
-    def placed(self, blocks: Blocks) -> list[Task]:
-        """The tasks in these layouts, in the order of the graph."""
-        layers: dict[tuple[Workload, Workload], list[str]] = {}
+    def placed(self, blocks: Blocks, time: Callable[[Workload], float] | None = None) -> list[Task]:
+        """The tasks in these layouts, in the order of the graph; pairs are one where `time` says that it is less."""
+        fused = {one.made: (other, both) for one, other, both in self.layouts.fused(blocks, time)} if time else {}
+        behind = {other.made for other, _ in fused.values()}
+        layers: dict[tuple[tuple[Workload, ...], Workload], list[str]] = {}
         for layer in self.layouts.layers:
-            layers.setdefault((layer.workload, layer.variant(blocks)), []).append(layer.nodes[0])
-        return [Task(base, workload, tuple(names)) for (base, workload), names in layers.items()]
+            key: tuple[tuple[Workload, ...], Workload] = (layer.workload,), layer.variant(blocks)
+            if layer.made in fused:
+                second, both = fused[layer.made]
+                key = (layer.workload, second.workload), both
+            if layer.made not in behind:
+                layers.setdefault(key, []).append(layer.nodes[0])
+        return [Task(bases, workload, tuple(names)) for (bases, workload), names in layers.items()]
+
+    def expansions(self, blocks: Blocks) -> list[Task]:
+        """The pairs in these layouts, each as one kernel."""
+        layers: dict[tuple[tuple[Workload, ...], Workload], list[str]] = {}
+        for one, other, both in self.layouts.expansions(blocks):
+            layers.setdefault(((one.workload, other.workload), both), []).append(one.nodes[0])
+        return [Task(bases, workload, tuple(names)) for (bases, workload), names in layers.items()]
 
     @cached_property
     def tasks(self) -> list[Task]:
@@ -77,13 +94,14 @@ class Network:
 
     @cached_property
     def elsewhere(self) -> list[Task]:
-        """The same layers in other blocks, one size for all of the network at a time."""
-        uniform = [self.placed(self.layouts.uniform(block)) for block in self.layouts.blocks[1:]]
-        return [task for tasks in uniform for task in tasks if not task.is_default]
+        """The same layers in other blocks, one size for all of the network at a time, and pairs in all blocks."""
+        every = [self.layouts.uniform(block) for block in self.layouts.blocks]
+        tasks = [task for blocks in every for task in (*self.placed(blocks), *self.expansions(blocks))]
+        return list({task.workload: task for task in tasks if not task.is_default}.values())
 
     def cheapest(self, time: Callable[[Workload], float]) -> list[Task]:
         """The tasks in the layouts that take the least time; infinite ones are not chosen over others."""
-        return self.placed(self.layouts.cheapest(time))
+        return self.placed(self.layouts.cheapest(time), time)
 
 
 def network(graph: gs.Graph, target: Target, threads: int | None, progress: Progress) -> Network:

@@ -49,11 +49,11 @@ class Budget:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What was found for a task: its plans, and those of its layers in the unit's own blocks."""
+    """What was found for a task: its plans, and those of its layers alone in the unit's own blocks."""
 
     task: Task
     tuning: Tuning
-    base: Tuning
+    bases: list[Tuning]
 
     @property
     def ms(self) -> float:
@@ -63,7 +63,7 @@ class Tuned:
     @property
     def default_ms(self) -> float:
         """Of all of its layers with default plans in default blocks."""
-        return (self.base.default_ms or 0.0) * len(self.task.layers)
+        return sum(base.default_ms or 0.0 for base in self.bases) * len(self.task.layers)
 
     @property
     def speed(self) -> float:
@@ -74,7 +74,7 @@ class Tuned:
             "workload": self.task.name,
             "layers": list(self.task.layers),
             "layout": self.task.layout,
-            "default_ms": self.base.default_ms,
+            "default_ms": self.default_ms / len(self.task.layers) if self.bases[0].default_ms else None,
             "tuned_ms": self.tuning.ms,
             "speedup": self.speed,
             "trials": len(self.tuning.search.measured),
@@ -154,8 +154,11 @@ def tune(
 
 def _tuned(network: Network, searches: Searches) -> list[Tuned]:
     """The tasks in the fastest layouts that were measured."""
-    chosen = network.cheapest(searches.time)
-    return [Tuned(task, searches.of(task.workload), searches.of(task.base)) for task in chosen]
+    return [_of(task, searches) for task in network.cheapest(searches.time)]
+
+
+def _of(task: Task, searches: Searches) -> Tuned:
+    return Tuned(task, searches.of(task.workload), [searches.of(base) for base in task.bases])
 
 
 def _next(network: Network, searches: Searches, clock: _Clock) -> tuple[Task, int] | None:
@@ -168,12 +171,12 @@ def _next(network: Network, searches: Searches, clock: _Clock) -> tuple[Task, in
             return task, BATCH
     glances = [task for task in network.elsewhere if searches.is_new(task.workload)]
     if glances and clock.share < _GLANCES:
-        return max(glances, key=lambda task: (searches.of(task.base).ms or 0.0) * len(task.layers)), _GLANCE
+        return max(glances, key=lambda task: _of(task, searches).default_ms), _GLANCE
     expected = network.cheapest(searches.expected)
     for task in expected:
         if searches.is_new(task.workload):
             return task, _GLANCE
-    tuned = [Tuned(task, searches.of(task.workload), searches.of(task.base)) for task in expected]
+    tuned = [_of(task, searches) for task in expected]
     best = max(tuned, key=lambda each: each.ms * each.tuning.search.gain, default=None)
     total = sum(each.ms for each in tuned)
     if best is None or best.ms * best.tuning.search.gain <= _SMALLEST_GAIN * total:

@@ -124,7 +124,8 @@ def tuning_time(shop: Workshop) -> Iterator[Row]:
         artifact, own = Artifact.open(shop.simplified(name, "x86")), shop.folder / f"{name}-records"
         out, environment = shop.folder / f"{name}-own", {"NNC_TUNING": str(own)}
         started = time.monotonic()
-        nnc("tune", shop.simplified(name, "x86"), "--threads", THREADS, "--time", f"{MINUTES}m", "--quiet", **environment)
+        search = ("--threads", THREADS, "--time", f"{MINUTES}m", "--quiet")
+        nnc("tune", shop.simplified(name, "x86"), *search, **environment)
         minutes = (time.monotonic() - started) / 60
         options = ("--target", "x86", "-o", out, "--threads", THREADS, "--quiet")
         nnc("compile", "simplify", shop.network(name), *options, **environment)

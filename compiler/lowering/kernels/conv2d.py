@@ -260,7 +260,7 @@ def compute(
     `X` is `[batch, in block, height, width, lane]`, or `[batch, channel, height, width]` for in_block 1, of the type of
     `conv`; the epilogue gets sums in float32.
     """
-    kernel = _Kernel(conv, plan, epilogue)
+    kernel = Kernel(conv, plan, epilogue)
     return te.extern(
         [conv.out_shape],
         [X, W, *extras],
@@ -271,7 +271,7 @@ def compute(
 
 
 @dataclass(frozen=True)
-class _Kernel:
+class Kernel:
     """Emits the loops of one convolution."""
 
     conv: Conv2d
@@ -289,13 +289,12 @@ class _Kernel:
                 place = [T.bind(e) for e in (n, y, group)]
                 for tiles in self.conv.window.tiles(self.plan.tile.rows):
                     with tiles.loop() as x:
-                        self._tile(X, W, out, tiles, place, x)
+                        self.tile(X, W, out, tiles, place, x)
             return builder.get()
 
-    def _tile(self, X: Any, W: Any, out: Any, tiles: Tiles, place: list[Expr], x: Expr) -> None:
+    def tile(self, X: Any, W: Any, out: Any, tiles: Tiles, place: list[Expr], x: Expr) -> None:
         """One register tile: sums from zero, the reduction, the epilogue."""
-        n, y, group = place
-        vectors, block = self.plan.tile.vectors, self.conv.block
+        (_, y, _), (vectors, block) = place, (self.plan.tile.vectors, self.conv.block)
         sums = sums_of(tiles.columns, vectors, block)
         if self.conv.dtype == "float32":
             self._reduce(X, W, tiles, place, x, sums, (0, self._blocks), self.conv.window.rows(y))
@@ -304,6 +303,11 @@ class _Kernel:
                 few = sums_of(tiles.columns, vectors, block, self.conv.dtype)
                 self._reduce(X, W, tiles, place, x, few, blocks, rows)
                 add(sums, few, block)
+        self._finish(out, tiles, place, x, sums)
+
+    def _finish(self, out: Any, tiles: Tiles, place: list[Expr], x: Expr, sums: list[list[Any]]) -> None:
+        """Store the sums of one tile through the epilogue."""
+        (n, y, group), (vectors, block) = place, (self.plan.tile.vectors, self.conv.block)
         for c, v in product(range(tiles.columns), range(vectors)):
             at = (n, group * vectors + v, *self.conv.pixel(y, x + c), 0)
             store(out, sums[c][v][lane(block)], at, block, self.epilogue)

@@ -104,7 +104,7 @@ def compute(
 
     `X` has the same layout; the epilogue gets sums in float32, or of float16 in float16.
     """
-    kernel = _Kernel(conv, plan, epilogue)
+    kernel = Kernel(conv, plan, epilogue)
     return te.extern(
         [(conv.batch, conv.blocks, *conv.window.out_size, conv.block)],
         [X, W, *extras],
@@ -115,7 +115,7 @@ def compute(
 
 
 @dataclass(frozen=True)
-class _Kernel:
+class Kernel:
     """Emits the loops of one depthwise convolution."""
 
     conv: Depthwise
@@ -129,10 +129,11 @@ class _Kernel:
                 place = [T.bind(e) for e in (task // (blocks * rows), task // rows % blocks, task % rows)]
                 for tiles in self.conv.window.tiles(self.plan.columns):
                     with tiles.loop() as x:
-                        self._tile(X, W, out, tiles, place, x)
+                        self.tile(X, W, out, tiles, place, x)
             return builder.get()
 
-    def _tile(self, X: Any, W: Any, out: Any, tiles: Tiles, place: list[Expr], x: Expr) -> None:
+    def tile(self, X: Any, W: Any, out: Any, tiles: Tiles, place: list[Expr], x: Expr) -> None:
+        """One register tile: sums from zero, the taps, the epilogue."""
         window, index = self.conv.window, lane(self.conv.block)
         n, block, y = place
         sums = sums_of(1, tiles.columns, self.conv.block, self.conv.sums)[0]
@@ -141,12 +142,16 @@ class _Kernel:
             taps = range(window.kernel[1])
             weights = [T.bind(self._factor(T.buffer_proxy(W)[block, kh, kw, index])) for kw in taps]
             for column, readers in tiles.readers(window).items():
-                loaded = T.buffer_proxy(X)[n, block, row, x * window.strides[1] + column, index]
+                loaded = self._pixels(X, (n, block, row, x * window.strides[1] + column, index))
                 pixel = T.bind(self._factor(loaded, self.conv.zero or 0))
                 for c, kw in readers:
                     sums[c][index] = sums[c][index] + pixel * weights[kw]
         for c, total in enumerate(sums):
             store(out, total[index], (n, block, y, x + c, 0), self.conv.block, self.epilogue, dtype=self.conv.sums)
+
+    def _pixels(self, X: Any, place: tuple[Expr, ...]) -> Expr:
+        """The channels of a block at a pixel."""
+        return T.buffer_proxy(X)[place]
 
     def _factor(self, loaded: Expr, zero: int = 0) -> Expr:
         """A loaded vector as it is multiplied."""

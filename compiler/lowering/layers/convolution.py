@@ -13,13 +13,14 @@ import onnx_graphsurgeon as gs
 
 from nnc.lowering.expression import FLOATS
 from nnc.lowering.fuse import Group
-from nnc.lowering.kernels import conv2d, depthwise, pool, winograd
+from nnc.lowering.kernels import conv2d, depthwise, expand, pool, winograd
 from nnc.lowering.kernels.window import Window
 from nnc.lowering.layers.attributes import along_channels, array_of, input_of, two, window_of
 from nnc.lowering.layers.emit import Kernel, call, emit
 from nnc.lowering.program import Tensor
 from nnc.lowering.shapes import shape_of
 from nnc.lowering.tail import Tail
+from nnc.lowering.workload import Expansion, Workload
 
 if TYPE_CHECKING:
     from nnc.lowering.lower import Lowering
@@ -57,6 +58,48 @@ def emit_depthwise(
         tail,
         (problem.batch, problem.blocks, *window.out_size, problem.block),
         lambda X, P, extras: template.compute(X, P, problem, plan, extras, tail.epilogue(extras), tail.dtype),
+    )
+
+
+def expand_depthwise(lowering: Lowering, first: Group, second: Group) -> None:
+    """Append one kernel for a pointwise convolution and the depthwise one that reads it."""
+    block, tails, weights, windows = lowering.block_of(second.outputs[0]), [], [], []
+    for group in (first, second):
+        node = group.root
+        W, bias = array_of(node, 1), input_of(node, 2)
+        assert W is not None
+        window = window_of(node, W.shape[2:])
+        assert window is not None
+        tails.append(lowering.tail(group, along_channels(bias, 4), block, shape_of(node.outputs[0])))
+        weights.append(W)
+        windows.append(window)
+    x, (W, D), (between, tail) = first.root.inputs[0], weights, tails
+    (batch, channels), dtype = shape_of(x)[:2], W.dtype.name
+    few = channels < lowering.block and not lowering.has_blocks(x)
+    source, in_block = (lowering.plain(x), 1) if few else (lowering.blocked(x), lowering.block_of(x))
+    conv = conv2d.Conv2d(batch, channels, W.shape[0], windows[0], 1, in_block, block, dtype=dtype)
+    problem = expand.Expand(conv, depthwise.Depthwise(batch, D.shape[0], windows[1], block, None, dtype))
+    both = Group([*first.nodes, *second.nodes], second.outputs)
+    workloads = Workload.of(problem.conv, between), Workload.of(problem.depthwise, tail)
+    plan, count = lowering.plan(both, Expansion(*workloads), tail), len(between.operands)
+    emit(
+        lowering,
+        both,
+        Kernel("expand_depthwise", (problem, between.key), plan),
+        [source, *expand.pack(W, D, problem, plan), *between.operands],
+        tail,
+        (batch, problem.depthwise.blocks, *windows[1].out_size, block),
+        lambda X, P, Q, *rest: expand.compute(
+            X,
+            P,
+            Q,
+            problem,
+            plan,
+            (rest[:count], between.epilogue(rest[:count]), between.dtype),
+            rest[count],
+            tail.epilogue(rest[count]),
+            tail.dtype,
+        ),
     )
 
 
