@@ -1,7 +1,8 @@
 """Tuning a network: the next trials go to the layer whose improvement is expected to save the most time.
 
-Every layer is timed in the unit's own blocks of channels first, then in wider ones; from then on, those layouts count
-in which the network takes the least time as far as is known (`nnc.lowering.layout`). A layer counts as often as its
+Every layer is timed in the unit's own blocks of channels first, then in wider ones, and pairs of layers as one kernel;
+from then on, those ways count in which the network takes the least time as far as is known (`nnc.lowering.layout`). A
+layer counts as often as its
 workload occurs. What is expected of it is its time now, times what its search expects of the next candidate; a layer
 that stops getting faster, or that takes no time, stops taking trials.
 """
