@@ -20,7 +20,7 @@ import tvm
 
 from nnc.lowering.build import Built, Kernel
 from nnc.lowering.gpu import network, nvrtc
-from nnc.lowering.gpu.device import Compiled, compile_function
+from nnc.lowering.gpu.device import HALVES, Compiled, compile_function
 from nnc.lowering.gpu.machine import machine as known_machine
 from nnc.lowering.gpu.threads import on_threads
 from nnc.lowering.gpu.unit import gpu_unit
@@ -147,7 +147,8 @@ inline int __dp4a(int a, int b, int total) {
 def _opencl(compiled: Mapping[str, Compiled]) -> str:
     """All kernels in one source, with what they call of CUDA's functions."""
     bodies = [each.source.strip() + "\n" for each in compiled.values()]
-    return "\n".join([_DP4A] * any("__dp4a(" in body for body in bodies) + bodies)
+    called = {"__dp4a(": _DP4A, "_half(": HALVES}
+    return "\n".join([code for name, code in called.items() if any(name in body for body in bodies)] + bodies)
 
 
 _PREAMBLE = """\

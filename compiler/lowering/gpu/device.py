@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,9 +80,49 @@ def compile_function(name: str, function: tirx.PrimFunc, machine: tvm.target.Tar
     for device_pass in _DEVICE_PASSES:
         device = device_pass()(device)
     if machine.kind.name == "opencl":
-        device = tvm.IRModule({name: _exact_constants(each) for name, each in device.functions.items()})
-    built = tvm.get_global_func(f"target.build.{machine.kind.name}")(device, machine)
-    return Compiled(built.inspect_source(), tuple(_launches(host, kernels)))
+        exact = {name: _exact_constants(_widened(each)) for name, each in device.functions.items()}
+        device = tvm.IRModule(exact)
+    source = tvm.get_global_func(f"target.build.{machine.kind.name}")(device, machine).inspect_source()
+    if machine.kind.name == "opencl":
+        source = _EXTENSION.sub("", source).replace("__global half*", "__global ushort*")
+    return Compiled(source, tuple(_launches(host, kernels)))
+
+
+HALVES = """\
+inline float load_half(__global const ushort* from, int place) { return vload_half(place, (__global const half*)from); }
+inline void store_half(float value, __global ushort* to, int place) { vstore_half(value, place, (__global half*)to); }
+"""
+"""What `_widened` calls."""
+
+# What TVM writes in front of kernels with float16.
+_EXTENSION = re.compile(r"^#ifdef cl_khr_fp16$.*?^#endif$\n*", re.DOTALL | re.MULTILINE)
+
+
+def _widened(function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """The same with float16 in memory alone: every device of OpenCL loads and stores it, few compute in it."""
+
+    def load(each: tvm.ir.TensorLoad) -> Any:
+        if str(each.ty.dtype) != "float16":
+            return each
+        return tirx.call_pure_extern("float32", "load_half", each.source.data, *each.indices)
+
+    def store(each: tirx.BufferStore) -> Any:
+        if str(each.buffer.dtype) != "float16":
+            return each
+        stored = tirx.call_extern("int32", "store_half", each.value, each.buffer.data, *each.indices)
+        return tirx.Evaluate(stored)
+
+    def cast(each: tirx.Cast) -> Any:
+        if str(each.ty.dtype) == "float16":
+            return each.value.astype("float32")
+        return each.value if str(each.ty.dtype) == str(each.value.ty.dtype) else each
+
+    def constant(each: tirx.FloatImm) -> Any:
+        return tirx.const(each.value, "float32") if str(each.ty.dtype) == "float16" else each
+
+    callbacks = [(tvm.ir.TensorLoad, load), (tirx.BufferStore, store), (tirx.Cast, cast), (tirx.FloatImm, constant)]
+    body = tvm_ffi.structural_map(function.body, callbacks)
+    return tirx.PrimFunc(function.params, body, function.ret_type, attrs=function.attrs)
 
 
 def _exact_constants(function: tirx.PrimFunc) -> tirx.PrimFunc:
@@ -99,24 +140,33 @@ def _exact_constants(function: tirx.PrimFunc) -> tirx.PrimFunc:
 
 def _launches(host: tirx.PrimFunc, kernels: Mapping[str, tirx.PrimFunc]) -> list[Launch]:
     calls: list[Any] = []
+    flat: list[tirx.DeclBuffer] = []
 
     def visit(call: Any) -> None:
         if getattr(call.op, "name", "") == "tirx.call_ffi_kernel":
             calls.append(call)
 
-    tvm_ffi.structural_walk(host.body, (tvm.ir.Call, visit))
-    return [_launch(call, host, kernels) for call in calls]
+    tvm_ffi.structural_walk(host.body, [(tvm.ir.Call, visit), (tirx.DeclBuffer, flat.append)])
+    return [_launch(call, host, flat, kernels) for call in calls]
 
 
-def _launch(call: Any, host: tirx.PrimFunc, kernels: Mapping[str, tirx.PrimFunc]) -> Launch:
+def _launch(
+    call: Any, host: tirx.PrimFunc, flat: Sequence[tirx.DeclBuffer], kernels: Mapping[str, tirx.PrimFunc]
+) -> Launch:
     """A call of the host's side: the kernel's name, its arguments, and the extents of its threads."""
     name, *rest = call.args
-    places = {f"{each.name}_ptr": place for place, each in enumerate(host.params)}
-    arguments = [places[each.name] for each in kernels[str(name.value)].params]
+    count = len(kernels[str(name.value)].params)
+    arguments = [_place(argument.args[0], host, flat) for argument in rest[:count]]
     tags = [str(tag) for tag in call.attrs.launch_params]
-    extents = {tag: int(extent) for tag, extent in zip(tags, rest[len(arguments) :], strict=True)}
+    extents = {tag: int(extent) for tag, extent in zip(tags, rest[count:], strict=True)}
     grid, group = ([extents.get(f"{kind}.{axis}", 1) for axis in "xyz"] for kind in ("blockIdx", "threadIdx"))
     return Launch(str(name.value), tuple(arguments), _three(grid), _three(group))
+
+
+def _place(array: Any, host: tirx.PrimFunc, flat: Sequence[tirx.DeclBuffer]) -> int:
+    """Which parameter an array is, which the host's side has flattened. Two may have the same name."""
+    source = next((each.data.args[0] for each in flat if each.buffer.same_as(array)), array)
+    return next(place for place, each in enumerate(host.params) if source.same_as(each))
 
 
 def _three(values: Sequence[int]) -> tuple[int, int, int]:

@@ -25,12 +25,13 @@ def on_threads(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """The same function with every loop over tasks as a kernel; without any, the whole of it as a single thread."""
     function = without_offsets(function)
     found = []
-    has_halves = any(str(each.ty.dtype) == "float16" for each in function.params)  # no vectors of them in CUDA
+    # CUDA has no vectors of the one, OpenCL none of the other.
+    is_scalar = any(str(each.ty.dtype) in ("float16", "bool") for each in function.params)
 
     def visit(loop: Any) -> Any:
         if loop.kind == tirx.ForKind.THREAD_BINDING:
             found.append(loop)
-        if loop.kind == tirx.ForKind.VECTORIZED and (has_halves or not _is_vector(loop)):
+        if loop.kind == tirx.ForKind.VECTORIZED and (is_scalar or not _is_vector(loop)):
             return tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.UNROLLED, loop.body)
         if loop.kind != tirx.ForKind.PARALLEL and TASKS_LOOP not in loop.annotations:
             return loop

@@ -143,6 +143,37 @@ def test_integers_are_multiplied_as_what_they_stand_for(compare: Compare, spec: 
     assert len(read) == 1, "integers become floats where they are read; once more for the output"
 
 
+@pytest.mark.parametrize("spec", SPECS)
+def test_float16_is_in_memory_alone(compare: Compare, spec: str, tmp_path: Path) -> None:
+    """OpenCL has it there on every device; what is computed is float32."""
+    body = """
+        c = Conv(x, W, b)
+        r = Relu(c)
+        wide = Cast<to=1>(r)
+        padded = Pad(r, pads)
+        turned = Transpose<perm=[0,3,2,1]>(padded)
+        up = Resize<mode="linear">(x, , scales)
+        mean = ReduceMean<axes=[3]>(r)
+    """
+    outputs = "float[1,4,6,7] wide, float16[1,9,7,4] turned, float16[1,4,12,14] up, float16[1,4,6,1] mean"
+    weights = "float16[4,4,1,1] W, float16[4] b, int64[8] pads = {0,0,1,1,0,0,0,1}, float[4] scales = {1,1,2,2}"
+    compare(drawn(body, "float16[1,4,6,7] x", outputs, weights), spec, tolerance=2e-3)
+    source = (tmp_path / "kernels.cl").read_text()
+    assert "cl_khr_fp16" not in source
+    assert "load_half(" in source
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_comparisons_and_kernels_with_two_results(compare: Compare, spec: str) -> None:
+    body = """
+        less = Less(x, y)
+        chosen = Where(less, x, y)
+        top, places = TopK<axis=1>(x, k)
+    """
+    outputs = "float[2,12,8,5] chosen, float[2,3,8,5] top, int64[2,3,8,5] places"
+    compare(drawn(body, "float[2,12,8,5] x, float[2,12,8,5] y", outputs, "int64[1] k = {3}"), spec)
+
+
 INT8 = """
     q = QuantizeLinear(x, s, z)
     d = DequantizeLinear(q, s, z)
