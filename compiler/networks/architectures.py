@@ -11,7 +11,7 @@ from nnc.networks.blazeface import blazeface
 from nnc.networks.densenet import densenet
 from nnc.networks.efficientnet import V2_B0, V2_S, efficientnet, efficientnet_lite, efficientnet_v2
 from nnc.networks.ghostnet import ghostnet
-from nnc.networks.inception import googlenet, googlenet_caffe, inception_v3
+from nnc.networks.inception import googlenet, googlenet_caffe, inception_resnet_v2, inception_v3, inception_v4
 from nnc.networks.mnasnet import mnasnet, proxylessnas
 from nnc.networks.mobilenet import V3_LARGE, V3_SMALL, mobilenet_v1, mobilenet_v2, mobilenet_v3
 from nnc.networks.nanodet import nanodet_m
@@ -25,7 +25,7 @@ from nnc.networks.squeezenet import FIRES_1_0, FIRES_1_1, squeezenet
 from nnc.networks.ssd import squeezenet_ssd, ssd_mobilenet_v1
 from nnc.networks.vgg import PLAN_A, PLAN_B, PLAN_D, PLAN_E, alexnet, alexnet_caffe, vgg
 from nnc.networks.yolo import mobilenet_v2_yolov3, mobilenet_yolo, yolov4, yolov4_tiny
-from nnc.networks.yolo_fastest import yolo_fastest_v2
+from nnc.networks.yolo_fastest import fastestdet, yolo_fastest_1_1, yolo_fastest_v2
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,8 @@ ARCHITECTURES = {
     "googlenet": Architecture(googlenet),
     "googlenet_caffe": Architecture(googlenet_caffe),
     "inception_v3": Architecture(inception_v3, input_size=299, smallest=75),
+    "inception_v4": Architecture(inception_v4, input_size=299, smallest=75),
+    "inception_resnet_v2": Architecture(inception_resnet_v2, input_size=299, smallest=75),
     "shufflenet_v1": Architecture(shufflenet_v1),
     "shufflenet_v2": Architecture(shufflenet_v2),
     **{name: Architecture(partial(efficientnet, width=width, depth=depth), size)
@@ -131,7 +133,9 @@ ARCHITECTURES = {
     "yolov4_tiny": Architecture(yolov4_tiny, 416, 80),
     "mobilenet_yolo": Architecture(mobilenet_yolo, 416, 20),
     "mobilenet_v2_yolov3": Architecture(mobilenet_v2_yolov3, 352, 20),
+    "yolo_fastest_1_1": Architecture(yolo_fastest_1_1, 320, 80),
     "yolo_fastest_v2": Architecture(yolo_fastest_v2, 352, 80),
+    "fastestdet": Architecture(fastestdet, 352, 80),
     "nanodet_m": Architecture(nanodet_m, 320, 80),
     "blazeface": Architecture(blazeface, 128, 1),
     "fcn_resnet18": Architecture(partial(fcn, backbone=_RESNET18, resized=False), 320, 21),

@@ -1,4 +1,5 @@
-"""GoogLeNet (Szegedy et al., https://arxiv.org/abs/1409.4842) and Inception v3 (https://arxiv.org/abs/1512.00567).
+"""GoogLeNet (Szegedy et al., https://arxiv.org/abs/1409.4842), Inception v3 (https://arxiv.org/abs/1512.00567), and
+Inception v4 with its residual sister (https://arxiv.org/abs/1602.07261).
 
 Without the auxiliary classifiers, which serve training only.
 """
@@ -23,6 +24,9 @@ _GOOGLENET_MODULES = (
     ("inception5a", 256, 160, 320, 32, 128, 128),
     ("inception5b", 384, 192, 384, 48, 128, 128),
 )
+
+#: Chains of convolutions next to each other, each of (filters, kernel).
+Branches = tuple[tuple[tuple[int, Pair], ...], ...]
 
 
 def googlenet(net: Network) -> Value:
@@ -151,3 +155,100 @@ def _conv(
 
 def _plain_conv(net: Network, x: Value, name: str, filters: int, kernel: int = 1, stride: int = 1) -> Value:
     return net.relu(net.conv(x, name, net.scaled(filters), kernel, stride, bias=True), f"{name}.relu")
+
+
+_ROW, _COLUMN = (1, 7), (7, 1)
+_BLOCKS_A = (((96, 1),), ((64, 1), (96, 3)), ((64, 1), (96, 3), (96, 3)))
+_BLOCKS_B = (
+    ((384, 1),),
+    ((192, 1), (224, _ROW), (256, _COLUMN)),
+    ((192, 1), (192, _COLUMN), (224, _ROW), (224, _COLUMN), (256, _ROW)),
+)
+_REDUCE_A = (((384, 3),), ((192, 1), (224, 3), (256, 3)))
+_REDUCE_B = (((192, 1), (192, 3)), ((256, 1), (256, _ROW), (320, _COLUMN), (320, 3)))
+
+
+def inception_v4(net: Network) -> Value:
+    """As in TF-slim."""
+    x = _stem_v4(net)
+    for index in range(4):
+        x = _branches(net, x, f"a{index}", _BLOCKS_A, pooled=96)
+    x = _reduced(net, x, "reduce_a", _REDUCE_A)
+    for index in range(7):
+        x = _branches(net, x, f"b{index}", _BLOCKS_B, pooled=128)
+    x = _reduced(net, x, "reduce_b", _REDUCE_B)
+    for index in range(3):
+        x = _block_c(net, x, f"c{index}")
+    return classifier(net, x, "last_linear")
+
+
+def _stem_v4(net: Network) -> Value:
+    x = _conv(net, net.input, "conv1", 32, 3, 2, padding=0)
+    x = _conv(net, _conv(net, x, "conv2", 32, 3, padding=0), "conv3", 64, 3)
+    x = net.concat([net.max_pool(x, "stem3.pool", 3, 2), _conv(net, x, "stem3", 96, 3, 2, padding=0)], "stem3.concat")
+    short = _conv(net, x, "stem4.short1", 64)
+    long = _chain(net, x, "stem4.long", (64, 1), (64, _ROW), (64, _COLUMN))
+    ends = [_conv(net, y, f"stem4.{index}", 96, 3, padding=0) for index, y in enumerate((short, long))]
+    x = net.concat(ends, "stem4.concat")
+    return net.concat(
+        [_conv(net, x, "stem5", 192, 3, 2, padding=0), net.max_pool(x, "stem5.pool", 3, 2)], "stem5.concat"
+    )
+
+
+def _branches(net: Network, x: Value, name: str, branches: Branches, pooled: int) -> Value:
+    made = [_chain(net, x, f"{name}.{index}.", *branch) for index, branch in enumerate(branches)]
+    return net.concat([*made, _pooled(net, x, name, pooled)], f"{name}.concat")
+
+
+def _reduced(net: Network, x: Value, name: str, branches: Branches) -> Value:
+    """Branches whose last convolution halves the size, next to a pooling."""
+    made = []
+    for index, (*first, (filters, kernel)) in enumerate(branches):
+        y = _chain(net, x, f"{name}.{index}.", *first)
+        made.append(_conv(net, y, f"{name}.{index}.last", filters, kernel, 2, padding=0))
+    return net.concat([*made, net.max_pool(x, f"{name}.pool", 3, 2)], f"{name}.concat")
+
+
+def _block_c(net: Network, x: Value, name: str) -> Value:
+    short = _conv(net, x, f"{name}.short", 384)
+    long = _chain(net, x, f"{name}.long", (384, 1), (448, (3, 1)), (512, (1, 3)))
+    split = [
+        _conv(net, y, f"{name}.{index}", 256, kernel)
+        for index, (y, kernel) in enumerate(((short, (1, 3)), (short, (3, 1)), (long, (1, 3)), (long, (3, 1))))
+    ]
+    return net.concat([_conv(net, x, f"{name}.one", 256), *split, _pooled(net, x, name, 256)], f"{name}.concat")
+
+
+_RESIDUALS_A = (((32, 1),), ((32, 1), (32, 3)), ((32, 1), (48, 3), (64, 3)))
+_RESIDUALS_B = (((192, 1),), ((128, 1), (160, _ROW), (192, _COLUMN)))
+_RESIDUALS_C = (((192, 1),), ((192, 1), (224, (1, 3)), (256, (3, 1))))
+_FIRST = (((96, 1),), ((48, 1), (64, 5)), ((64, 1), (96, 3), (96, 3)))
+_RESIDUAL_REDUCE_A = (((384, 3),), ((256, 1), (256, 3), (384, 3)))
+_RESIDUAL_REDUCE_B = (((256, 1), (384, 3)), ((256, 1), (288, 3)), ((256, 1), (288, 3), (320, 3)))
+
+
+def inception_resnet_v2(net: Network) -> Value:
+    """As in TF-slim; what scales the residuals is taken to be part of the convolutions in front of it."""
+    x = _conv(net, net.input, "conv1", 32, 3, 2, padding=0)
+    x = _conv(net, _conv(net, x, "conv2", 32, 3, padding=0), "conv3", 64, 3)
+    x = _conv(net, net.max_pool(x, "pool1", 3, 2), "conv4", 80)
+    x = net.max_pool(_conv(net, x, "conv5", 192, 3, padding=0), "pool2", 3, 2)
+    x = _branches(net, x, "first", _FIRST, pooled=64)
+    x = _residuals(net, x, "a", _RESIDUALS_A, 10)
+    x = _reduced(net, x, "reduce_a", _RESIDUAL_REDUCE_A)
+    x = _residuals(net, x, "b", _RESIDUALS_B, 20)
+    x = _reduced(net, x, "reduce_b", _RESIDUAL_REDUCE_B)
+    x = _residuals(net, x, "c", _RESIDUALS_C, 10, last_is_linear=True)
+    return classifier(net, _conv(net, x, "conv6", 1536), "last_linear")
+
+
+def _residuals(
+    net: Network, x: Value, stage: str, branches: Branches, times: int, last_is_linear: bool = False
+) -> Value:
+    for index in range(times):
+        name = f"{stage}{index}"
+        made = [_chain(net, x, f"{name}.{branch}.", *layers) for branch, layers in enumerate(branches)]
+        y = net.conv(net.concat(made, f"{name}.concat"), f"{name}.up", x.channels, bias=True)
+        x = net.add(x, y, f"{name}.add")
+        x = x if last_is_linear and index == times - 1 else net.relu(x, f"{name}.relu")
+    return x

@@ -96,7 +96,9 @@ NCNN = {
     "mobilenet_yolo": (5_058_938, 2_613_578_240 - 16_384 * 26**2),  # without the transposed convolution
     "mobilenet_v2_yolov3": (3_720_822 - 576, 1_182_739_584 - 576 * 21**2),  # it resizes with weights of 1
     "nanodet_m": (941_818, 342_223_200),
+    "yolo_fastest_1_1": (326_166, 125_437_600),
     "yolo_fastest_v2": (245_782, 106_382_232),
+    "fastestdet": (240_301, 121_491_744),
 }
 
 # Weights as Keras counts them, with running means and variances.
@@ -108,6 +110,9 @@ AUTHORS = {
     "resnet20": (0.27, 40.6),
     "resnet44": (0.66, 97.2),
     "resnet56": (0.853018, 125.5),
+    # Cadene's pretrained-models.pytorch has them from TF-slim; the multiply-accumulates are timm's.
+    "inception_v4": (42.679816, 12_280),
+    "inception_resnet_v2": (55.843464, 13_180),
     # Howard et al., tables 6 and 7, and nets/mobilenet_v1.md of TF-slim.
     "mobilenet_v1": (4.24, 569),
     "mobilenet_v1_1.0_192": (4.24, 418),
@@ -155,7 +160,8 @@ FAMILIES = (
 )  # fmt: skip
 DENSE = (
     "ssd_mobilenet_v1", "squeezenet_ssd", "yolov4_tiny", "mobilenet_yolo", "mobilenet_v2_yolov3", "nanodet_m",
-    "yolo_fastest_v2", "blazeface", "fcn_resnet18", "deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large",
+    "yolo_fastest_1_1", "yolo_fastest_v2", "fastestdet", "blazeface",
+    "fcn_resnet18", "deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large",
 )  # fmt: skip
 HEAVY = ("alexnet", "vgg11_bn", "resnext50_32x4d")  # narrowed where that will do: they take seconds to draw
 
@@ -248,6 +254,7 @@ def test_model_without_a_seed_has_the_shapes_of_one_with_seed() -> None:
 @pytest.mark.parametrize(("name", "shape"), [
     ("ssd_mobilenet_v1", (1, 1917, 25)), ("squeezenet_ssd", (1, 8030, 25)), ("yolov4", (1, 10647, 85)),
     ("yolov4_tiny", (1, 2535, 85)), ("mobilenet_yolo", (1, 5 * 845, 25)), ("mobilenet_v2_yolov3", (1, 1815, 25)),
+    ("yolo_fastest_1_1", (1, 1500, 85)), ("fastestdet", (1, 484, 85)),
     ("nanodet_m", (1, 2100, 112)), ("blazeface", (1, 896, 17)), ("fcn_resnet18", (1, 21, 10, 10)),
     ("fcn_resnet50", (1, 21, 520, 520)), ("lraspp_mobilenet_v3_large", (1, 21, 520, 520)),
 ])  # fmt: skip
