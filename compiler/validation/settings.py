@@ -16,9 +16,6 @@ from nnc.validation.table import Row
 # Two clusters at once: 4xA73+4xA53.
 _MIXED = re.compile(r"(\d+)x\s*([A-Za-z][\w -]*?)\s*\+\s*(\d+)x\s*([A-Za-z][\w -]*)")
 
-# Cores and their clock: 3x2.4.
-_COUNTED = re.compile(r"(?:([1-9]\d*)x)?(\d+(?:\.\d+)?)")
-
 # Engines whose products of half-precision values are summed up in float32, which only tensor cores do at full rate:
 # cuDNN's descriptors in PyTorch (aten/src/ATen/cudnn/Descriptors.h) and in TensorFlow ask for it.
 _SUM_IN_FLOAT32 = {"pytorch", "tensorflow"}
@@ -123,26 +120,8 @@ def _from_cores(row: Row, threads: int | None, clocks: Sequence[float], dtype: D
     return Setting(cores.chip(clusters, taken, rate), first.family, dtype)
 
 
-def _paired(row: Row) -> list[tuple[cores.Core, int, float]] | None:
-    """Clusters of as many core types as clocks, "A78/X1" at "2.84+3x2.4": the faster type has the higher clock.
-
-    None where they are not all of the cores that took part.
-    """
-    clocks = [_COUNTED.fullmatch(part) for part in row.clock_ghz.split("+")]
-    kinds = [cores.find(row.unit, part) for part in row.core_type.split("/")]
-    if len(kinds) < 2 or len(kinds) != len(clocks) or not all(clocks) or not all(kinds):
-        return None
-    counted = sorted(((float(clock[2]), int(clock[1] or 1)) for clock in clocks if clock), reverse=True)
-    known = sorted((core for core in kinds if core), key=lambda core: -core.macs_per_cycle["float32"])
-    if row.cores_used != str(sum(count for _, count in counted)):
-        return None
-    return [(core, count, clock) for core, (clock, count) in zip(known, counted, strict=True)]
-
-
 def _clusters(row: Row, threads: int | None, clocks: Sequence[float]) -> list[tuple[cores.Core, int, float]] | str:
     """The clusters that take part, fastest first, or what is not known of them."""
-    if paired := _paired(row):
-        return paired
     if mixed := _MIXED.search(row.core_type):
         kinds = [(int(mixed[1]), cores.find(row.unit, mixed[2])), (int(mixed[3]), cores.find(row.unit, mixed[4]))]
     elif row.unit == "cpu" and re.search(r"[+|/]", row.core_type):

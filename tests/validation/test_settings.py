@@ -106,16 +106,6 @@ def test_a_gpu_takes_part_as_a_whole() -> None:
     assert place.machine.lanes == 8 * 512
 
 
-def test_core_types_and_clocks_in_pairs_say_which_cores_took_part() -> None:
-    place = found(core_type="A78/X1 big cores", clock_ghz="2.84+3x2.4", cores_used="4")
-    assert place.machine.threads == 4
-    assert place.machine.macs_per_second == pytest.approx(8 * 2.4e9)  # of the slower ones
-    assert place.machine.host_ghz == 2.84
-    unknown = "'A78/X1 big cores' does not say which cores took part"
-    assert of(core_type="A78/X1 big cores", clock_ghz="2.84+3x2.4", cores_used="8") == unknown
-    assert of(core_type="A78/X1 big cores", clock_ghz="2.84", cores_used="4") == unknown
-
-
 @pytest.mark.parametrize(
     ("framework", "core_type", "clock_ghz", "lanes"),
     [
