@@ -12,13 +12,15 @@ import pytest
 
 from nnc import target as targets
 from nnc import testing, verify
-from nnc.lowering import build, pbqp
+from nnc.errors import NncError
+from nnc.lowering import build, emulate, pbqp
 from nnc.lowering.build import unit_of
 from nnc.lowering.layout import Layouts
 from nnc.lowering.library import Library
 from nnc.lowering.lower import layouts
 from nnc.lowering.machine import machine
 from nnc.lowering.workload import Workload
+from nnc.passes.cast_fp16 import CastFp16
 from nnc.session import Session
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="runs what it builds")
@@ -168,6 +170,27 @@ def test_every_layout_computes_the_same(tmp_path: Path, text: str, seed: int) ->
     assert len(pairs) == {NET: 1, PARTS: 0, EXPANDED: 2}[text]  # not where another reads what is between
     names = [tensor.name for tensor in graph.outputs]
     assert verify.largest_difference(Session(graph).run(inputs), dict(zip(names, results, strict=True))) < 1e-4
+
+
+@pytest.mark.qemu
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("text", [NET, EXPANDED], ids=["gates", "expanded"])
+def test_every_layout_computes_the_same_on_a_board(tmp_path: Path, text: str, dtype: str) -> None:
+    try:
+        emulate.emulator()
+    except NncError as error:
+        pytest.skip(error.message)
+    board, graph = targets.load("qcs605"), testing.graph(text)
+    made = testing.run(CastFp16(), graph).graph if dtype == "float16" else graph
+    built = build(made, board, tmp_path, threads=2, schedules=Times(3))
+    assert {kernel.template for kernel in built.kernels} >= {"expand_depthwise", "conv2d"}
+    assert dtype in {kernel.dtype for kernel in built.kernels if kernel.template == "expand_depthwise"}
+    inputs = verify.probe_inputs(graph, 0)
+    found = emulate.EmulatedLibrary(built.files[0], board).run(list(inputs.values()))
+    names = [tensor.name for tensor in graph.outputs]
+    error = verify.largest_difference(Session(graph).run(inputs), dict(zip(names, found, strict=True)))
+    assert error < (1e-4 if dtype == "float32" else 1e-2)
 
 
 def test_nothing_changes_where_no_times_are_known() -> None:
