@@ -14,6 +14,7 @@ from nnc.library import library_key
 from nnc.measure import measure, numpy_dtype
 from nnc.output import OutputFolder
 from nnc.pipeline import Row
+from nnc.simulation import kernels
 
 
 def assembled(
@@ -60,6 +61,14 @@ def figures(graph: gs.Graph, context: Context, files: Iterable[Path] = ()) -> di
         "energy_mj": cost.energy_mj,
         "accuracy_runtime": accuracy.runtime(graph),
     }
+
+
+def of_pairs(graph: gs.Graph, library: Mapping[str, Any]) -> dict[str, Any]:
+    """What differs of `after` where kernels of the library compute two layers, row by row."""
+    pairs = [kernel["nodes"] for kernel in library["kernels"] if kernel["template"] == "expand_depthwise"]
+    if not pairs:
+        return {}
+    return {"peak_activation_bytes": kernels.peak_bytes(graph, kernels.joined(kernels.kernels(graph), pairs))}
 
 
 def library_entries(library: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def build(
 
 
 def _tuned(program: Program) -> dict[str, dict[str, Any]]:
-    return {choice.nodes[0]: encoded(choice.plan) for choice in program.choices if choice.tuned}
+    return {name: encoded(choice.plan) for choice in program.choices if choice.tuned for name in choice.layers}
 
 
 def unit_of(target: Target, machine: tvm.target.Target, threads: int) -> Unit:

@@ -44,8 +44,8 @@ def blocks_of(unit: Unit) -> list[int]:
 class Layer:
     """A layer whose plan can be chosen, between the classes of the images that it reads and writes."""
 
-    nodes: tuple[str, ...]
-    """Of the ONNX graph."""
+    name: str
+    """Of its node in the ONNX graph."""
     workload: Workload
     """In default blocks."""
     reads: str | None
@@ -175,7 +175,7 @@ def _layer(choice: Choice, class_of: Mapping[str, str]) -> Layer:
     is_image = choice.workload.op in ("conv2d", "depthwise")
     reads = class_of.get(choice.reads) if is_image and choice.workload.reads_blocks else None
     writes = class_of.get(choice.writes) if is_image else None
-    return Layer(tuple(choice.nodes), choice.workload, reads, writes, choice.writes)
+    return Layer(choice.layers[0], choice.workload, reads, writes, choice.writes)
 
 
 def _both(one: Layer, other: Layer, blocks: Blocks) -> Workload:

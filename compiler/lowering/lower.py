@@ -186,9 +186,10 @@ class Lowering(Forms):
         known = self._decisions.schedules.find(workload)
         plan = None if known is None else workload.decoded(known, self.unit)
         made = workload.default(self.unit) if plan is None else plan
-        nodes, ends = [node.name for node in group.nodes], (group.root.inputs[0].name, group.outputs[0].name)
+        roots = [node.name for node in group.nodes if node.op == group.root.op]
+        ends = group.root.inputs[0].name, group.outputs[0].name
         tuned = plan is not None or group.outputs[0].name in self._layout or workload.op == "expand_depthwise"
-        self.program.choices.append(Choice(nodes, workload, made, tuned, *ends))
+        self.program.choices.append(Choice(roots, workload, made, tuned, *ends))
         return made
 
     def call(

@@ -123,10 +123,10 @@ class Workload:
 
 @dataclass(frozen=True)
 class Choice:
-    """The plan of one layer of a network."""
+    """The plan of one layer of a network, or of a pair."""
 
-    nodes: list[str]
-    """Of the ONNX graph."""
+    layers: list[str]
+    """The nodes of the ONNX graph that it is about: one, or two that one kernel computes."""
     workload: Workload
     plan: Plan
     tuned: bool

@@ -1,8 +1,8 @@
 """What a compiled network executes and holds in memory: fused kernels, and the tensors alive between them."""
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
 
 import onnx_graphsurgeon as gs
 
@@ -85,6 +85,26 @@ def kernels(graph: gs.Graph, wide: bool = False, fused: bool = True) -> list[Ker
             last = len(made)
             made.append(Kernel([node], variables, weights, list(node.outputs), wide))
         producer |= {id(tensor): last for tensor in node.outputs}
+    return made
+
+
+def joined(executed: list[Kernel], pairs: Iterable[Collection[str]]) -> list[Kernel]:
+    """The kernels, those as one whose nodes, by name, are of one pair: what is between them is in no memory."""
+    pair_of = {name: index for index, names in enumerate(pairs) for name in names}
+    made: list[Kernel] = []
+    for kernel in executed:
+        pair, before = pair_of.get(kernel.anchor.name), made[-1] if made else None
+        if before is None or pair is None or pair != pair_of.get(before.anchor.name):
+            made.append(kernel)
+            continue
+        read = [each for each in kernel.activations if not any(each is own for own in before.outputs)]
+        made[-1] = replace(
+            before,
+            nodes=[*before.nodes, *kernel.nodes],
+            activations=[*before.activations, *read],
+            weights=[*before.weights, *kernel.weights],
+            outputs=kernel.outputs,
+        )
     return made
 
 

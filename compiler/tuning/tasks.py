@@ -27,7 +27,8 @@ class Task:
     bases: tuple[Workload, ...]
     """What it is compared with: in the unit's own blocks of channels, each layer alone."""
     workload: Workload
-    layers: tuple[str, ...]
+    layers: tuple[tuple[str, ...], ...]
+    """By kernel: a pair has two."""
 
     @property
     def name(self) -> str:
@@ -70,21 +71,22 @@ class Network:
         """The tasks in these layouts, in the order of the graph; pairs are one where `time` says that it is less."""
         fused = {one.made: (other, both) for one, other, both in self.layouts.fused(blocks, time)} if time else {}
         behind = {other.made for other, _ in fused.values()}
-        layers: dict[tuple[tuple[Workload, ...], Workload], list[str]] = {}
+        layers: dict[tuple[tuple[Workload, ...], Workload], list[tuple[str, ...]]] = {}
         for layer in self.layouts.layers:
             key: tuple[tuple[Workload, ...], Workload] = (layer.workload,), layer.variant(blocks)
+            names: tuple[str, ...] = (layer.name,)
             if layer.made in fused:
                 second, both = fused[layer.made]
-                key = (layer.workload, second.workload), both
+                key, names = ((layer.workload, second.workload), both), (layer.name, second.name)
             if layer.made not in behind:
-                layers.setdefault(key, []).append(layer.nodes[0])
+                layers.setdefault(key, []).append(names)
         return [Task(bases, workload, tuple(names)) for (bases, workload), names in layers.items()]
 
     def expansions(self, blocks: Blocks) -> list[Task]:
         """The pairs in these layouts, each as one kernel."""
-        layers: dict[tuple[tuple[Workload, ...], Workload], list[str]] = {}
+        layers: dict[tuple[tuple[Workload, ...], Workload], list[tuple[str, ...]]] = {}
         for one, other, both in self.layouts.expansions(blocks):
-            layers.setdefault(((one.workload, other.workload), both), []).append(one.nodes[0])
+            layers.setdefault(((one.workload, other.workload), both), []).append((one.name, other.name))
         return [Task(bases, workload, tuple(names)) for (bases, workload), names in layers.items()]
 
     @cached_property

@@ -73,7 +73,7 @@ class Tuned:
     def to_dict(self) -> dict[str, Any]:
         return {
             "workload": self.task.name,
-            "layers": list(self.task.layers),
+            "layers": [name for names in self.task.layers for name in names],
             "layout": self.task.layout,
             "default_ms": self.default_ms / len(self.task.layers) if self.bases[0].default_ms else None,
             "tuned_ms": self.tuning.ms,
