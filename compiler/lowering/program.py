@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 ALIGNMENT = 64  # bytes; of every tensor that a kernel reads or writes
-_ATTEMPTS = 32  # to place tensors without gaps
 WIDE_ALIGNMENT = 128  # the same of a GPU, whose drivers want it of a part of a buffer, and of a DSP: its register
+_ATTEMPTS = 32  # to place tensors without gaps
 
 
 @dataclass(eq=False)
