@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,6 +36,7 @@ class Library:
             reason = str(error).strip().splitlines()[0]
             raise NncError(f"{path}: can't be loaded on this {platform.machine()} machine: {reason}") from error
         self._tensor = tvm.runtime.tensor
+        self._turn = threading.Lock()
 
     def _call(self, name: str, *arguments: int) -> None:
         """Call a function that libraries of older versions don't have."""
@@ -42,8 +44,12 @@ class Library:
             self._module.get_function(name, query_imports=True)(*arguments)
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The outputs for `inputs`, both in the model's order, with the shapes and dtypes it declares."""
-        result = self._machine["main"](*(self._tensor(np.asarray(x, order="C"), self._device) for x in inputs))
+        """The outputs for `inputs`, both in the model's order, with the shapes and dtypes it declares.
+
+        Callers at the same time take turns: TVM's machine has one stack.
+        """
+        with self._turn:
+            result = self._machine["main"](*(self._tensor(np.asarray(x, order="C"), self._device) for x in inputs))
         return [result.numpy()] if hasattr(result, "numpy") else [each.numpy() for each in result]
 
     def bind(self, inputs: Sequence[np.ndarray]) -> None:

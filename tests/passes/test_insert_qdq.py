@@ -569,7 +569,10 @@ def test_any_convolution(
 # --- Networks
 
 #: Those that 32x32 images are too small for.
-SIZES = {"alexnet": 64, "alexnet_caffe": 67, "inception_v3": 96, "squeezenet_ssd": 96}
+SIZES = {
+    **{"alexnet": 64, "alexnet_caffe": 67, "squeezenet_ssd": 96},
+    **{"inception_v3": 96, "inception_v4": 96, "inception_resnet_v2": 96},
+}
 
 
 @pytest.mark.parametrize("name", networks.NAMES)

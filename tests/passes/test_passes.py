@@ -22,6 +22,8 @@ SIZES = {
     "densenet121": 32,
     "resnet56": 16,
     "inception_v3": 96,
+    "inception_v4": 96,
+    "inception_resnet_v2": 96,
     "squeezenet_ssd": 96,
 }
 

@@ -195,14 +195,14 @@ def cycles(conv: Conv2d, plan: Plan, unit: Unit) -> float:
 
 
 def _tiles(conv: Conv2d, unit: Unit) -> list[RegisterTile]:
-    """The register tiles that fit."""
+    """The register tiles that fit, or the smallest."""
     width, registers = conv.window.out_size[1], _registers(conv, unit)
     return [
         RegisterTile(columns, vectors, conv.block)
         for vectors in range(1, 9)
         if conv.out_blocks % vectors == 0
         for columns in range(1, min(width, max_rows(vectors, conv.block, unit)) + 1)
-        if vectors * registers * (columns + 1) < unit.vector_registers
+        if vectors * registers * (columns + 1) < unit.vector_registers or vectors == columns == 1
     ]
 
 
@@ -323,7 +323,9 @@ class Kernel:
         window, blocks = self.conv.window, self._blocks
         most = HALF_DEPTH // (window.kernel[0] * window.kernel[1] * self.conv.in_block)
         if not most:
-            with T.serial(0, blocks) as i, T.serial(*window.rows(y)) as kh:
+            first, last = window.rows(y)
+            with T.serial(0, blocks) as i, T.serial(0, last - first) as step:
+                kh = T.bind(first + step)  # TVM takes loops that start elsewhere for others, one inside of the other
                 yield (i, i + 1), (kh, kh + 1)
             return
         share = even_share(blocks, most)

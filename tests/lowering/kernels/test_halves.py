@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tvm import te
 
@@ -76,6 +76,7 @@ def close(found: np.ndarray, expected: np.ndarray, tolerance: float = 4e-3) -> b
 
 
 @settings(max_examples=12, deadline=None)
+@example((16, 1), 1, (5, 5), (1, 1), 1)
 @given(
     st.sampled_from([(3, 1), (16, 1), (21, 1), (24, 3), (40, 1)]),
     st.integers(1, 19),
