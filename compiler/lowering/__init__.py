@@ -3,6 +3,7 @@
 fuse.py     which nodes one kernel computes
 lower.py    layouts, templates and calls: a Program
 kernels/    the schedule templates
+kinds/      how their problems are planned; workload.py and layout.py choose among what is measured
 generic.py  what the templates don't take: operators/ on plain tensors, or TVM's frontend with schedule.py
 build.py    code, weights and the runner of the calls, linked into module.so
 library.py, emulate.py   run it

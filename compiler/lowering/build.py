@@ -29,11 +29,12 @@ from nnc.lowering.dsp import module as dsp
 from nnc.lowering.dsp.unit import dsp_unit
 from nnc.lowering.kernels.int8_dot import Instruction
 from nnc.lowering.kernels.unit import Unit
+from nnc.lowering.kinds import encoded
 from nnc.lowering.lower import lower
 from nnc.lowering.machine import machine as known_machine
 from nnc.lowering.program import Call, Copy, Operand, Plan, Program, Tensor, plan_memory
 from nnc.lowering.weights import Weights
-from nnc.lowering.workload import Schedules, encoded
+from nnc.lowering.workload import Schedules
 from nnc.target import Target
 
 Progress = Callable[[str, int, int], None]

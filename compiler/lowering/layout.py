@@ -24,8 +24,9 @@ import onnx_graphsurgeon as gs
 from nnc.lowering import pbqp
 from nnc.lowering.fuse import Group
 from nnc.lowering.kernels.unit import Unit, lanes_of
+from nnc.lowering.kinds.expansion import can_expand, expanding
 from nnc.lowering.shapes import dtype_of
-from nnc.lowering.workload import Choice, Workload, can_expand, expanding
+from nnc.lowering.workload import Choice, Workload
 
 Blocks = Mapping[str, int]
 """Channels per block, by the name of a class."""

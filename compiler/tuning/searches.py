@@ -59,7 +59,7 @@ class Searches:
 
     def _start(self, workload: Workload) -> Tuning:
         """The search of a workload: what is done of it, and a start from what is known of it or of the nearest one."""
-        from nnc.lowering.workload import encoded
+        from nnc.lowering.kinds import encoded
 
         plans = workload.plans(self._unit)
         content = [encoded(plan) for plan in plans]

@@ -85,7 +85,7 @@ class Chosen:
         self.plans: list[Any] = []
 
     def find(self, workload: Any) -> Mapping[str, Any]:
-        from nnc.lowering.workload import encoded
+        from nnc.lowering.kinds import encoded
 
         plans = [plan for plan in workload.plans(self._unit) if self._only(plan)] or [workload.default(self._unit)]
         self.plans.append(plans[self._rng.integers(len(plans))])
@@ -171,7 +171,7 @@ def test_lanes_of_registers_are_multiplied_where_vectors_have_128_bits(tmp_path:
 
 
 def test_plans_that_are_none_of_a_workload_are_refused() -> None:
-    from nnc.lowering.workload import encoded
+    from nnc.lowering.kinds import encoded
 
     network = tasks.network(testing.graph(NET), narrow(256), 2, lambda *_: None)
     for task in network.tasks:

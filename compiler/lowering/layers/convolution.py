@@ -15,12 +15,13 @@ from nnc.lowering.expression import FLOATS
 from nnc.lowering.fuse import Group
 from nnc.lowering.kernels import conv2d, depthwise, expand, pool, winograd
 from nnc.lowering.kernels.window import Window
+from nnc.lowering.kinds import Expansion
 from nnc.lowering.layers.attributes import along_channels, array_of, input_of, two, window_of
 from nnc.lowering.layers.emit import Kernel, call, emit
 from nnc.lowering.program import Tensor
 from nnc.lowering.shapes import shape_of
 from nnc.lowering.tail import Tail
-from nnc.lowering.workload import Expansion, Workload
+from nnc.lowering.workload import Workload
 
 if TYPE_CHECKING:
     from nnc.lowering.lower import Lowering
