@@ -46,7 +46,7 @@ bench: $(INSTALLED)
 	failed=0; for table in tests/bench/*.py; do $(BIN)/python $$table || failed=1; done; exit $$failed
 
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/pip
-	@echo "Installing nnc and its packages into $(VENV), about a minute and 1 GB the first time"
+	@echo "Installing nnc and its packages into $(VENV), some minutes and 2 GB or more the first time"
 	@$(PIP_INSTALL) -e ".[dev]"
 	@touch $@
 

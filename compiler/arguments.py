@@ -31,17 +31,21 @@ TargetOption = Annotated[
     str, typer.Option("--target", "-t", metavar="T", help="A name, name:unit or name:unit@mode, or a TOML file.")
 ]
 DataOption = Annotated[
-    list[str], typer.Option("--data", metavar="KEY=PATH", help="calibration=PATH or test=PATH, not the recipe's.")
+    list[str],
+    typer.Option(
+        "--data", metavar="KEY=PATH", help="calibration, test, train or teacher=PATH, in place of the recipe's."
+    ),
 ]
 SetOption = Annotated[
-    list[str], typer.Option("--set", metavar="PASS.KEY=VALUE", help="A parameter of a pass, not the recipe's.")
+    list[str], typer.Option("--set", metavar="PASS.KEY=VALUE", help="A parameter of a pass, in place of the recipe's.")
 ]
 ShapeOption = Annotated[
     list[str],
     typer.Option("--shape", metavar="INPUT=N,C,H,W", help="The shape of an input that the model leaves open."),
 ]
 ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", min=1, metavar="N", help="Cores that share the work, not all of the unit's.")
+    int | None,
+    typer.Option("--threads", min=1, metavar="N", help="Cores that share the work; else as the target says."),
 ]
 LatencyOption = Annotated[
     Literal["analytic", "emulated"],
@@ -49,7 +53,9 @@ LatencyOption = Annotated[
 ]
 RecordsOption = Annotated[
     Path | None,
-    typer.Option("--records", metavar="FILE", help="Of tuning records; else in NNC_TUNING, or the cache."),
+    typer.Option(
+        "--records", metavar="FILE", help="Of tuning records; else that of NNC_TUNING or the cache, as nnc compile."
+    ),
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Seed of everything random.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -16,7 +16,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 from tvm.tirx.script.builder.frame import ForFrame
 
-from nnc.lowering.kernels.gemm import memory
+from nnc.lowering.kernels.registers import memory
 
 Expr = Any
 Attributes = Mapping[str, Any]

@@ -10,7 +10,7 @@ import numpy as np
 from tvm import tirx
 
 from nnc.lowering.expression import Expression
-from nnc.lowering.kernels.gemm import Epilogue
+from nnc.lowering.kernels.registers import Epilogue
 from nnc.lowering.program import Operand
 
 

@@ -12,8 +12,8 @@ from nnc.lowering.dsp import hvx
 from nnc.lowering.dsp.finish import PIXELS, Finish, Writer
 from nnc.lowering.dsp.hvx import Expr
 from nnc.lowering.kernels import int8_conv2d
-from nnc.lowering.kernels.gemm import lane
 from nnc.lowering.kernels.int8_conv2d import Int8Conv2d, Int8Plan
+from nnc.lowering.kernels.registers import lane
 from nnc.lowering.kernels.window import Tiles
 
 

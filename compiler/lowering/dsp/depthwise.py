@@ -24,7 +24,7 @@ from nnc.lowering.dsp.hvx import Expr
 from nnc.lowering.dsp.rows import Rows
 from nnc.lowering.dsp.unit import LANES, VECTOR_BYTES
 from nnc.lowering.kernels.depthwise import Depthwise
-from nnc.lowering.kernels.gemm import lane, scratch
+from nnc.lowering.kernels.registers import lane, scratch
 
 _TAPS = 4
 """Of one vrmpy."""

@@ -16,8 +16,8 @@ from nnc.lowering.dsp.finish import PIXELS, ByteWriter, Finish, store_bytes
 from nnc.lowering.dsp.fixed import FixedPoint
 from nnc.lowering.dsp.hvx import Expr, Vector
 from nnc.lowering.dsp.unit import VECTOR_BYTES
-from nnc.lowering.kernels.gemm import when
 from nnc.lowering.kernels.loops import reshaped, shared
+from nnc.lowering.kernels.registers import when
 
 _CHUNK = 32
 """Registers of a task."""

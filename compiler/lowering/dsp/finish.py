@@ -17,8 +17,8 @@ from nnc.lowering.dsp import hvx
 from nnc.lowering.dsp.fixed import FixedPoint
 from nnc.lowering.dsp.hvx import Expr, Vector
 from nnc.lowering.dsp.unit import LANES, VECTOR_BYTES
-from nnc.lowering.kernels.gemm import lane, scratch
 from nnc.lowering.kernels.loops import reshaped
+from nnc.lowering.kernels.registers import lane, scratch
 from nnc.lowering.program import Operand
 from nnc.lowering.tail import Tail
 

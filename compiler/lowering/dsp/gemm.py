@@ -14,8 +14,9 @@ from nnc.lowering.dsp.finish import PIXELS, ByteWriter, Finish
 from nnc.lowering.dsp.hvx import Expr
 from nnc.lowering.dsp.unit import LANES
 from nnc.lowering.kernels import int8_gemm
-from nnc.lowering.kernels.gemm import GemmPlan, when
+from nnc.lowering.kernels.gemm import GemmPlan
 from nnc.lowering.kernels.int8_dot import Dot
+from nnc.lowering.kernels.registers import when
 from nnc.lowering.tail import Tail
 
 

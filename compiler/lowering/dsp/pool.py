@@ -15,8 +15,8 @@ from nnc.lowering.dsp.finish import PIXELS, reshaped_as, store_bytes
 from nnc.lowering.dsp.hvx import Expr
 from nnc.lowering.dsp.rows import Rows
 from nnc.lowering.dsp.unit import LANES
-from nnc.lowering.kernels.gemm import lane, scratch
 from nnc.lowering.kernels.pool import Pool
+from nnc.lowering.kernels.registers import lane, scratch
 
 
 def compute(X: te.Tensor, pool: Pool) -> te.Tensor:

@@ -13,8 +13,8 @@ from tvm.script.ir_builder import tirx as T
 from nnc.lowering.dsp import hvx
 from nnc.lowering.dsp.hvx import Expr, Vector
 from nnc.lowering.dsp.unit import VECTOR_BYTES
-from nnc.lowering.kernels.gemm import when
 from nnc.lowering.kernels.loops import reshaped, shared
+from nnc.lowering.kernels.registers import when
 from nnc.lowering.kernels.relayout import blocked_shape
 from nnc.lowering.kernels.unit import Unit
 

@@ -16,7 +16,7 @@ from nnc.lowering.dsp import hvx
 from nnc.lowering.dsp.finish import PIXELS, reshaped_as
 from nnc.lowering.dsp.hvx import Expr, Vector
 from nnc.lowering.dsp.unit import LANES, VECTOR_BYTES
-from nnc.lowering.kernels.gemm import scratch
+from nnc.lowering.kernels.registers import scratch
 from nnc.lowering.kernels.window import Window
 
 _WORDS = LANES // 4

@@ -24,7 +24,7 @@ from nnc.lowering.gpu.device import HALVES, Compiled, compile_function
 from nnc.lowering.gpu.machine import machine as known_machine
 from nnc.lowering.gpu.threads import on_threads
 from nnc.lowering.gpu.unit import gpu_unit
-from nnc.lowering.kernels.gemm import scratch_of_threads
+from nnc.lowering.kernels.registers import scratch_of_threads
 from nnc.lowering.lower import lower
 from nnc.lowering.program import WIDE_ALIGNMENT, Call, Copy, Program, plan_memory
 from nnc.target import Target

@@ -23,7 +23,7 @@ from nnc.lowering.gpu.tile import LANES, RESIDENT_PER_LANE
 from nnc.lowering.gpu.unit import Gpu
 from nnc.lowering.kernels import depthwise
 from nnc.lowering.kernels.depthwise import Depthwise, Plan
-from nnc.lowering.kernels.gemm import Epilogue, as_float, when
+from nnc.lowering.kernels.registers import Epilogue, as_float, when
 
 Expr = Any
 

@@ -14,7 +14,7 @@ from nnc.lowering.gpu import product
 from nnc.lowering.gpu.arithmetic import vector
 from nnc.lowering.gpu.tile import LANES, Shape, Tile, best_tile
 from nnc.lowering.gpu.unit import Gpu
-from nnc.lowering.kernels.gemm import Epilogue, when
+from nnc.lowering.kernels.registers import Epilogue, when
 
 Expr = Any
 

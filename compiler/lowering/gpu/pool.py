@@ -16,8 +16,8 @@ from nnc.lowering.gpu.arithmetic import local, shared, vector
 from nnc.lowering.gpu.product import threads, unravelled
 from nnc.lowering.gpu.threads import GROUP
 from nnc.lowering.gpu.tile import LANES
-from nnc.lowering.kernels.gemm import Epilogue, as_float, when
 from nnc.lowering.kernels.pool import Pool, lookup
+from nnc.lowering.kernels.registers import Epilogue, as_float, when
 from nnc.lowering.kernels.unit import Unit
 
 Expr = Any

@@ -28,8 +28,8 @@ from tvm.script.ir_builder import tirx as T
 
 from nnc.lowering.gpu.arithmetic import Floats, Words, local, shared, vector
 from nnc.lowering.gpu.tile import LANES, Shape, Tile
-from nnc.lowering.kernels.gemm import when
 from nnc.lowering.kernels.loops import nest
+from nnc.lowering.kernels.registers import when
 
 Expr = Any
 

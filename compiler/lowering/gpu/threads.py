@@ -12,8 +12,8 @@ import tvm_ffi
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
-from nnc.lowering.kernels.gemm import when
 from nnc.lowering.kernels.loops import TASKS_LOOP
+from nnc.lowering.kernels.registers import when
 
 Expr = Any
 

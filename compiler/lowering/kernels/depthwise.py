@@ -20,7 +20,7 @@ from tvm import te
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from nnc.lowering.kernels.gemm import Epilogue, Expr, as_float, lane, store, sums_of
+from nnc.lowering.kernels.registers import Epilogue, Expr, as_float, lane, store, sums_of
 from nnc.lowering.kernels.unit import Unit, lanes_of
 from nnc.lowering.kernels.window import Tiles, Window
 

@@ -13,8 +13,8 @@ from tvm import te
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from nnc.lowering.kernels.gemm import Expr
 from nnc.lowering.kernels.loops import TASKS, nest, shared, unravel, vectors
+from nnc.lowering.kernels.registers import Expr
 from nnc.lowering.kernels.unit import Unit, lanes_of
 
 Shape = tuple[int, ...]

@@ -24,10 +24,10 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from nnc.lowering.kernels.conv2d import FETCH_AHEAD, Conv2d, Plan
-from nnc.lowering.kernels.gemm import CACHE_LINE, Epilogue, Expr, RegisterTile, lane, prefetch, scratch, store
 from nnc.lowering.kernels.int8_dot import Dot
 from nnc.lowering.kernels.loops import TASKS, reshaped, vectors
 from nnc.lowering.kernels.pool import lookup
+from nnc.lowering.kernels.registers import CACHE_LINE, Epilogue, Expr, RegisterTile, lane, prefetch, scratch, store
 from nnc.lowering.kernels.unit import Unit
 from nnc.lowering.kernels.window import Tiles
 

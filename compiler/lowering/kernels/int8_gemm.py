@@ -16,21 +16,11 @@ import numpy as np
 from tvm import te
 from tvm.script.ir_builder import tirx as T
 
-from nnc.lowering.kernels.gemm import (
-    CACHE_LINE,
-    STREAM_AHEAD,
-    Epilogue,
-    Expr,
-    Gemm,
-    GemmPlan,
-    Product,
-    lane,
-    prefetch,
-    scratch,
-)
+from nnc.lowering.kernels.gemm import STREAM_AHEAD, Gemm, GemmPlan, Product
 from nnc.lowering.kernels.gemm import best_plan as float_plan
 from nnc.lowering.kernels.gemm import plans as float_plans
 from nnc.lowering.kernels.int8_dot import DEPTH, Dot
+from nnc.lowering.kernels.registers import CACHE_LINE, Epilogue, Expr, lane, prefetch, scratch
 from nnc.lowering.kernels.unit import Unit
 
 

@@ -24,8 +24,8 @@ from tvm import te, tirx
 from tvm.script.ir_builder import tirx as T
 
 from nnc.lowering.kernels import int8_conv2d, winograd_plan
-from nnc.lowering.kernels.gemm import CACHE_LINE, Epilogue, Expr, lane, prefetch, scratch
 from nnc.lowering.kernels.int8_dot import Dot, fenced
+from nnc.lowering.kernels.registers import CACHE_LINE, Epilogue, Expr, lane, prefetch, scratch
 from nnc.lowering.kernels.unit import Unit, dot_of
 from nnc.lowering.kernels.winograd import Kernel, butterflies, cook_toom, exact
 from nnc.lowering.kernels.winograd_plan import Convolution, Estimate, Plan

@@ -9,7 +9,7 @@ from typing import Any
 
 from tvm.script.ir_builder import tirx as T
 
-from nnc.lowering.kernels.gemm import Expr
+from nnc.lowering.kernels.registers import Expr
 from nnc.lowering.kernels.unit import Unit, lanes_of
 
 TASKS_LOOP = "nnc.tasks"

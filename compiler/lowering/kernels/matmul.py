@@ -15,8 +15,9 @@ from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from nnc.lowering.kernels.gemm import Expr, RegisterTile, accumulate, even_share, lane, max_rows
+from nnc.lowering.kernels.gemm import even_share
 from nnc.lowering.kernels.loops import TASKS, shared, unravel
+from nnc.lowering.kernels.registers import Expr, RegisterTile, accumulate, lane, max_rows
 from nnc.lowering.kernels.unit import Unit, lanes_of
 
 

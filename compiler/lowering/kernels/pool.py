@@ -16,7 +16,7 @@ from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from nnc.lowering.kernels.gemm import FMA_CHAINS, Epilogue, Expr, as_float, lane, scratch, splat, store
+from nnc.lowering.kernels.registers import FMA_CHAINS, Epilogue, Expr, as_float, lane, scratch, splat, store
 from nnc.lowering.kernels.unit import Unit, lanes_of
 from nnc.lowering.kernels.window import Tiles, Window
 

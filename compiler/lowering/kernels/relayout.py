@@ -10,8 +10,8 @@ from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from nnc.lowering.kernels.gemm import Expr, lane
 from nnc.lowering.kernels.loops import reshaped, shared, unravel
+from nnc.lowering.kernels.registers import Expr, lane
 from nnc.lowering.kernels.unit import Unit, lanes_of
 
 Shape = tuple[int, ...]

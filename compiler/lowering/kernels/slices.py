@@ -16,8 +16,8 @@ from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from nnc.lowering.kernels.gemm import Expr, scratch
 from nnc.lowering.kernels.loops import nest, shared, unravel
+from nnc.lowering.kernels.registers import Expr, scratch
 from nnc.lowering.kernels.unit import Unit, lanes_of
 
 Index = list[Expr]

@@ -13,8 +13,8 @@ from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from nnc.lowering.kernels.gemm import Expr, scratch
 from nnc.lowering.kernels.loops import shared
+from nnc.lowering.kernels.registers import Expr, scratch
 
 
 def compute(X: te.Tensor, count: int, largest: bool) -> list[te.Tensor]:

@@ -33,7 +33,7 @@ from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from nnc.lowering.kernels.gemm import (
+from nnc.lowering.kernels.registers import (
     CACHE_LINE,
     HALF_DEPTH,
     Epilogue,

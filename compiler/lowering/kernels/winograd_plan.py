@@ -14,7 +14,7 @@ from math import ceil
 from typing import ClassVar, Literal
 
 from nnc.lowering.kernels.conv2d import Conv2d
-from nnc.lowering.kernels.gemm import RegisterTile, max_rows
+from nnc.lowering.kernels.registers import RegisterTile, max_rows
 from nnc.lowering.kernels.unit import Unit, lanes_of
 
 # The interpolation points beside infinity; pairs (a, -a) share half of their arithmetic. With 2/3 and 3/2 the error of

@@ -9,9 +9,10 @@ from typing import Any
 from nnc.lowering.kernels import conv2d, depthwise, expand, int8_conv2d, winograd
 from nnc.lowering.kernels.conv2d import Conv2d
 from nnc.lowering.kernels.depthwise import Depthwise
-from nnc.lowering.kernels.gemm import Gemm, GemmPlan, RegisterTile
+from nnc.lowering.kernels.gemm import Gemm, GemmPlan
 from nnc.lowering.kernels.int8_conv2d import Int8Conv2d
 from nnc.lowering.kernels.int8_gemm import Int8Gemm
+from nnc.lowering.kernels.registers import RegisterTile
 from nnc.lowering.kinds.expansion import Expansion, Expansions
 from nnc.lowering.kinds.floats import Convolutions, Depthwises, Products
 from nnc.lowering.kinds.integers import Int8Convolutions, Int8Products

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc.lowering.expression import FLOATS
+from nnc.lowering.forms import PLAIN
 from nnc.lowering.fuse import Group
 from nnc.lowering.kernels import conv2d, depthwise, expand, pool, winograd
 from nnc.lowering.kernels.window import Window
@@ -74,12 +75,9 @@ def expand_depthwise(lowering: Lowering, first: Group, second: Group) -> None:
         tails.append(lowering.tail(group, along_channels(bias, 4), block, shape_of(node.outputs[0])))
         weights.append(W)
         windows.append(window)
-    x, (W, D), (between, tail) = first.root.inputs[0], weights, tails
-    (batch, channels), dtype = shape_of(x)[:2], W.dtype.name
-    few = channels < lowering.block and not lowering.has_blocks(x)
-    source, in_block = (lowering.plain(x), 1) if few else (lowering.blocked(x), lowering.block_of(x))
-    conv = conv2d.Conv2d(batch, channels, W.shape[0], windows[0], 1, in_block, block, dtype=dtype)
-    problem = expand.Expand(conv, depthwise.Depthwise(batch, D.shape[0], windows[1], block, None, dtype))
+    (W, D), (between, tail) = weights, tails
+    source, conv = as_direct(lowering, first, first.root.inputs[0], W, windows[0], 1, block)
+    problem = expand.Expand(conv, depthwise.Depthwise(conv.batch, D.shape[0], windows[1], block, None, conv.dtype))
     both = Group([*first.nodes, *second.nodes], second.outputs)
     workloads = Workload.of(problem.conv, between), Workload.of(problem.depthwise, tail)
     plan, count = lowering.plan(both, Expansion(*workloads), tail), len(between.operands)
@@ -89,7 +87,7 @@ def expand_depthwise(lowering: Lowering, first: Group, second: Group) -> None:
         Kernel("expand_depthwise", (problem, between.key), plan),
         [source, *expand.pack(W, D, problem, plan), *between.operands],
         tail,
-        (batch, problem.depthwise.blocks, *windows[1].out_size, block),
+        (conv.batch, problem.depthwise.blocks, *windows[1].out_size, block),
         lambda X, P, Q, *rest: expand.compute(
             X,
             P,
@@ -108,18 +106,36 @@ def _dense(
     lowering: Lowering, group: Group, x: gs.Tensor, W: np.ndarray, window: Window, groups: int, tail: Tail
 ) -> None:
     """Append a convolution by Winograd's algorithm or a direct one, whatever the plan says."""
-    batch, channels = shape_of(x)[:2]
-    few = channels < lowering.block and not lowering.has_blocks(x)
-    source = lowering.plain(x) if few else lowering.blocked(x)
-    if window.strides != (1, 1) and window.is_sampling and not few:
-        source, window = every_nth(lowering, group.root, source, channels, window)
-    in_block = 1 if few else lowering.block_of(x)
-    problem = conv2d.Conv2d(batch, channels, W.shape[0], window, groups, in_block, tail.block, dtype=W.dtype.name)
+    source, problem = as_direct(lowering, group, x, W, window, groups, tail.block)
     plan = lowering.plan(group, problem, tail)
     if isinstance(plan, winograd.Plan):
         _winograd(lowering, group, source, W, problem, plan, tail)
     else:
         _direct(lowering, group, source, W, problem, plan, tail)
+
+
+def as_direct(
+    lowering: Lowering,
+    group: Group,
+    x: gs.Tensor,
+    W: np.ndarray,
+    window: Window,
+    groups: int,
+    block: int,
+    few: int = PLAIN,
+) -> tuple[Tensor, conv2d.Conv2d]:
+    """What a convolution reads, and the direct one that it is, into blocks of `block`.
+
+    Fewer channels than fill a block, as an image's colours, are read in blocks of `few`.
+    """
+    batch, channels = shape_of(x)[:2]
+    fills = channels >= lowering.block or lowering.has_blocks(x)
+    in_block = lowering.block_of(x) if fills else few
+    source = lowering.plain(x) if in_block == PLAIN else lowering.blocked(x, in_block)
+    if window.strides != (1, 1) and window.is_sampling and fills:
+        source, window = _every_nth(lowering, group.root, source, channels, window)
+    kind = "float16" if W.dtype == np.float16 else "float32"
+    return source, conv2d.Conv2d(batch, channels, W.shape[0], window, groups, in_block, block, dtype=kind)
 
 
 def _winograd(
@@ -160,7 +176,7 @@ def _direct(
     lowering.define(group.outputs[0], result, conv.block)
 
 
-def every_nth(lowering: Lowering, node: gs.Node, x: Tensor, channels: int, window: Window) -> tuple[Tensor, Window]:
+def _every_nth(lowering: Lowering, node: gs.Node, x: Tensor, channels: int, window: Window) -> tuple[Tensor, Window]:
     """The pixels that a strided 1x1 convolution reads, side by side, so that its tiles can go on from row to row."""
     problem = pool.Pool("max", x.shape[0], channels, window, x.shape[4], dtype=x.dtype)
     result = Tensor((*x.shape[:2], *window.out_size, x.shape[4]), x.dtype)

@@ -9,13 +9,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc.lowering.fuse import Group
-from nnc.lowering.kernels import conv2d, int8_conv2d, int8_gemm, int8_winograd, winograd_plan
+from nnc.lowering.kernels import int8_conv2d, int8_gemm, int8_winograd, winograd_plan
 from nnc.lowering.kernels.int8_dot import DEPTH, Dot
 from nnc.lowering.kernels.unit import dot_of
 from nnc.lowering.kernels.window import Window
 from nnc.lowering.layers import factors
 from nnc.lowering.layers.attributes import window_of
-from nnc.lowering.layers.convolution import emit_depthwise, every_nth, phases, transposed_result
+from nnc.lowering.layers.convolution import as_direct, emit_depthwise, phases, transposed_result
 from nnc.lowering.layers.emit import Kernel, call, emit
 from nnc.lowering.layers.factors import Factors
 from nnc.lowering.program import Tensor
@@ -50,14 +50,9 @@ def _dense(
     lowering: Lowering, group: Group, x: gs.Tensor, zero: int, W: np.ndarray, window: Window, tail: Tail
 ) -> None:
     """Append a convolution by Winograd's algorithm or a direct one, whatever the plan says."""
-    batch, channels = shape_of(x)[:2]
-    few = channels < lowering.block and not lowering.has_blocks(x)
-    in_block = max(DEPTH, 1 << (channels - 1).bit_length()) if few else lowering.block
-    source = lowering.blocked(x, in_block)
-    if window.strides != (1, 1) and window.is_sampling and not few:
-        source, window = every_nth(lowering, group.root, source, channels, window)
     groups, dot = group.root.attrs.get("group", 1), _dot(lowering, W)
-    direct = conv2d.Conv2d(batch, channels, W.shape[0], window, groups, in_block, lowering.block)
+    few = max(DEPTH, 1 << (shape_of(x)[1] - 1).bit_length())
+    source, direct = as_direct(lowering, group, x, W, window, groups, lowering.block, few)
     tiled = winograd_plan.Convolution.of(direct) if dot.widens else None
     problem = int8_conv2d.Int8Conv2d(direct, zero, dot, tuple(int8_winograd.sizes(W, zero)) if tiled else ())
     plan = lowering.plan(group, problem, tail)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tvm import te, tirx
 
 from nnc.lowering.kernels import winograd
-from nnc.lowering.kernels.gemm import RegisterTile
+from nnc.lowering.kernels.registers import RegisterTile
 from nnc.lowering.kernels.unit import Unit
 from nnc.lowering.kernels.winograd import Convolution, Plan
 
