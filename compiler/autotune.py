@@ -166,7 +166,7 @@ def listing(target: Target, threads: int | None, own: Path, warn: Callable[[str]
             "speedup": record.speed,
             "ms": record.ms,
             "source": record.source,
-            "from": "own" if mine.get(key) == record else "shipped",
+            "from": "own" if mine.get(record.place) == record else "shipped",
         }
-        for key, record in sorted(known.best.items(), key=lambda item: -(item[1].speed or 0))
+        for record in sorted(known.best.values(), key=lambda record: -(record.speed or 0))
     ]

@@ -72,7 +72,7 @@ class Built:
     packed_bytes: int
     """The same as they are in the library, those that are marked (nnc.packing) packed."""
     tuned: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """The plans that `schedules` knew, in JSON's types, by the first node of the layer."""
+    """The plans that `schedules` knew, in JSON's types, by the nodes of the layer."""
 
 
 def build(

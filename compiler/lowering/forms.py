@@ -12,7 +12,7 @@ from tvm import te
 from nnc import integers
 from nnc.lowering.kernels import relayout
 from nnc.lowering.kernels.unit import Unit
-from nnc.lowering.program import Operand, Tensor
+from nnc.lowering.program import Operand, Tensor, Weights
 from nnc.lowering.shapes import shape_of
 from nnc.lowering.templates import templates_of
 
@@ -37,12 +37,15 @@ class Forms(ABC):
         key: Hashable,
         nodes: list[str],
         op: str,
-        operands: Sequence[Operand],
+        operands: Sequence[Operand | Weights],
         results: Sequence[Tensor],
         compute: Callable[..., te.Tensor],
         layout: str,
     ) -> None:
-        """Append a call of the kernel that `compute` builds from placeholders of the operands; equal keys share it."""
+        """Append a call of the kernel that `compute` builds from placeholders of the operands; equal keys share it.
+
+        A sketch appends none, and packs no weights.
+        """
 
     @abstractmethod
     def elementwise(self, nodes: list[gs.Node]) -> None:

@@ -88,8 +88,8 @@ def _is_pointwise(node: gs.Node) -> bool:
 def _is_depthwise(node: gs.Node) -> bool:
     if node.op != "Conv" or not isinstance(node.inputs[1], gs.Constant):
         return False
-    channels = node.inputs[0].shape[1]
-    return bool(node.attrs.get("group", 1) == channels == node.inputs[1].shape[0])
+    channels, per_group = node.inputs[1].shape[:2]
+    return bool(node.attrs.get("group", 1) == channels and per_group == 1)
 
 
 def _reads_one(group: Group) -> bool:

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import networkx as nx
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from nnc import integers
 from nnc.lowering import pbqp
 from nnc.lowering.fuse import Group
 from nnc.lowering.kernels.unit import Unit, lanes_of
@@ -108,7 +110,10 @@ class Layouts:
         return {name: block if block in blocks else self.blocks[0] for name, blocks in self.allowed.items()}
 
     def cheapest(self, time: Callable[[Workload], float]) -> dict[str, int]:
-        """The blocks of all classes with the least sum of times; infinite times are never chosen over known ones."""
+        """The blocks of all classes with the least sum of times; infinite times are never chosen over known ones.
+
+        A layer of which no time is known tells no blocks apart.
+        """
         costs = {name: np.zeros(len(blocks)) for name, blocks in self.allowed.items()}
         edges: dict[tuple[str, str], np.ndarray] = {}
         seconds = {one.made: other for one, other in self.pairs}
@@ -125,15 +130,24 @@ class Layouts:
                 else min(alone + time(second.variant(blocks)), time(_both(layer, second, blocks)))
             )
 
+        def known(times: Any) -> np.ndarray:
+            return np.zeros_like(times) if np.isinf(times).all() else np.asarray(times)
+
         for layer in self.layers:
-            if layer.writes is None:
+            reads, writes = layer.reads, layer.writes
+            if writes is None:
                 continue
-            if layer.reads is None:
-                costs[layer.writes] += [cost(layer, {layer.writes: b}) for b in self.allowed[layer.writes]]
+            if reads in (None, writes):
+                costs[writes] += known([cost(layer, {writes: outs}) for outs in self.allowed[writes]])
                 continue
-            matrix = np.array(self._costs(layer, cost))
-            ends = (layer.reads, layer.writes)
-            edges[ends] = edges.get(ends, 0.0) + matrix
+            assert reads is not None
+            matrix = known(
+                [
+                    [cost(layer, {reads: ins, writes: outs}) for outs in self.allowed[writes]]
+                    for ins in self.allowed[reads]
+                ]
+            )
+            edges[reads, writes] = edges.get((reads, writes), 0.0) + matrix
         chosen = pbqp.solve(costs, edges)
         return {name: self.allowed[name][place] for name, place in chosen.items()}
 
@@ -148,19 +162,6 @@ class Layouts:
     def expansions(self, blocks: Blocks) -> list[tuple[Layer, Layer, Workload]]:
         """All pairs, and their workloads as one kernel."""
         return [(one, other, _both(one, other, blocks)) for one, other in self.pairs]
-
-    def _costs(self, layer: Layer, cost: Callable[[Layer, Blocks], float]) -> list[list[float]]:
-        """Of a layer, by the blocks that it reads and those that it writes."""
-        assert layer.reads is not None
-        assert layer.writes is not None
-        if layer.reads == layer.writes:
-            blocks = self.allowed[layer.reads]
-            own = [cost(layer, {layer.reads: b}) for b in blocks]
-            return [[own[i] if i == j else 0.0 for j in range(len(blocks))] for i in range(len(blocks))]
-        return [
-            [cost(layer, {layer.reads: ins, layer.writes: outs}) for outs in self.allowed[layer.writes]]
-            for ins in self.allowed[layer.reads]
-        ]
 
     def images(self, blocks: Blocks) -> dict[str, int]:
         """Channels per block of the images that are not in default blocks."""
@@ -199,9 +200,9 @@ def _keeps(group: Group, image: gs.Tensor, block: int, lanes: int, planned: Coll
     """Whether a kernel can have an image in these blocks, where it can have it in blocks of `lanes`."""
     if block == lanes:
         return True
-    if dtype_of(image) not in ("float32", "float16") or (
-        group.root.op in _CONVOLUTIONS and group.outputs[0].name not in planned
-    ):
+    if dtype_of(image) not in ("float32", "float16") or integers.dequantized(image) is not None:
+        return False  # kernels of integers have no other blocks
+    if group.root.op in _CONVOLUTIONS and group.outputs[0].name not in planned:
         return False
     channels = int(image.shape[1])
     return group.root.op not in _PARTS or channels % block == 0 or channels % lanes != 0

@@ -31,7 +31,7 @@ from nnc.lowering.kernels import elementwise, relayout
 from nnc.lowering.kernels.unit import Unit, lanes_of
 from nnc.lowering.layout import Layouts
 from nnc.lowering.prepare import Prepared, prepared
-from nnc.lowering.program import ALIGNMENT, WIDE_ALIGNMENT, Call, Copy, Operand, Program, Tensor
+from nnc.lowering.program import ALIGNMENT, WIDE_ALIGNMENT, Call, Copy, Operand, Program, Tensor, Weights
 from nnc.lowering.shapes import dtype_of, shape_of
 from nnc.lowering.tail import Tail, block_constant
 from nnc.lowering.workload import Choice, Schedules, Unknown, Workload
@@ -178,18 +178,21 @@ class Lowering(Forms):
 
     # -- steps
 
-    def plan(self, group: Group, problem: Any, tail: Tail) -> Any:
-        """The plan that a template computes a problem with: what is known to be fast, or what the figures choose."""
+    def plan(self, group: Group, problem: Any, tail: Tail, roots: Sequence[gs.Node] = ()) -> Any:
+        """The plan that a template computes a problem with: what is known to be fast, or what the figures choose.
+
+        `roots` are the layers that the problem is about, where it is not the group's root alone.
+        """
         if isinstance(self.unit, Gpu):  # its templates are others
             return self.templates.of(problem).best_plan(problem, self.unit)
         workload = Workload.of(problem, tail)
         known = self._decisions.schedules.find(workload)
         plan = None if known is None else workload.decoded(known, self.unit)
         made = workload.default(self.unit) if plan is None else plan
-        roots = [node.name for node in group.nodes if node.op == group.root.op]
+        names = [node.name for node in roots or (group.root,)]
         ends = group.root.inputs[0].name, group.outputs[0].name
         tuned = plan is not None or group.outputs[0].name in self._layout or workload.op == "expand_depthwise"
-        self.program.choices.append(Choice(roots, workload, made, tuned, *ends))
+        self.program.choices.append(Choice(names, workload, made, tuned, *ends))
         return made
 
     def call(
@@ -198,21 +201,18 @@ class Lowering(Forms):
         key: Hashable,
         nodes: list[str],
         op: str,
-        operands: Sequence[Operand],
+        operands: Sequence[Operand | Weights],
         results: Sequence[Tensor],
         compute: Callable[..., te.Tensor],
         layout: str,
     ) -> None:
-        """Append a call of the kernel that `compute` builds from placeholders of the operands; equal keys share it."""
+        if not self._decisions.builds:
+            return
+        read = [each() if callable(each) else each for each in operands]
         if key not in self._functions:
-            arguments = [
-                te.placeholder(each.shape, name=f"p{i}", dtype=str(each.dtype)) for i, each in enumerate(operands)
-            ]
-            built = te.create_prim_func([*arguments, compute(*arguments)]) if self._decisions.builds else None
-            self._functions[key] = built
-        self.program.steps.append(
-            Call(key, self._functions[key], template, nodes, op, list(operands), list(results), layout)
-        )
+            arguments = [te.placeholder(each.shape, name=f"p{i}", dtype=str(each.dtype)) for i, each in enumerate(read)]
+            self._functions[key] = te.create_prim_func([*arguments, compute(*arguments)])
+        self.program.steps.append(Call(key, self._functions[key], template, nodes, op, read, list(results), layout))
 
     def copy(
         self,
@@ -235,7 +235,11 @@ class Lowering(Forms):
             for tensor in group.outputs:  # a window that is larger than its image, a slice of nothing
                 self.define(tensor, Tensor(shape_of(tensor), dtype_of(tensor)))
             return
-        for lower_ in (self.integers.get(node.op), self.layers.get(node.op), views.VIEWS.get(node.op)):
+        is_constant = bool(node.inputs) and isinstance(
+            node.inputs[0], gs.Constant
+        )  # what templates know to be computed
+        templates = () if is_constant else (self.integers.get(node.op), self.layers.get(node.op))
+        for lower_ in (*templates, views.VIEWS.get(node.op)):
             if lower_ is not None and node.domain in (None, "", "ai.onnx") and lower_(self, group):
                 return
         if group.is_elementwise:

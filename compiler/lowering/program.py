@@ -6,7 +6,8 @@ outermost axis costs nothing: its operands are placed inside of its result, and 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from bisect import insort
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -46,6 +47,7 @@ class Tensor:
 
 
 Operand = Tensor | np.ndarray  # an array is a constant
+Weights = Callable[[], np.ndarray]  # a constant that is packed once a kernel is built that reads it
 
 
 @dataclass(eq=False)
@@ -161,13 +163,14 @@ class _Life:
 
 
 def _placed(lives: Sequence[_Life]) -> Plan:
-    placed: list[tuple[int, int, _Life]] = []  # start, end
-    for life in lives:
+    placed: list[tuple[int, int, int, _Life]] = []  # start, end, and when it was placed
+    for count, life in enumerate(lives):
         start = 0
-        for begin, end, other in sorted(placed, key=lambda each: each[:2]):
+        for begin, end, _, other in placed:
             if other.first <= life.last and life.first <= other.last:
                 if begin - start >= life.bytes:
                     break
                 start = max(start, end)
-        placed.append((start, start + life.bytes, life))
-    return Plan({id(life.tensor): start for start, _, life in placed}, max((end for _, end, _ in placed), default=0))
+        insort(placed, (start, start + life.bytes, count, life))
+    offsets = {id(life.tensor): start for start, _, _, life in placed}
+    return Plan(offsets, max((end for _, end, _, _ in placed), default=0))

@@ -7,7 +7,8 @@ one batch are timed on one, so that their times compare, and the next batch on w
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from nnc.tuning.devices import KERNEL, Opened, arrays, compiled, random_array
 from nnc.tuning.records import Source
 
 _WAIT = 60  # seconds for a board to be free
+_ASK = 0.5  # seconds between questions whether one is
 _SLICE_MS = 20  # of one time on a board
 
 
@@ -75,24 +77,31 @@ class _Remote:
         made.export_library(str(path), fcompile=cross.linker(self._boards.target))
         return path, arrays(function)
 
-    def times(self, kernels: Sequence[tuple[Path, list[Any]]], rounds: int) -> np.ndarray:
+    def times(self, kernels: Sequence[tuple[Path, list[Any]]], rounds: int) -> Iterator[list[float]]:
         """All of the kernels in turns on one board."""
         session = self._board()
         try:
             session.get_function("runtime.config_threadpool")(1, self._boards.threads)
             timers = [self._timer(session, path, described) for path, described in kernels]
-            return np.array([[timer() for timer in timers] for _ in range(rounds)])
+            for _ in range(rounds):
+                yield [timer() for timer in timers]
         except Exception as error:  # TVM raises RuntimeError, OSError and others of its own
             tracker = self._boards.tracker
             raise NncError(f"{tracker.place}: a board '{tracker.key}' was lost", "--resume goes on") from error
 
     def _board(self) -> Any:
-        key = self._boards.tracker.key
+        """A board, as soon as one is free; TVM's own request waits for ever."""
+        key, until, free = self._boards.tracker.key, time.monotonic() + _WAIT, 0
         try:
-            return self._tracker.request(key, session_timeout=600, max_retry=1)
+            while not free and time.monotonic() < until:
+                free = self._tracker.summary()["queue_info"].get(key, {}).get("free", 0)
+                time.sleep(0 if free else _ASK)
+            if free:
+                return self._tracker.request(key, session_timeout=600, max_retry=1)
         except Exception as error:  # as above
-            hint = f"on the board: python -m tvm.exec.rpc_server --tracker=HOST:PORT --key={key}"
-            raise NncError(f"{self._boards.tracker.place}: no board '{key}' is free", hint) from error
+            raise NncError(f"{self._boards.tracker.place}: the tracker was lost", "--resume goes on") from error
+        hint = f"on the board: python -m tvm.exec.rpc_server --tracker=HOST:PORT --key={key}"
+        raise NncError(f"{self._boards.tracker.place}: no board '{key}' is free", hint)
 
     def _timer(self, session: Any, path: Path, described: list[Any]) -> Any:
         import tvm

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -41,8 +41,8 @@ class Opened(Protocol):
     def load(self, function: Any) -> Any:
         """Something that `times` takes, of a tirx.PrimFunc."""
 
-    def times(self, kernels: Sequence[Any], rounds: int) -> np.ndarray:
-        """Milliseconds of one call, float64 [rounds, kernels]."""
+    def times(self, kernels: Sequence[Any], rounds: int) -> Iterator[list[float]]:
+        """Milliseconds of one call of each kernel, round by round."""
 
 
 class Device(Protocol):
@@ -99,10 +99,11 @@ class _Here:
         arguments = _arguments(arrays(function), self._cache_bytes, tvm.runtime.tensor)
         return _Loaded(made, made[KERNEL], arguments, self._threads)
 
-    def times(self, kernels: Sequence[_Loaded], rounds: int) -> np.ndarray:
+    def times(self, kernels: Sequence[_Loaded], rounds: int) -> Iterator[list[float]]:
         counts = [ceil(_SLICE / max(1e-9, min(kernel.run(1) for _ in range(_WARM_UP)))) for kernel in kernels]
         turns = list(zip(kernels, counts, strict=True))
-        return np.array([[kernel.run(count) * 1e3 for kernel, count in turns] for _ in range(rounds)])
+        for _ in range(rounds):
+            yield [kernel.run(count) * 1e3 for kernel, count in turns]
 
 
 def _arguments(described: Sequence[Array], cache_bytes: int, tensor: Any) -> list[list[Any]]:
@@ -177,5 +178,5 @@ class _Simulated:
         ]
         return emulated.kernel(path, KERNEL, described, self._target, self._threads).milliseconds
 
-    def times(self, kernels: Sequence[float], rounds: int) -> np.ndarray:
-        return np.array([list(kernels)] * rounds)
+    def times(self, kernels: Sequence[float], rounds: int) -> Iterator[list[float]]:
+        yield from [list(kernels)] * rounds

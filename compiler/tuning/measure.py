@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from nnc.tuning.devices import Device
     from nnc.tuning.records import Source
 
-#: Seconds after which a plan counts as one that can't be measured.
+#: Seconds for which a plan may be built, or all of them timed once; after that it counts as one that can't be measured.
 PATIENCE = 120.0
 
 #: Rounds of successive halving.
@@ -46,6 +47,10 @@ class Trial:
     ms: float | None
 
 
+class Unmeasurable(NncError):
+    """The plan that others are compared with can't be built or run."""
+
+
 class Measurer:
     """A process that measures plans on a device; it is started again when it dies."""
 
@@ -55,17 +60,19 @@ class Measurer:
         self._setup = device, unit, dict(machine)
         self._process: Any = None
         self._pipe: Connection | None = None
+        self._folder = tempfile.TemporaryDirectory(prefix="nnc-")
 
     def __enter__(self) -> Measurer:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop()
+        self._folder.cleanup()
 
     def measure(self, workload: Workload, plans: Sequence[Any]) -> list[Trial]:
         """A trial for each plan; the first is what the others are compared with.
 
-        Raises NncError where the device can't be used at all, or where the first plan can't be measured.
+        Raises Unmeasurable where the first plan can't be measured, NncError where the device can't be used at all.
         """
         failed: set[int] = set()
         while True:
@@ -76,7 +83,7 @@ class Measurer:
             if isinstance(answer, int):
                 failed.add(alive[answer])
                 if 0 in failed:
-                    raise NncError(f"{workload.op}: the default plan can't be measured", "nnc compile shows why")
+                    raise Unmeasurable(f"{workload.op}: the default plan can't be measured", "nnc compile shows why")
                 continue
             return [answer[alive.index(i)] if i not in failed else Trial(None, None) for i in range(len(plans))]
 
@@ -99,7 +106,7 @@ class Measurer:
         if self._pipe is None:
             context = multiprocessing.get_context("spawn")
             self._pipe, there = context.Pipe()
-            self._process = context.Process(target=_serve, args=(there, *self._setup), daemon=True)
+            self._process = context.Process(target=_serve, args=(there, self._folder.name, *self._setup), daemon=True)
             self._process.start()
             there.close()
         return self._pipe
@@ -112,8 +119,12 @@ class Measurer:
             self._pipe = None
 
 
-def _serve(pipe: Connection, device: Device, unit: Unit, machine: Any) -> None:
-    """Answer every question with numbers, of the plan that is being built, and then with its trials."""
+def _serve(pipe: Connection, folder: str, device: Device, unit: Unit, machine: Any) -> None:
+    """Answer every question with numbers, of the plan that is being built, and then with its trials.
+
+    A process that may be killed cleans nothing up: what it writes is in `folder`, which the parent removes.
+    """
+    tempfile.tempdir = folder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
     with suppress(EOFError, BrokenPipeError):
         try:
@@ -140,18 +151,22 @@ def _trials(pipe: Connection, device: Any, workload: Workload, plans: Sequence[A
             raise
         except Exception:  # TVM has no common base class for what it refuses
             kernels.append(None)
-    pipe.send(0)
-    return compared(device, kernels)
+    return compared(device, kernels, lambda: pipe.send(0))
 
 
-def compared(device: Any, kernels: Sequence[Any]) -> list[Trial]:
-    """Trials of kernels against the first of them; None stands for one that could not be built."""
+def compared(device: Any, kernels: Sequence[Any], alive: Callable[[], None] = lambda: None) -> list[Trial]:
+    """Trials of kernels against the first of them; None stands for one that could not be built.
+
+    Before each round, `alive` is called.
+    """
     times: dict[int, list[float]] = {index: [] for index, kernel in enumerate(kernels) if kernel is not None}
     contestants = list(times)
     for rounds in (1,) if device.exact else _ROUNDS:
+        alive()
         for row in device.times([kernels[index] for index in contestants], rounds):
             for index, ms in zip(contestants, row, strict=True):
                 times[index].append(float(ms))
+            alive()
         contestants = _faster_half(times, contestants)
     return [_trial(times[index], times[0]) if index in times else Trial(None, None) for index in range(len(kernels))]
 

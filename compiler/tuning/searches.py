@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nnc.errors import NncError
 from nnc.tuning import records
-from nnc.tuning.measure import Measurer
+from nnc.tuning.measure import Measurer, Unmeasurable
 from nnc.tuning.records import Record
 from nnc.tuning.search import Search
 
@@ -80,7 +79,11 @@ class Searches:
 
     def is_new(self, workload: Workload) -> bool:
         """Whether nothing was measured of a workload yet."""
-        return workload not in self._refused and self.of(workload).default_ms is None
+        return not self.is_refused(workload) and self.of(workload).default_ms is None
+
+    def is_refused(self, workload: Workload) -> bool:
+        """Whether its default plan can't be measured."""
+        return workload in self._refused
 
     def time(self, workload: Workload) -> float:
         """Milliseconds of a workload with its best plan so far; infinity where none was measured."""
@@ -108,18 +111,19 @@ class Searches:
         indices = [0, *([search.best[0]] if search.best[0] else []), *chosen]
         try:
             trials = measurer.measure(workload, [tuning.plans[index] for index in indices])
-        except NncError:
+        except Unmeasurable:
             if required:
                 raise
             self._refused.add(workload)
             return []
         made = []
+        tuning.default_ms = tuning.default_ms or trials[0].ms
         for index, trial in zip(indices, trials, strict=True):
             if _is_news(search.measured.get(index), trial.speed):
-                plan = search.plans[index]
-                made.append(Record(workload.key, self._machine, plan, trial.speed, trial.ms, measurer.source))
+                # What batches took is compared through the default plan, which all of them timed.
+                ms = tuning.default_ms / trial.speed if tuning.default_ms and trial.speed else None
+                made.append(Record(workload.key, self._machine, search.plans[index], trial.speed, ms, measurer.source))
             search.tell(index, trial.speed)
-        tuning.default_ms = tuning.default_ms or trials[0].ms
         return made
 
 

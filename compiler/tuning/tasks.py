@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from nnc.target import Target
 
 if TYPE_CHECKING:
     from nnc.lowering.kernels.unit import Unit
-    from nnc.lowering.layout import Blocks, Layouts
+    from nnc.lowering.layout import Blocks, Layer, Layouts
     from nnc.lowering.workload import Workload
 
 Progress = Callable[[str, int, int], None]
@@ -71,23 +71,18 @@ class Network:
         """The tasks in these layouts, in the order of the graph; pairs are one where `time` says that it is less."""
         fused = {one.made: (other, both) for one, other, both in self.layouts.fused(blocks, time)} if time else {}
         behind = {other.made for other, _ in fused.values()}
-        layers: dict[tuple[tuple[Workload, ...], Workload], list[tuple[str, ...]]] = {}
+        found: list[tuple[Workload, tuple[Layer, ...]]] = []
         for layer in self.layouts.layers:
-            key: tuple[tuple[Workload, ...], Workload] = (layer.workload,), layer.variant(blocks)
-            names: tuple[str, ...] = (layer.name,)
             if layer.made in fused:
                 second, both = fused[layer.made]
-                key, names = ((layer.workload, second.workload), both), (layer.name, second.name)
-            if layer.made not in behind:
-                layers.setdefault(key, []).append(names)
-        return [Task(bases, workload, tuple(names)) for (bases, workload), names in layers.items()]
+                found.append((both, (layer, second)))
+            elif layer.made not in behind:
+                found.append((layer.variant(blocks), (layer,)))
+        return _tasks(found)
 
     def expansions(self, blocks: Blocks) -> list[Task]:
         """The pairs in these layouts, each as one kernel."""
-        layers: dict[tuple[tuple[Workload, ...], Workload], list[tuple[str, ...]]] = {}
-        for one, other, both in self.layouts.expansions(blocks):
-            layers.setdefault(((one.workload, other.workload), both), []).append((one.name, other.name))
-        return [Task(bases, workload, tuple(names)) for (bases, workload), names in layers.items()]
+        return _tasks((both, (one, other)) for one, other, both in self.layouts.expansions(blocks))
 
     @cached_property
     def tasks(self) -> list[Task]:
@@ -104,6 +99,15 @@ class Network:
     def cheapest(self, time: Callable[[Workload], float]) -> list[Task]:
         """The tasks in the layouts that take the least time; infinite ones are not chosen over others."""
         return self.placed(self.layouts.cheapest(time), time)
+
+
+def _tasks(found: Iterable[tuple[Workload, tuple[Layer, ...]]]) -> list[Task]:
+    """A task for every workload and what it is compared with."""
+    layers: dict[tuple[tuple[Workload, ...], Workload], list[tuple[str, ...]]] = {}
+    for workload, computed in found:
+        bases = tuple(layer.workload for layer in computed)
+        layers.setdefault((bases, workload), []).append(tuple(layer.name for layer in computed))
+    return [Task(bases, workload, tuple(names)) for (bases, workload), names in layers.items()]
 
 
 def network(graph: gs.Graph, target: Target, threads: int | None, progress: Progress) -> Network:

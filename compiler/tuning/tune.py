@@ -2,9 +2,8 @@
 
 Every layer is timed in the unit's own blocks of channels first, then in wider ones, and pairs of layers as one kernel;
 from then on, those ways count in which the network takes the least time as far as is known (`nnc.lowering.layout`). A
-layer counts as often as its
-workload occurs. What is expected of it is its time now, times what its search expects of the next candidate; a layer
-that stops getting faster, or that takes no time, stops taking trials.
+layer counts as often as its workload occurs. What is expected of it is its time now, times what its search expects of
+the next candidate; a layer that stops getting faster, or that takes no time, stops taking trials.
 """
 
 from __future__ import annotations
@@ -177,7 +176,7 @@ def _next(network: Network, searches: Searches, clock: _Clock) -> tuple[Task, in
     for task in expected:
         if searches.is_new(task.workload):
             return task, _GLANCE
-    tuned = [_of(task, searches) for task in expected]
+    tuned = [_of(task, searches) for task in expected if not searches.is_refused(task.workload)]
     best = max(tuned, key=lambda each: each.ms * each.tuning.search.gain, default=None)
     total = sum(each.ms for each in tuned)
     if best is None or best.ms * best.tuning.search.gain <= _SMALLEST_GAIN * total:

@@ -180,7 +180,7 @@ def ranks(shop: Workshop) -> Iterator[Row]:
     found = []
     for task, plans in picked:
         functions = [task.workload.function(plan, network.unit) for plan in random.Random(0).sample(plans, PLANS)]
-        times = [np.median(each.times([each.load(one) for one in functions], ROUNDS), axis=0) for each in opened]
+        times = [np.median(list(each.times([each.load(one) for one in functions], ROUNDS)), axis=0) for each in opened]
         found.append(_spearman(*times))
         slower = times[0][times[1].argmin()] / times[0].min()
         measured = f"{found[-1]:.3f}; emulation's choice takes {slower:.2f} times the best"

@@ -403,6 +403,20 @@ def test_empty_tensors(compare: Compare) -> None:
     compare(net)
 
 
+def test_layers_of_constants(compare: Compare) -> None:
+    """What folding would compute, where a recipe does not fold."""
+    net = Draft()
+    image = net.constant(net.rng.normal(size=(1, 16, 4, 4)).astype(np.float32))
+    row = net.constant(net.rng.normal(size=(1, 8)).astype(np.float32))
+    matrix = net.constant(net.rng.normal(size=(8, 4)).astype(np.float32))
+    net.output(
+        net.add("Add", net.input(1, 24, 4, 4), net.conv(image, 16, 24, (1, 1))),
+        net.add("Add", net.input(1, 4), net.add("Gemm", row, matrix)),
+        net.add("Add", net.input(1, 16, 2, 2), net.add("MaxPool", image, kernel_shape=[2, 2], strides=[2, 2])),
+    )
+    compare(net)
+
+
 def test_integer_weights_become_floats(compare: Compare) -> None:
     net = Draft()
     x = net.input(1, 16, 5, 5)

@@ -7,7 +7,8 @@ import pytest
 from onnx.parser import parse_graph
 
 from nnc import graph as graphs
-from nnc.lowering.fuse import partition
+from nnc import testing
+from nnc.lowering.fuse import expansions, partition
 
 TEMPLATES = frozenset({"Conv", "MaxPool"})
 
@@ -55,3 +56,15 @@ def test_a_broadcast_does_not_join() -> None:
 def test_a_group_runs_after_its_last_operand() -> None:
     body = "a = Conv(x, W)  b = MaxPool<kernel_shape = [1, 1]>(x)  c = MaxPool<kernel_shape = [1, 1]>(b)  y = Add(a, c)"
     assert groups(body) in (["MaxPool", "MaxPool", "Conv+Add"], ["Conv", "MaxPool", "MaxPool+Add"])
+
+
+def test_pairs_are_found_where_a_shape_is_open() -> None:
+    text = """net (float[1, 8, 4, 4] x, int64[4] size) => (float[1, 8, h, w] y)
+        <float[8, 8, 1, 1] W, float[8, 1, 3, 3] D> {
+            r = Resize(x, , , size)
+            a = Conv(r, W)
+            y = Conv<pads = [1, 1, 1, 1], group = 8>(a, D)
+        }"""
+    graph = testing.graph(text)
+    ((first, second),) = expansions(graph, partition(graph, TEMPLATES))
+    assert (first.root.outputs[0].name, second.root.outputs[0].name) == ("a", "y")

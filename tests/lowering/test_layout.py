@@ -206,3 +206,30 @@ def test_only_layouts_of_which_all_times_are_known_are_chosen() -> None:
     wide = {layer.variant(other) for layer in made.layers}
     times = {**dict.fromkeys(default, 1.0), **dict.fromkeys(wide, 0.5)}
     assert made.cheapest(lambda workload: times.get(workload, math.inf)) == other | {"x": made.blocks[0]}
+
+
+def test_a_layer_that_nobody_timed_hides_no_times_of_others() -> None:
+    made = found(NET)
+    wide, unknown = made.uniform(made.blocks[1]), made.layers[1].workload.problem
+    times = {
+        **{layer.workload: 1.0 for layer in made.layers if layer.workload.problem != unknown},
+        **{layer.variant(wide): 0.5 for layer in made.layers if layer.workload.problem != unknown},
+    }
+    chosen = made.cheapest(lambda workload: times.get(workload, math.inf))
+    assert chosen[class_of(made, "f")] == made.blocks[1]
+
+
+def test_kernels_of_integers_keep_the_blocks_that_they_have() -> None:
+    made = found("""
+        net (float[1, 32, 8, 8] x) => (float[1, 32, 8, 8] y)
+        <int8[32, 32, 1, 1] W, float[32, 32, 1, 1] A, float s = {0.02}, int8 z = {0}>
+        {
+            q = QuantizeLinear(x, s, z)
+            d = DequantizeLinear(q, s, z)
+            w = DequantizeLinear(W, s, z)
+            a = Conv(d, w)
+            y = Conv(a, A)
+        }
+    """)
+    assert made.allowed[class_of(made, "a")] == made.blocks[:1]
+    assert made.allowed[class_of(made, "y")] == made.blocks

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from nnc.errors import NncError
+from nnc.tuning import measure
 from nnc.tuning.measure import Measurer, compared
 
 
@@ -50,21 +51,21 @@ def test_exact_times_are_taken_once() -> None:
 
 _DEVICE = """
 import os
+import time
 from dataclasses import dataclass
-import numpy as np
 from nnc.errors import NncError
 
 @dataclass(frozen=True)
 class Device:
     refuses: bool = False
     source: str = "measured"
+    exact: bool = True
+    seconds: float = 0.0
 
     def open(self, machine):
         if self.refuses:
             raise NncError("no board is free")
         return self
-
-    exact = True
 
     def load(self, function):
         if function == "abort":
@@ -74,7 +75,9 @@ class Device:
         return float(function)
 
     def times(self, kernels, rounds):
-        return np.array([kernels] * rounds)
+        for _ in range(rounds):
+            time.sleep(self.seconds)
+            yield kernels
 
 @dataclass(frozen=True)
 class Workload:
@@ -102,6 +105,14 @@ def test_a_plan_that_takes_the_process_down_costs_only_itself(devices: Any) -> N
         assert measurer.measure(devices.Workload(), ["1", "2"])[1].speed == 0.5
         with pytest.raises(NncError, match="the default plan can't be measured"):
             measurer.measure(devices.Workload(), ["abort", "1"])
+
+
+def test_patience_is_for_a_round_not_for_all(devices: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = devices.Device(exact=False, seconds=0.2)
+    with Measurer(device, SimpleNamespace(), {}) as measurer:
+        measurer.measure(devices.Workload(), ["1", "2"])  # the process has started
+        monkeypatch.setattr(measure, "PATIENCE", 1.0)
+        assert measurer.measure(devices.Workload(), ["1", "2"])[1].speed == 0.5
 
 
 def test_a_device_that_can_not_be_used_is_told(devices: Any) -> None:

@@ -178,7 +178,14 @@ def test_plans_that_are_none_of_a_workload_are_refused() -> None:
         default = task.workload.default(network.unit)
         content = json.loads(json.dumps(encoded(default)))
         assert task.workload.decoded(content, network.unit) == default
-        for wrong in ({}, {"template": "x"}, content | {"more": 1}, content | {"tile": 3}, content | {"columns": 999}):
+        for wrong in (
+            {},
+            {"template": "x"},
+            content | {"more": 1},
+            content | {"tile": 3},
+            content | {"columns": 999},
+            content | {"columns": [3]},
+        ):
             assert task.workload.decoded(wrong, network.unit) is None
 
 

@@ -16,11 +16,13 @@ import pytest
 from typer.testing import CliRunner
 
 from nnc import graph as graphs
+from nnc import target as targets
 from nnc import testing, verify
 from nnc.artifact import Artifact
 from nnc.cli import app
+from nnc.errors import NncError
 from nnc.session import Session
-from nnc.tuning import records
+from nnc.tuning import boards, records
 
 pytestmark = [
     pytest.mark.skipif(platform.machine() != "x86_64", reason="measures on this machine"),
@@ -133,6 +135,15 @@ def tracker() -> Iterator[int]:
     for process in started:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def test_a_board_that_nobody_has_is_not_waited_for_for_ever(
+    here: Path, tracker: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(boards, "_WAIT", 1)
+    opened = boards.Boards(targets.load("x86"), 1, boards.Tracker("127.0.0.1", tracker, "bord")).open({"kind": "llvm"})
+    with pytest.raises(NncError, match="no board 'bord' is free"):
+        list(opened.times([], 1))
 
 
 def test_boards_behind_a_tracker_measure(here: Path, tracker: int) -> None:

@@ -10,8 +10,9 @@ the first-level cache. So the largest images of inverted residual blocks are nei
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from math import ceil
 from typing import Any
@@ -61,7 +62,7 @@ class ExpandPlan:
 
 def best_plan(problem: Expand, unit: Unit) -> ExpandPlan:
     """The best plans of both, in as few bands as leave every thread a task."""
-    expand = conv2d.best_plan(problem.conv, unit)
+    expand = replace(conv2d.best_plan(problem.conv, unit), split="rows")  # bands are what its tasks share
     groups = problem.conv.batch * problem.conv.out_blocks // expand.tile.vectors
     bands = next((count for count in BANDS if groups * count % unit.threads == 0), BANDS[-1])
     return ExpandPlan(expand, depthwise.best_plan(problem.depthwise, unit).columns, bands)
@@ -195,11 +196,6 @@ def packed_shapes(problem: Expand, plan: ExpandPlan) -> list[tuple[int, ...]]:
     return [conv2d.packed_shape(problem.conv, plan.expand), depthwise.packed_shape(problem.depthwise)]
 
 
-def pack(W: np.ndarray, D: np.ndarray, problem: Expand, plan: ExpandPlan) -> list[np.ndarray]:
-    """The weights of both, `[out, in, 1, 1]` and `[out, 1, kh, kw]`, in the order in which the kernel reads them."""
-    return [conv2d.pack(W, problem.conv, plan.expand), depthwise.pack(D, problem.depthwise)]
-
-
-def in_blocks(problem: Expand, in_block: int, block: int) -> Expand:
-    conv = replace(problem.conv, in_block=in_block, block=block)
-    return Expand(conv, replace(problem.depthwise, block=block))
+def packs(W: np.ndarray, D: np.ndarray, problem: Expand, plan: ExpandPlan) -> list[Callable[[], np.ndarray]]:
+    """What packs the weights of both, `[out, in, 1, 1]` and `[out, 1, kh, kw]`, in the order in which they are read."""
+    return [partial(conv2d.pack, W, problem.conv, plan.expand), partial(depthwise.pack, D, problem.depthwise)]

@@ -81,7 +81,7 @@ def plans(problem: Gemm, unit: Unit) -> Iterator[GemmPlan]:
     lanes, few = lanes_of(unit), problem.rows <= FEW_ROWS
     depths = {even_share(problem.depth, unit.l2_bytes // share) for share in (1 << 8, 1 << 10)} | {problem.depth}
     for vectors in range(1, 9):
-        most = min(problem.rows, max(1, (unit.vector_registers - 1 - vectors) // vectors))
+        most = min(problem.rows, max_rows(vectors, lanes, unit))
         for rows in range(problem.rows if few else 1, most + 1):
             tiles = ceil(problem.rows / rows)
             for parts in {min(tiles, unit.threads * each) for each in (1, 2, 4)}:

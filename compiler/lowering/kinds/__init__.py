@@ -41,7 +41,9 @@ def decoded(content: Mapping[str, Any]) -> Plan | None:
             fields["tile"] = RegisterTile(**fields["tile"])
         if "expand" in fields:
             fields["expand"] = decoded({"template": "conv2d", **fields["expand"]})
-        return template(**fields)
+        plan = template(**fields)
+        hash(plan)  # a list, say, is no value of a field
+        return plan
     except (KeyError, TypeError):
         return None
 

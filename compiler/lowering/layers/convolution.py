@@ -56,7 +56,7 @@ def emit_depthwise(
         lowering,
         group,
         Kernel("depthwise" if zero is None else "int8_depthwise", problem, plan),
-        [source, template.pack(W, problem)],
+        [source, partial(template.pack, W, problem)],
         tail,
         (problem.batch, problem.blocks, *window.out_size, problem.block),
         lambda X, P, extras: template.compute(X, P, problem, plan, extras, tail.epilogue(extras), tail.dtype),
@@ -80,12 +80,13 @@ def expand_depthwise(lowering: Lowering, first: Group, second: Group) -> None:
     problem = expand.Expand(conv, depthwise.Depthwise(conv.batch, D.shape[0], windows[1], block, None, conv.dtype))
     both = Group([*first.nodes, *second.nodes], second.outputs)
     workloads = Workload.of(problem.conv, between), Workload.of(problem.depthwise, tail)
-    plan, count = lowering.plan(both, Expansion(*workloads), tail), len(between.operands)
+    plan = lowering.plan(both, Expansion(*workloads), tail, (first.root, second.root))
+    count = len(between.operands)
     emit(
         lowering,
         both,
         Kernel("expand_depthwise", (problem, between.key), plan),
-        [source, *expand.pack(W, D, problem, plan), *between.operands],
+        [source, *expand.packs(W, D, problem, plan), *between.operands],
         tail,
         (conv.batch, problem.depthwise.blocks, *windows[1].out_size, block),
         lambda X, P, Q, *rest: expand.compute(
@@ -153,7 +154,7 @@ def _winograd(
         lowering,
         group,
         Kernel("winograd", problem, plan),
-        [x, winograd.pack(W, plan)],
+        [x, partial(winograd.pack, W, plan)],
         tail,
         (problem.batch, problem.out_blocks, *problem.out_size, problem.block),
         lambda X, U, extras: winograd.compute(X, U, problem, plan, extras, tail.epilogue(extras), tail.dtype),
@@ -203,7 +204,7 @@ def direct_into(
         lowering,
         group,
         Kernel("conv2d", problem, plan),
-        [x, template.pack(W, problem, plan)],
+        [x, partial(template.pack, W, problem, plan)],
         tail,
         result.view(problem.out_shape),
         lambda X, P, extras: template.compute(X, P, problem, plan, extras, tail.epilogue(extras), tail.dtype),
@@ -217,7 +218,7 @@ def conv_transpose(lowering: Lowering, group: Group) -> bool:
     x, weights, bias = input_of(node, 0), array_of(node, 1), input_of(node, 2)
     if x is None or weights is None or weights.dtype not in FLOATS or x.dtype != weights.dtype:
         return False
-    if not has_phases(node, weights) or isinstance(x, gs.Constant):
+    if not has_phases(node, weights):
         return False
     tail = lowering.tail(group, along_channels(bias, 4), lowering.block, shape_of(node.outputs[0]))
     result = transposed_result(lowering, node, tail)

@@ -44,7 +44,7 @@ def windowed(node: gs.Node, block: int) -> pool.Pool | None:
 def whole(node: gs.Node, block: int) -> pool.Pool | None:
     """The problem that a pool or reduction of whole images is; None for other axes and ranks."""
     x = input_of(node, 0)
-    if x is None or not _is_image(x) or isinstance(x, gs.Constant):
+    if x is None or not _is_image(x):
         return None
     if node.op.startswith("Reduce") and reduced_axes(node) != [2, 3]:
         return None
@@ -61,7 +61,7 @@ def keeps_axes(node: gs.Node) -> bool:
 
 def global_pool(lowering: Lowering, group: Group) -> bool:
     """GlobalAveragePool, GlobalMaxPool, and ReduceMean or ReduceMax over rows and columns."""
-    node, problem = group.root, whole(group.root, lowering.block_of(group.outputs[0]))
+    node, problem = group.root, whole(group.root, lowering.block_of(group.root.inputs[0]))
     if problem is None:
         return False
     if not keeps_axes(node) and len(group.nodes) > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -54,12 +55,12 @@ def emit_product(lowering: Lowering, group: Group, x: Tensor, weights: Weights, 
         return
     problem = gemm.Gemm(rows, columns, depth, weights.W.dtype.name, weights.group if grouped else None)
     plan = lowering.plan(group, problem, tail)
-    packed = [gemm.pack(weights.scales, plan)] if weights.scales is not None and grouped else []
+    packed = [partial(gemm.pack, weights.scales, plan)] if weights.scales is not None and grouped else []
     emit(
         lowering,
         group,
         Kernel("gemm", problem, plan),
-        [x.view((rows, depth)), gemm.pack(weights.W, plan), *packed],
+        [x.view((rows, depth)), partial(gemm.pack, weights.W, plan), *packed],
         tail,
         (rows, columns),
         lambda A, P, *rest: gemm.compute(
@@ -87,7 +88,7 @@ def gemm_(lowering: Lowering, group: Group, product: Product = emit_product) -> 
 def matmul(lowering: Lowering, group: Group, product: Product = emit_product) -> bool:
     """MatMul of rows of floats with a constant matrix."""
     x, weights = input_of(group.root, 0), _weights(lowering, group.root)
-    if x is None or isinstance(x, gs.Constant) or weights is None or weights.W.ndim != 2 or len(shape_of(x)) < 2:
+    if x is None or weights is None or weights.W.ndim != 2 or len(shape_of(x)) < 2:
         return False
     product(lowering, group, lowering.plain(x), weights, None)
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -78,7 +79,7 @@ def _winograd(
         lowering,
         group,
         Kernel("int8_winograd", (problem, zero), plan),
-        [x, int8_winograd.pack(W, plan)],
+        [x, partial(int8_winograd.pack, W, plan)],
         tail,
         (problem.batch, problem.out_blocks, *problem.out_size, problem.block),
         lambda X, U, extras: int8_winograd.compute(
@@ -118,7 +119,7 @@ def _direct_into(
         lowering,
         group,
         Kernel("int8_conv2d", problem, plan),
-        [x, int8_conv2d.pack(W, problem, plan), int8_conv2d.starts(W, problem, plan)],
+        [x, partial(int8_conv2d.pack, W, problem, plan), partial(int8_conv2d.starts, W, problem, plan)],
         tail,
         result.view(problem.conv.out_shape),
         lambda X, P, S, extras: int8_conv2d.compute(X, P, S, problem, plan, tail.dtype, extras, tail.epilogue(extras)),
@@ -170,8 +171,8 @@ def _product(lowering: Lowering, group: Group, found: Factors) -> None:
         Kernel("int8_gemm", problem, plan),
         [
             whole_steps(lowering, group.root, lowering.plain(found.x).view((rows, depth))),
-            int8_gemm.pack(found.W, plan, dot),
-            int8_gemm.starts(found.W, found.quantization.zero, plan),
+            partial(int8_gemm.pack, found.W, plan, dot),
+            partial(int8_gemm.starts, found.W, found.quantization.zero, plan),
         ],
         tail,
         (rows, columns),

@@ -1,0 +1,77 @@
+"""Which workload is measured next, with a device that answers what it is told."""
+
+import platform
+from typing import Any
+
+import pytest
+
+from nnc import target as targets
+from nnc import testing
+from nnc.context import silent
+from nnc.tuning import records, tasks
+from nnc.tuning.measure import Trial, Unmeasurable
+from nnc.tuning.searches import Searches
+from nnc.tuning.tune import _Clock, _next
+
+pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="plans for this machine")
+
+NET = """
+net (float[1, 32, 8, 8] x) => (float[1, 32, 8, 8] y) <float[32, 32, 3, 3] A, float[32, 32, 1, 1] B>
+{
+    a = Conv<pads = [1, 1, 1, 1]>(x, A)
+    y = Conv(a, B)
+}
+"""
+X86 = targets.load("x86")
+
+
+class Told:
+    """Measures nothing: default plans take `default_ms`, others are `speed` times as fast."""
+
+    source = "measured"
+
+    def __init__(self) -> None:
+        self.default_ms, self.speed = 1.0, 1.0
+        self.refused: set[Any] = set()
+
+    def measure(self, workload: Any, plans: list[Any]) -> list[Trial]:
+        if workload in self.refused:
+            raise Unmeasurable("the default plan can't be measured", "none")
+        first = Trial(1.0, self.default_ms)
+        return [first, *(Trial(self.speed, self.default_ms / self.speed) for _ in plans[1:])]
+
+
+@pytest.fixture
+def network() -> tasks.Network:
+    return tasks.network(testing.graph(NET), X86, 1, silent)
+
+
+@pytest.fixture
+def searches(network: tasks.Network) -> Searches:
+    return Searches(network.unit, records.machine_of(X86, 1), [], [])
+
+
+def test_what_begins_to_fail_is_not_asked_for_again(network: tasks.Network, searches: Searches) -> None:
+    device = Told()
+    for task in [*network.tasks, *network.elsewhere]:
+        device.speed = 1.0 if task.is_default else 2.0
+        searches.measure(task.workload, device, 4, task.is_default)
+    clock, asked = _Clock(10_000, None, 0, silent), list[Any]()
+    device.refused = {task.workload for task in network.elsewhere}
+    while (found := _next(network, searches, clock)) is not None:
+        task, count = found
+        asked.append(task.workload)
+        searches.measure(task.workload, device, count, task.is_default)
+        assert len(asked) < 1000
+    again = [each for each in asked if each in device.refused]
+    assert len(again) == len(set(again)) > 0
+
+
+def test_times_of_batches_compare_through_the_default_plan(network: tasks.Network, searches: Searches) -> None:
+    device, workload = Told(), network.tasks[0].workload
+    quiet = searches.measure(workload, device, 2, True)
+    device.default_ms, device.speed = 1.5, 1.25  # the machine has become busy
+    busy = searches.measure(workload, device, 2, True)
+    assert {record.ms for record in quiet} == {1.0}
+    assert {record.ms for record in busy} == {1.0 / 1.25}
+    assert searches.time(workload) == min(record.ms for record in [*quiet, *busy] if record.ms)
