@@ -220,16 +220,17 @@ def test_a_layer_that_nobody_timed_hides_no_times_of_others() -> None:
 
 
 def test_kernels_of_integers_keep_the_blocks_that_they_have() -> None:
-    made = found("""
-        net (float[1, 32, 8, 8] x) => (float[1, 32, 8, 8] y)
-        <int8[32, 32, 1, 1] W, float[32, 32, 1, 1] A, float s = {0.02}, int8 z = {0}>
-        {
+    values = ", ".join(["1", "-1"] * 128)
+    made = found(f"""
+        net (float[1, 16, 8, 8] x) => (float[1, 32, 8, 8] y)
+        <int8[16, 16, 1, 1] W = {{{values}}}, float[32, 16, 1, 1] A, float s = {{0.02}}, int8 z = {{0}}>
+        {{
             q = QuantizeLinear(x, s, z)
             d = DequantizeLinear(q, s, z)
             w = DequantizeLinear(W, s, z)
             a = Conv(d, w)
             y = Conv(a, A)
-        }
+        }}
     """)
     assert made.allowed[class_of(made, "a")] == made.blocks[:1]
     assert made.allowed[class_of(made, "y")] == made.blocks
