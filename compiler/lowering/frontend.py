@@ -1,4 +1,4 @@
-"""Nodes through TVM's own ONNX frontend and legalization, with the default schedule.
+"""Nodes through TVM's own ONNX frontend and legalization.
 
 A node becomes a model of its own, with its constants as constants, so that all that depends on them is decided here.
 """
@@ -16,7 +16,6 @@ from tvm.relax.frontend.onnx import from_onnx
 
 from nnc.lowering import model
 from nnc.lowering.pieces import Refused, Shape, Value, Work, constant, reason
-from nnc.lowering.schedule import schedule
 
 OPERATORS = frozenset({
     "AffineGrid", "AveragePool", "Conv", "ConvTranspose", "DepthToSpace", "Einsum", "Expand", "GlobalLpPool",
@@ -85,7 +84,7 @@ class _Walk:
     def _call(self, function: tirx.PrimFunc, arguments: Any, kind: Any) -> Any:
         kinds = list(kind.fields) if isinstance(kind, relax.TupleType) else [kind]
         operands = [self._bound(argument, argument.ty) for argument in arguments]
-        made = self._work.add(schedule(function, self._work.unit), operands, [_type(each) for each in kinds])
+        made = self._work.add(self._work.scheduled(function), operands, [_type(each) for each in kinds])
         return made if isinstance(kind, relax.TupleType) else made[0]
 
 

@@ -1,12 +1,13 @@
 """Nodes without a template, on plain tensors of any type.
 
 Most operators have a kernel of their own in `operators/`, or are a few others in a row. What is left goes through TVM's
-ONNX frontend and gets the default schedule of `schedule.py`.
+ONNX frontend. Loops get the default schedule of `schedule.py`, or one that `nnc tune` found (`kinds/general.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import onnx
 import onnx_graphsurgeon as gs
 import tvm
 from onnx import helper, numpy_helper
+from tvm import tirx
 
 from nnc.errors import NncError
 from nnc.graph import OPSET
@@ -21,18 +23,25 @@ from nnc.lowering import frontend, model
 from nnc.lowering.kernels.unit import Unit
 from nnc.lowering.operators import MOVES, OPERATORS
 from nnc.lowering.pieces import Piece, Refused, Value, Work, constant, reason
+from nnc.lowering.schedule import schedule
 from nnc.proto import is_standard
 
 _OF_SHAPES = ("EyeLike", "Shape", "Size")
 
 
-def lower(node: gs.Node, unit: Unit, machine: tvm.target.Target, opset: int = OPSET) -> list[Piece]:
+def lower(
+    node: gs.Node,
+    unit: Unit,
+    machine: tvm.target.Target,
+    opset: int = OPSET,
+    scheduled: Callable[[tirx.PrimFunc], tirx.PrimFunc] | None = None,
+) -> list[Piece]:
     """The pieces that compute a node, in order.
 
-    `machine` is what TVM knows of the unit, `opset` the version that the node is written in. Raises NncError, naming
-    the node, where nnc can't lower it.
+    `machine` is what TVM knows of the unit, `opset` the version that the node is written in, and `scheduled` gives
+    loops a schedule (else nnc's default one). Raises NncError, naming the node, where nnc can't lower it.
     """
-    work = Work(node, unit, machine, opset)
+    work = Work(node, unit, machine, opset, scheduled or partial(schedule, unit=unit))
     try:
         return work.finish(results(work))
     except Refused as refusal:

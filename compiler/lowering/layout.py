@@ -174,7 +174,7 @@ def _common(blocks: Sequence[int], allowed: Sequence[set[int]]) -> tuple[int, ..
 
 
 def _layer(choice: Choice, class_of: Mapping[str, str]) -> Layer:
-    is_image = choice.workload.op in ("conv2d", "depthwise")
+    is_image = choice.workload.is_image
     reads = class_of.get(choice.reads) if is_image and choice.workload.reads_blocks else None
     writes = class_of.get(choice.writes) if is_image else None
     return Layer(choice.layers[0], choice.workload, reads, writes, choice.writes)

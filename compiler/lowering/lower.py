@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 import tvm
-from tvm import te
+from tvm import te, tirx
 
 from nnc import integers
 from nnc.lowering import fuse, generic, layers, views
@@ -29,9 +30,11 @@ from nnc.lowering.gpu import layers as gpu_layers
 from nnc.lowering.gpu.unit import Gpu
 from nnc.lowering.kernels import elementwise, relayout
 from nnc.lowering.kernels.unit import Unit, lanes_of
+from nnc.lowering.kinds import general
 from nnc.lowering.layout import Layouts
 from nnc.lowering.prepare import Prepared, prepared
 from nnc.lowering.program import ALIGNMENT, WIDE_ALIGNMENT, Call, Copy, Operand, Program, Tensor, Weights
+from nnc.lowering.schedule import is_large, schedule
 from nnc.lowering.shapes import dtype_of, shape_of
 from nnc.lowering.tail import Tail, block_constant
 from nnc.lowering.workload import Choice, Schedules, Unknown, Workload
@@ -190,9 +193,10 @@ class Lowering(Forms):
         plan = None if known is None else workload.decoded(known, self.unit)
         made = workload.default(self.unit) if plan is None else plan
         names = [node.name for node in roots or (group.root,)]
-        ends = group.root.inputs[0].name, group.outputs[0].name
-        tuned = plan is not None or group.outputs[0].name in self._layout or workload.op == "expand_depthwise"
-        self.program.choices.append(Choice(names, workload, made, tuned, *ends))
+        reads, writes = group.root.inputs[0].name if group.root.inputs else "", group.outputs[0].name
+        placed = workload.is_image and writes in self._layout
+        tuned = plan is not None or placed or workload.op == "expand_depthwise"
+        self.program.choices.append(Choice(names, workload, made, tuned, reads, writes))
         return made
 
     def call(
@@ -327,6 +331,15 @@ class Lowering(Forms):
         masked = block > 1 and out_shape[1] % block and not expression.is_finite
         return Tail(expression, tuple(operands), block, out_shape[1] if masked else None)
 
+    def _scheduled(self, node: gs.Node, function: tirx.PrimFunc) -> tirx.PrimFunc:
+        """A function of a node without a template, with the best schedule that is known."""
+        unit = self.unit.of("float32")
+        if type(unit) is not Unit or not is_large(function):
+            return schedule(function, unit)
+        problem, none = general.General.of(node.op, function), Tail(Expression(1, (), "float32"), (), PLAIN)
+        plan = self.plan(Group([node], list(node.outputs)), problem, none)
+        return general.scheduled(problem, plan, unit) if self._decisions.builds else function
+
     def _generic(self, node: gs.Node) -> None:
         """A node without a template: TVM's own lowering, on plain tensors, computing in float32."""
         variables = [tensor for tensor in node.inputs if not isinstance(tensor, gs.Constant) and not tensor.is_empty()]
@@ -338,7 +351,8 @@ class Lowering(Forms):
             source = self.plain(variables[value.index]) if value.kind == "input" else made[value.kind, value.index]
             return source.view(value.shape)
 
-        for piece in generic.lower(node, self.unit.of("float32"), self.machine, self._ready.graph.opset):
+        unit = self.unit.of("float32")
+        for piece in generic.lower(node, unit, self.machine, self._ready.graph.opset, partial(self._scheduled, node)):
             for value in piece.results:
                 made.setdefault((value.kind, value.index), Tensor(value.shape, value.dtype))
             results = [made[value.kind, value.index].view(value.shape) for value in piece.results]

@@ -15,7 +15,6 @@ from tvm import te, tirx
 
 from nnc.lowering import model
 from nnc.lowering.kernels.unit import Unit
-from nnc.lowering.schedule import schedule
 from nnc.lowering.shapes import dtype_of, shape_of
 
 Shape = tuple[int, ...]
@@ -72,6 +71,8 @@ class Work:
     unit: Unit
     machine: tvm.target.Target
     opset: int
+    scheduled: Callable[[tirx.PrimFunc], tirx.PrimFunc]
+    """Gives loops a schedule that have none."""
     pieces: list[Piece] = field(default_factory=list)
 
     # -- the node
@@ -137,16 +138,16 @@ class Work:
         return self.add(function, operands, results)
 
     def compute(self, operands: Sequence[Value], body: Callable[..., te.Tensor]) -> Value:
-        """The same of a computation without loops, which gets the default schedule."""
+        """The same of a computation that has no schedule."""
         function, results = _function(operands, lambda *ins: [body(*ins)])
-        return self.add(schedule(function, self.unit), operands, results)[0]
+        return self.add(self.scheduled(function), operands, results)[0]
 
     def apply(self, op: str, *operands: Value | None, outputs: int = 1, **attributes: Any) -> list[Value]:
         """Append the pieces of another node on values of this one; returns its outputs."""
         from nnc.lowering import generic
 
         node = model.typed(op, [_tensor(each) for each in operands], outputs, attributes, self.opset)
-        inner = Work(node, self.unit, self.machine, self.opset)
+        inner = Work(node, self.unit, self.machine, self.opset, self.scheduled)
         try:
             made = generic.results(inner)
         except Refused as refusal:

@@ -56,6 +56,19 @@ def schedule(function: tirx.PrimFunc, unit: Unit) -> tirx.PrimFunc:
     return state.mod["main"]
 
 
+def module_of(function: tirx.PrimFunc) -> tvm.IRModule:
+    """A copy of a function as "main": the steps of a schedule change what they find, whoever else holds it."""
+    module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
+    return tvm.ir.load_json(tvm.ir.save_json(module))
+
+
+def is_large(function: tirx.PrimFunc) -> bool:
+    """Whether a function, which has no schedule yet, has a nest that `schedule` shares among the threads."""
+    state = s_tir.Schedule(module_of(function))
+    _inline(state)
+    return any(_nest(state, state.get_sblock(name)).is_large for name in _blocks(state))
+
+
 def schedule_threads(function: tirx.PrimFunc) -> tirx.PrimFunc:
     """The same function as one kernel per nest: a thread per element, which computes a whole sum in a register."""
     state = s_tir.Schedule(tvm.IRModule({"main": function.with_attr("global_symbol", "main")}))

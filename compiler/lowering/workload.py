@@ -9,11 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
-from tvm import te, tirx
+from tvm import tirx
 
 from nnc.lowering import kinds
 from nnc.lowering.expression import Expression
@@ -65,6 +64,11 @@ class Workload:
         return as_json({"op": self.op, "problem": self._kind.described(self.problem), "epilogue": epilogue})
 
     @property
+    def is_image(self) -> bool:
+        """Whether it makes an image in blocks of any size."""
+        return self.op in ("conv2d", "depthwise")
+
+    @property
     def reads_blocks(self) -> bool:
         """Whether what is read is an image in blocks of channels."""
         return getattr(self.problem, "in_block", self.block) > 1
@@ -102,16 +106,11 @@ class Workload:
     def decoded(self, content: Mapping[str, Any], unit: Unit) -> Plan | None:
         """The plan that `encoded` wrote; None where it is none of this workload on this unit."""
         plan = kinds.decoded(content)
-        return plan if plan is not None and plan in _space(self, unit) else None
+        return plan if plan is not None and self._kind.holds(self, plan, unit) else None
 
     def function(self, plan: Plan, unit: Unit) -> tirx.PrimFunc:
         """The kernel: of its input, packed weights, what the epilogue reads, and the result."""
-        shapes, compute = self._kind.kernel(self, plan)
-        tail = self._kind.tail(self, plan)
-        read = [*shapes, *((tuple(each.shape), str(each.dtype)) for each in tail.operands)]
-        tensors = [te.placeholder(shape, name=f"p{i}", dtype=dtype) for i, (shape, dtype) in enumerate(read)]
-        operands, extras = tensors[: len(shapes)], tensors[len(shapes) :]
-        return te.create_prim_func([*tensors, compute(*operands, extras, tail.epilogue(extras), tail.dtype)])
+        return self._kind.function(self, plan, unit)
 
 
 @dataclass(frozen=True)
@@ -147,8 +146,3 @@ class Unknown:
 
     def time(self, workload: Workload) -> float:
         return math.inf
-
-
-@cache
-def _space(workload: Workload, unit: Unit) -> frozenset[Plan]:
-    return frozenset(workload.plans(unit))

@@ -8,6 +8,7 @@ drawn already (Ginsbourger et al., "Kriging Is Well-Suited to Parallelize Optimi
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -31,6 +32,7 @@ class Search:
         cost = np.log(np.maximum(np.asarray(estimates, np.float64), 1e-300))
         self._prior = PRIOR * np.clip(cost[0] - cost, -1.0, 1.0)
         self._points = features(self.plans)
+        self._places = {_canonical(plan): index for index, plan in enumerate(self.plans)}
         self._first: list[int] = []
 
     def start(self, plans: Iterable[Mapping[str, Any]]) -> None:
@@ -38,6 +40,10 @@ class Search:
         joint = features([*self.plans, *plans])
         for point in joint[len(self.plans) :]:
             self._first.append(int(np.argmin(np.abs(joint[: len(self.plans)] - point).sum(1))))
+
+    def place(self, plan: Mapping[str, Any]) -> int | None:
+        """The index of a plan; None where it is no candidate."""
+        return self._places.get(_canonical(plan))
 
     def tell(self, index: int, speed: float | None) -> None:
         """Record how many times faster than the default a plan is; None: it can't be built."""
@@ -90,6 +96,10 @@ class Search:
         mean = self._prior + across @ (inverse @ (values - self._prior[at]))
         variance = SPREAD**2 - np.einsum("ij,jk,ik->i", across, inverse, across)
         return mean, np.sqrt(np.maximum(variance, 1e-8))
+
+
+def _canonical(plan: Mapping[str, Any]) -> str:
+    return json.dumps(plan, sort_keys=True)
 
 
 def _kernel(left: np.ndarray, right: np.ndarray) -> np.ndarray:

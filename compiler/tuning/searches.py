@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from nnc.target import Target
 from nnc.tuning import records
+from nnc.tuning.drawn import Drawn
 from nnc.tuning.measure import Measurer, Unmeasurable
 from nnc.tuning.records import Record
 from nnc.tuning.search import Search
@@ -24,8 +26,7 @@ class Tuning:
     """The search for one workload's plan."""
 
     workload: Workload
-    plans: list[Any]
-    search: Search
+    search: Search | Drawn
     default_ms: float | None = None
 
     @property
@@ -41,9 +42,10 @@ class Tuning:
 class Searches:
     """A search for every workload that is asked for."""
 
-    def __init__(self, unit: Unit, machine: records.Json, done: Iterable[Record], known: Iterable[Record]) -> None:
+    def __init__(self, unit: Unit, target: Target, done: Iterable[Record], known: Iterable[Record]) -> None:
         """What is `done` counts as trials; the best of what is `known` is where searches start from."""
-        self._unit, self._machine = unit, machine
+        self._unit, self._target = unit, target
+        self._machine = records.machine_of(target, unit.threads)
         self._done: dict[str, list[Record]] = {}
         for record in done:
             self._done.setdefault(records.canonical(record.workload), []).append(record)
@@ -58,20 +60,23 @@ class Searches:
 
     def _start(self, workload: Workload) -> Tuning:
         """The search of a workload: what is done of it, and a start from what is known of it or of the nearest one."""
-        from nnc.lowering.kinds import encoded
-
-        plans = workload.plans(self._unit)
-        content = [encoded(plan) for plan in plans]
-        tuning = Tuning(workload, plans, Search(content, workload.estimates(plans, self._unit)))
-        index = {records.canonical(plan): place for place, plan in enumerate(content)}
-        key = workload.key
+        tuning, key = Tuning(workload, self._search(workload)), workload.key
         for record in self._done.get(records.canonical(key), []):
-            place = index.get(records.canonical(record.plan))
+            place = tuning.search.place(record.plan)
             if place is not None:
                 tuning.search.tell(place, record.speed)
                 tuning.default_ms = record.ms if place == 0 else tuning.default_ms
         tuning.search.start(record.plan for record in nearest(key, self._known))
         return tuning
+
+    def _search(self, workload: Workload) -> Search | Drawn:
+        """Among the plans of a template, or the schedules that MetaSchedule draws where there is none."""
+        from nnc.lowering.kinds import encoded
+
+        if workload.op == "general":
+            return Drawn(workload, self._unit, self._target.unit.tvm)
+        plans = workload.plans(self._unit)
+        return Search([encoded(plan) for plan in plans], workload.estimates(plans, self._unit))
 
     @property
     def trials(self) -> int:
@@ -106,11 +111,13 @@ class Searches:
         Where the default plan can't be measured, raises NncError if that is `required`; otherwise there are no records,
         and the workload is not asked for again.
         """
+        from nnc.lowering.kinds import decoded
+
         tuning, search = self.of(workload), self.of(workload).search
         chosen = [index for index in search.propose(count) if index != 0]
         indices = [0, *([search.best[0]] if search.best[0] else []), *chosen]
         try:
-            trials = measurer.measure(workload, [tuning.plans[index] for index in indices])
+            trials = measurer.measure(workload, [decoded(search.plans[index]) for index in indices])
         except Unmeasurable:
             if required:
                 raise

@@ -38,6 +38,8 @@ class Task:
         if op == "expand_depthwise":
             first, second = (Task((each,), each, ()).name for each in (problem.first, problem.second))
             return f"{first} + {second}"
+        if op == "general":
+            return f"{problem.operator} {' '.join(map(units.shape, problem.shapes))}"
         if op.endswith("gemm"):
             return f"{op} {problem.rows} x {problem.depth} -> {problem.columns}"
         conv = getattr(problem, "conv", problem)
@@ -51,9 +53,14 @@ class Task:
         return self.bases == (self.workload,)
 
     @property
+    def is_required(self) -> bool:
+        """Whether the network can't be tuned where this can't be measured: kernels may want values of some kind."""
+        return self.is_default and self.workload.op != "general"
+
+    @property
     def layout(self) -> str:
         """Of the images, 'NCHW8c', or 'NCHW4c -> NCHW8c' where they differ."""
-        if self.workload.op.endswith("gemm"):
+        if self.workload.op.endswith("gemm") or self.workload.op == "general":
             return "plain"
         conv = getattr(self.workload.problem, "conv", self.workload.problem)
         blocks = [getattr(conv, "in_block", self.workload.block), self.workload.block]

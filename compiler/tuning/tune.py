@@ -78,7 +78,7 @@ class Tuned:
             "tuned_ms": self.tuning.ms,
             "speedup": self.speed,
             "trials": len(self.tuning.search.measured),
-            "candidates": len(self.tuning.plans),
+            "candidates": len(self.tuning.search.plans),
             "plan": self.tuning.best,
         }
 
@@ -136,7 +136,7 @@ def tune(
     machine = records.machine_of(target, network.unit.threads)
     known = [record for record in records.read(file, warn) if record.machine == machine]
     others = [record for record in records.shipped(warn) if records.alike(record, machine)]
-    searches = Searches(network.unit, machine, known if resume else [], [*known, *others])
+    searches = Searches(network.unit, target, known if resume else [], [*known, *others])
     for task in [*network.tasks, *network.elsewhere]:
         searches.of(task.workload)
     most = budget.trials or (TRIALS * len(network.tasks) if budget.seconds is None else None)
@@ -146,7 +146,7 @@ def tune(
             task, count = found
             clock.show(_tuned(network, searches), task)
             before = searches.trials
-            records.append(file, searches.measure(task.workload, measurer, min(count, clock.left), task.is_default))
+            records.append(file, searches.measure(task.workload, measurer, min(count, clock.left), task.is_required))
             clock.trials += searches.trials - before
     clock.finish()
     return Result(_tuned(network, searches), clock.trials, clock.seconds, file, device.source)

@@ -8,7 +8,7 @@ import pytest
 from nnc import target as targets
 from nnc import testing
 from nnc.context import silent
-from nnc.tuning import records, tasks
+from nnc.tuning import tasks
 from nnc.tuning.measure import Trial, Unmeasurable
 from nnc.tuning.searches import Searches
 from nnc.tuning.tune import _Clock, _next
@@ -48,7 +48,7 @@ def network() -> tasks.Network:
 
 @pytest.fixture
 def searches(network: tasks.Network) -> Searches:
-    return Searches(network.unit, records.machine_of(X86, 1), [], [])
+    return Searches(network.unit, X86, [], [])
 
 
 def test_what_begins_to_fail_is_not_asked_for_again(network: tasks.Network, searches: Searches) -> None:

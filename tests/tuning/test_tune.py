@@ -144,6 +144,7 @@ def test_a_board_that_nobody_has_is_not_waited_for_for_ever(
     opened = boards.Boards(targets.load("x86"), 1, boards.Tracker("127.0.0.1", tracker, "bord")).open({"kind": "llvm"})
     with pytest.raises(NncError, match="no board 'bord' is free"):
         list(opened.times([], 1))
+    opened._folder.cleanup()
 
 
 def test_boards_behind_a_tracker_measure(here: Path, tracker: int) -> None:

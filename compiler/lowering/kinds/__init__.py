@@ -15,6 +15,7 @@ from nnc.lowering.kernels.int8_gemm import Int8Gemm
 from nnc.lowering.kernels.registers import RegisterTile
 from nnc.lowering.kinds.expansion import Expansion, Expansions
 from nnc.lowering.kinds.floats import Convolutions, Depthwises, Products
+from nnc.lowering.kinds.general import General, Generals, Trace
 from nnc.lowering.kinds.integers import Int8Convolutions, Int8Products
 from nnc.lowering.kinds.kind import Kind, Plan
 
@@ -25,6 +26,7 @@ KINDS: dict[type, Kind] = {
     Int8Conv2d: Int8Convolutions(),
     Int8Gemm: Int8Products(),
     Expansion: Expansions(),
+    General: Generals(),
 }
 
 
@@ -55,5 +57,6 @@ _TEMPLATES: dict[str, Any] = {
     "gemm": GemmPlan,
     "int8_conv2d": int8_conv2d.Int8Plan,
     "expand_depthwise": expand.ExpandPlan,
+    "general": Trace,
 }
 _NAMES = {template: name for name, template in _TEMPLATES.items()}

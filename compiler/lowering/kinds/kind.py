@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from tvm import te
+from tvm import te, tirx
 
 from nnc.lowering.kernels import winograd
 from nnc.lowering.kernels.conv2d import Conv2d
@@ -40,8 +41,21 @@ class Kind:
         """What a plan is expected to take, up to a factor; equal where the template does not tell plans apart."""
         return 1.0
 
+    def holds(self, workload: Workload, plan: Plan, unit: Unit) -> bool:
+        """Whether a plan is one of the workload's."""
+        return plan in _space(workload, unit)
+
     def kernel(self, workload: Workload, plan: Plan) -> Kernel:
         raise NotImplementedError
+
+    def function(self, workload: Workload, plan: Plan, unit: Unit) -> tirx.PrimFunc:
+        """The kernel: of its input, packed weights, what the epilogue reads, and the result."""
+        shapes, compute = self.kernel(workload, plan)
+        tail = self.tail(workload, plan)
+        read = [*shapes, *((tuple(each.shape), str(each.dtype)) for each in tail.operands)]
+        tensors = [te.placeholder(shape, name=f"p{i}", dtype=dtype) for i, (shape, dtype) in enumerate(read)]
+        operands, extras = tensors[: len(shapes)], tensors[len(shapes) :]
+        return te.create_prim_func([*tensors, compute(*operands, extras, tail.epilogue(extras), tail.dtype)])
 
     def tail(self, workload: Workload, plan: Plan) -> Tail:
         return workload.tail
@@ -64,6 +78,11 @@ class Kind:
     def channels(self, problem: Any) -> int:
         """Of the result."""
         raise NotImplementedError
+
+
+@cache
+def _space(workload: Workload, unit: Unit) -> frozenset[Plan]:
+    return frozenset(workload.plans(unit))
 
 
 def flattens(conv: Conv2d, workload: Workload) -> bool:
