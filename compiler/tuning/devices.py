@@ -92,14 +92,14 @@ class _Here:
     def __init__(self, machine: Any, threads: int, cache_bytes: int) -> None:
         self._machine, self._threads, self._cache_bytes = machine, threads, cache_bytes
 
-    def load(self, function: Any) -> _Loaded:
+    def load(self, function: Any) -> Loaded:
         import tvm
 
         made = compiled(function, self._machine)
         arguments = _arguments(arrays(function), self._cache_bytes, tvm.runtime.tensor)
-        return _Loaded(made, made[KERNEL], arguments, self._threads)
+        return Loaded(made, made[KERNEL], arguments, self._threads)
 
-    def times(self, kernels: Sequence[_Loaded], rounds: int) -> Iterator[list[float]]:
+    def times(self, kernels: Sequence[Loaded], rounds: int) -> Iterator[list[float]]:
         counts = [ceil(_SLICE / max(1e-9, min(kernel.run(1) for _ in range(_WARM_UP)))) for kernel in kernels]
         turns = list(zip(kernels, counts, strict=True))
         for _ in range(rounds):
@@ -121,7 +121,7 @@ def random_array(rng: np.random.Generator, shape: Shape, dtype: str) -> np.ndarr
     return rng.integers(0, 100, shape).astype(kind) if kind.kind in "iu" else rng.random(shape, np.float32).astype(kind)
 
 
-class _Loaded:
+class Loaded:
     """A kernel and what it is called with."""
 
     def __init__(self, module: Any, function: Any, arguments: list[list[Any]], threads: int) -> None:
@@ -129,17 +129,18 @@ class _Loaded:
         self._next = 0
 
     def run(self, count: int) -> float:
-        """Seconds of one of `count` calls in which the threads were on cores.
+        """Seconds of one of `count` calls, less those in which another process had the cores.
 
-        Threads that wait for each other spin, so that this is how long calls take, on a machine with nothing else to
-        do; threads that wait for another process's turn to end do not count.
+        The calling thread spins where it waits for others, so that its time on a core is how long a call takes; the
+        mean of all threads' times is as much where it had to give its core away meanwhile. Threads that find nothing to
+        do sleep: that mean alone would take a kernel that one thread computes for half as long as it is.
         """
         calls = [self._arguments[(self._next + i) % len(self._arguments)] for i in range(count)]
         self._next += count
-        started = time.process_time()
+        caller, all_ = time.thread_time(), time.process_time()
         for arguments in calls:
             self._function(*arguments)
-        return (time.process_time() - started) / count / self._threads
+        return max(time.thread_time() - caller, (time.process_time() - all_) / self._threads) / count
 
 
 @dataclass(frozen=True)

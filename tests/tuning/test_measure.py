@@ -1,5 +1,6 @@
 """Measuring: noise that only adds does not move a ratio, and a plan that kills the process costs only itself."""
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from nnc.errors import NncError
+from nnc.tuning import devices as devices_
 from nnc.tuning import measure
 from nnc.tuning.measure import Measurer, compared
 
@@ -119,3 +121,12 @@ def test_a_device_that_can_not_be_used_is_told(devices: Any) -> None:
     measurer = Measurer(devices.Device(refuses=True), SimpleNamespace(), {})
     with measurer, pytest.raises(NncError, match="no board is free"):
         measurer.measure(devices.Workload(), ["1"])
+
+
+def test_a_kernel_of_one_thread_takes_as_long_as_it_does() -> None:
+    def busy() -> None:
+        until = time.thread_time() + 0.01
+        while time.thread_time() < until:
+            pass
+
+    assert devices_.Loaded(None, busy, [[]], threads=2).run(3) == pytest.approx(0.01, rel=0.1)
