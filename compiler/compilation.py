@@ -1,6 +1,7 @@
 """The flow behind `nnc compile`, `nnc plan` and `nnc bisect`: model and recipe in, a folder of results out."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -69,6 +70,7 @@ def _compile(job: Job, graph: gs.Graph, context: Context, folder: OutputFolder) 
     if library is not None:
         folder.remember("library", library["key"], library)
     checkpoints.prune(keys)
+    shutil.rmtree(folder.training, ignore_errors=True)  # what its epochs led to is in the checkpoints
     return result
 
 

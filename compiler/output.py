@@ -44,6 +44,11 @@ class OutputFolder:
     def checkpoints(self) -> Path:
         return self.hidden / "passes"
 
+    @property
+    def training(self) -> Path:
+        """Where epochs are kept until a compile is complete."""
+        return self.hidden / "training"
+
     def publish(self, files: Iterable[str]) -> None:
         """Move the staged files into place, LOCK last; `files` are all of the compile, those of earlier ones go."""
         kept = set(files)
@@ -112,8 +117,8 @@ def as_json(value: Value) -> Value:
 def opened(path: Path) -> Iterator[OutputFolder]:
     """The folder for one compile at a time.
 
-    On an error, folders that were made here disappear again and those that were there keep what they held; an
-    interrupted compile leaves its checkpoints too.
+    On an error, folders that were made here disappear again, unless they hold epochs of training, which are worth more
+    than a clean place. Folders that were there keep what they held; an interrupted compile leaves its checkpoints too.
     """
     if path.exists() and not path.is_dir():
         raise NncError(f"{path}: a file, not a folder", "choose another output folder with -o")
@@ -123,11 +128,11 @@ def opened(path: Path) -> Iterator[OutputFolder]:
         with _alone(folder.hidden / "running", path), _staged(folder.staging):
             yield folder
     except OSError as error:
-        _remove(made)
+        _clear(folder, made)
         ours = error.filename is None or Path(error.filename).is_relative_to(folder.hidden)
         raise NncError(f"{path if ours else error.filename}: {reason(error)}") from error
     except Exception:
-        _remove(made)
+        _clear(folder, made)
         raise
 
 
@@ -153,9 +158,9 @@ def _first_missing(path: Path) -> Path | None:
     return missing[-1] if missing else None
 
 
-def _remove(folder: Path | None) -> None:
-    if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)
+def _clear(folder: OutputFolder, made: Path | None) -> None:
+    if made is not None and not any(folder.training.glob("*.pt")):
+        shutil.rmtree(made, ignore_errors=True)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ these differ is the pass searched for that moved them. Every step is kept as a c
 starts after the last pass that did not change.
 """
 
+import errno
 import inspect
 import time
 import traceback
@@ -21,6 +22,9 @@ from nnc.checkpoint import Checkpoints
 from nnc.context import Context, Explanation
 from nnc.errors import NncError
 from nnc.rewrite import Pass
+
+#: What the system says of a disk that takes no more.
+_FULL = (errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EROFS)
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,8 @@ def run(
 ) -> tuple[gs.Graph, list[Row]]:
     """Apply `passes` to `graph`; returns the graph after the last one and a row for each.
 
-    Raises PassFailed when a pass raises, leaves an invalid graph, or is called exact and moves the outputs.
+    Raises PassFailed when a pass raises, leaves an invalid graph, or is called exact and moves the outputs; not where
+    memory or the disk ran out, whose MemoryError or OSError it lets through.
     """
     _check_data(passes, context)
     context.imported = context.imported or graph
@@ -176,9 +181,16 @@ def _apply(pass_: Pass, given: _Copy, context: Context) -> _Step:
     except verify.BrokenGraph as error:
         raise PassFailed(pass_, graph, f"the graph after it is not valid: {error}") from error
     except Exception as error:
+        if _ran_out(error):
+            raise
         raise PassFailed(pass_, graph, f"{type(error).__name__}: {error}{_line(pass_, error)}") from error
     skipped = list(context.skipped.values())
     return _Step(pass_, graph, after if changed else graph, changed, seconds, skipped, context.explanation)
+
+
+def _ran_out(error: Exception) -> bool:
+    """Whether the machine was too small for the pass: no bug, and a reproduction would only fill it more."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _FULL)
 
 
 def _links(graph: gs.Graph) -> list[tuple[object, ...]]:

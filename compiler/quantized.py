@@ -1,5 +1,6 @@
 """Quantization: what the passes share that place integers, which is their parameters."""
 
+from fnmatch import fnmatchcase
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -41,3 +42,8 @@ class QuantizingPass(Pass):
     layers: dict[str, LayerOptions] = Field({}, description="other options for layers, by name or glob")
     include: tuple[str, ...] = Field(("*",), description="quantize only layers whose name fits one of these globs")
     exclude: tuple[str, ...] = Field((), description="leave layers in floats whose name fits one of these globs")
+
+    def _options(self, name: str) -> LayerOptions:
+        """Of the entries of `layers` that fit a name, the last."""
+        fitting = [options for glob, options in self.layers.items() if fnmatchcase(name, glob)]
+        return fitting[-1] if fitting else LayerOptions()

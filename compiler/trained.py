@@ -29,26 +29,25 @@ class TrainingPass(Options, Pass):
         """Accuracy says whether training went well; who learns from a teacher may have no labels."""
         return ("train",) if self.distill else ("train", "test")
 
-    def plan(self, context: Context, name: str | None = None) -> Plan:
+    def plan(self, context: Context) -> Plan:
         """What the loop of nnc.training is told."""
         from nnc.training.loop import Plan
 
-        folder = context.store.hidden / "training" if isinstance(context.store, OutputFolder) else None
+        folder = context.store.training if isinstance(context.store, OutputFolder) else None
         teacher = self._teacher(context) if self.distill else None
-        progress = context.progress
-        return Plan(name or self.name, self, context.train, context.seed, teacher, folder, progress)
+        return Plan(self.name, self, context.train, context.seed, teacher, folder, context.progress)
 
     def _teacher(self, context: Context) -> gs.Graph:
         """[data]'s teacher, or the model before the first pass."""
+        assert context.imported is not None, "the pipeline has started"
         if context.teacher is None:
-            assert context.imported is not None, "the pipeline has started"
             return context.imported
-        assert context.imported is not None
         shapes = {tensor.name: list(tensor.shape) for tensor in context.imported.inputs}
         try:
             return graphs.load(context.teacher, shapes)
         except NncError as error:
-            raise NncError(f"teacher: {error.message}", error.hint) from error
+            message = error.message.removeprefix("--shape: ")  # nobody gave the option: shapes are the model's
+            raise NncError(f"teacher: {message}", error.hint) from error
 
     def planned_only(self, graph: gs.Graph, context: Context) -> bool:
         """Whether nothing is trained, but only told what would be; says so."""

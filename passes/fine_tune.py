@@ -16,7 +16,8 @@ class FineTune(TrainingPass):
     Trained, with SGD or AdamW, a learning rate that falls along a cosine, and images that are cut and mirrored at
     random. BatchNormalization takes the statistics of the training data; where it is folded, layers are trained with
     their bias. With `distill`, the network learns from the one that the recipe began with, or from [data]'s teacher,
-    and needs no labels. Every epoch is kept in the output folder: a compile that was killed goes on from there.
+    and needs no labels. Where a network ends in Softmax, the loss is of what that reads. Every epoch is kept in the
+    output folder until the compile is complete: one that was killed goes on from there.
     Declines nothing; integers are not trained.
 
     Reference: Hinton, Vinyals, Dean, Distilling the knowledge in a neural network, 2015; Heo et al., Knowledge

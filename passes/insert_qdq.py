@@ -14,7 +14,7 @@ from nnc.errors import NncError
 from nnc.measure import macs, params
 from nnc.quantize import Placement, Scheme, precision
 from nnc.quantize.precision import DropBudget
-from nnc.quantized import LayerOptions, QuantizingPass
+from nnc.quantized import QuantizingPass
 from nnc.rewrite import Context, Effect, selected
 
 #: The opset of ONNX from which on neighbours along an axis can share a scale.
@@ -173,11 +173,6 @@ class InsertQdq(QuantizingPass):
     def _is_weight_only(self, node: gs.Node) -> bool:
         own = self._options(node.name).weight_only
         return self.weight_only if own is None else own
-
-    def _options(self, name: str) -> LayerOptions:
-        """Of the entries that fit a name, the last."""
-        fitting = [options for glob, options in self.layers.items() if fnmatchcase(name, glob)]
-        return fitting[-1] if fitting else LayerOptions()
 
     def _refusal(self, node: gs.Node, kept: Collection[str]) -> str | None:
         if not selected(node.name, self.include, self.exclude) or self._options(node.name).keep_float:

@@ -48,7 +48,9 @@ class TrainQuantized(QuantizingPass, TrainingPass):
     def run(self, graph: gs.Graph, context: Context) -> int:
         from nnc.training.fake_quantization import FakeQuantization
         from nnc.training.loop import train
+        from nnc.training.module import GraphModule
 
+        GraphModule(graph)  # what can't be trained is told before any work
         changed = FoldBatchNorm.model_validate({}).run(graph, context)
         floats, known = _floats(graph), set(quantize.layers(graph))
         changed += self._insertion(graph).run(graph, self._calibrated(context))
@@ -64,14 +66,15 @@ class TrainQuantized(QuantizingPass, TrainingPass):
     def _insertion(self, graph: gs.Graph) -> InsertQdq:
         """insert-qdq with the options of this pass, and more bits for the first and the last layer."""
         given = self.model_dump(include=set(InsertQdq.model_fields) - {"samples", "layers"})
-        ends = {escape(name): self._end() for name in _ends(graph)}
-        return InsertQdq.model_validate(
-            given | {"samples": self.calibration_samples, "layers": {**ends, **self.layers}}
-        )
+        ends = {escape(name): self._end(self._options(name)) for name in _ends(graph)}
+        others = {glob: options for glob, options in self.layers.items() if glob not in ends}
+        return InsertQdq.model_validate(given | {"samples": self.calibration_samples, "layers": {**others, **ends}})
 
-    def _end(self) -> LayerOptions:
-        weights, activations = (max(bits, self.ends_bits) for bits in (self.weight_bits, self.activation_bits))
-        return LayerOptions(weight_bits=weights, activation_bits=activations)
+    def _end(self, given: LayerOptions) -> LayerOptions:
+        """What `layers` gives for the first or the last layer; the bits that it leaves open are those of the ends."""
+        weights = given.weight_bits or max(self.weight_bits, self.ends_bits)
+        activations = given.activation_bits or max(self.activation_bits, self.ends_bits)
+        return given.model_copy(update={"weight_bits": weights, "activation_bits": activations})
 
     def _calibrated(self, context: Context) -> Context:
         """With training data in place of calibration data, where these are missing; their ranges are not kept."""
@@ -86,9 +89,8 @@ def _floats(graph: gs.Graph) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
         if not is_standard(node, *LAYERS) or not constants:
             continue
         alpha, beta = (node.attrs.get(name, 1.0) if node.op == "Gemm" else 1.0 for name in ("alpha", "beta"))
-        bias, channels = node.inputs[2] if len(node.inputs) > 2 else None, node.outputs[0].shape[1]
-        B = None
-        if isinstance(bias, gs.Constant) and bias.values.size in (1, channels):
+        bias, B = node.inputs[2] if len(node.inputs) > 2 else None, None
+        if isinstance(bias, gs.Constant) and bias.values.size in (1, channels := node.outputs[0].shape[1]):
             B = np.broadcast_to(bias.values.reshape(-1) * beta, (channels,))
         found[node.name] = (constants[0].values * alpha, B)
     return found

@@ -1,5 +1,6 @@
 """The output folder: all files of a compile appear together, or none."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,21 @@ def test_an_error_removes_only_folders_that_were_new(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         stopped(tmp_path / "a" / "b", ZeroDivisionError())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError(), OSError(errno.ENOSPC, "No space left on device")])
+def test_an_error_leaves_epochs_of_training(tmp_path: Path, error: Exception) -> None:
+    def train() -> None:
+        with output.opened(tmp_path / "out") as folder:
+            folder.training.mkdir()
+            (folder.training / "run.pt").write_bytes(b"epochs")
+            raise error
+
+    with pytest.raises((ZeroDivisionError, NncError)):
+        train()
+    left = output.OutputFolder(tmp_path / "out")
+    assert (left.training / "run.pt").exists()
+    assert not left.staging.exists()
 
 
 def test_an_interrupted_compile_keeps_its_checkpoints(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The pipeline proves what passes claim, records what they did, and starts again where nothing changed."""
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -74,6 +75,17 @@ class Crash(Pass):
         raise ZeroDivisionError("oops")
 
 
+class Full(Pass):
+    """Write what the machine has no place for."""
+
+    name = "full"
+    effect = "exact"
+    error: Any
+
+    def run(self, graph: gs.Graph, context: Context) -> int:
+        raise self.error
+
+
 class Silent(Pass):
     """Say nothing of what was done."""
 
@@ -140,6 +152,19 @@ def test_a_broken_pass_is_named_among_others(
     pipeline.save_reproduction(caught.value, tmp_path / "failed")
     assert f'name = "{broken.name}"' in (tmp_path / "failed" / "recipe.toml").read_text()
     assert [node.op for node in graphs.load(tmp_path / "failed" / "before.onnx").nodes] == ["Conv", "Mul", "Relu"]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device", "run.pt"), OSError(errno.EDQUOT, ""), MemoryError()]
+)
+def test_a_machine_that_is_full_is_no_bug_of_the_pass(
+    net: gs.Graph, context: pipeline.Context, error: Exception
+) -> None:
+    with pytest.raises(type(error)) as caught:
+        pipeline.run(net, [Full(error=error)], context)
+    assert caught.value is error
+    with pytest.raises(pipeline.PassFailed, match="FileNotFoundError: gone"):
+        pipeline.run(net, [Full(error=FileNotFoundError("gone"))], context)
 
 
 def test_approximate_pass_reports_its_noise(net: gs.Graph, context: pipeline.Context) -> None:

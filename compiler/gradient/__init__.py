@@ -23,7 +23,7 @@ from nnc.gradient.value import Value, Writer, apply, zeros
 from nnc.measure import numpy_dtype
 from nnc.session import Session
 
-__all__ = ["Gradients", "Loss", "gradients"]
+__all__ = ["Gradients", "Loss", "gradients", "logits"]
 
 Arrays: TypeAlias = Mapping[str, np.ndarray]
 
@@ -164,7 +164,7 @@ def _nearest(name: str, known: Mapping[str, object]) -> str | None:
 
 def _cross_entropy(writer: Writer) -> list[tuple[gs.Tensor, Value]]:
     """The gradient of the cross-entropy with respect to the logits z: softmax(z) - one-hot label."""
-    tensor = _logits(writer.graph)
+    tensor = logits(writer.graph.outputs[0])
     samples, classes = _samples_and_classes(tensor)
     z = Value(writer, tensor).reshape([samples, classes])
     draw = writer.variable(f"{tensor.name}.draw", z.dtype, [samples, classes])
@@ -174,13 +174,13 @@ def _cross_entropy(writer: Writer) -> list[tuple[gs.Tensor, Value]]:
     return [(tensor, (apply("Softmax", z, axis=1) - one_hot).reshape(tensor.shape))]
 
 
-def _logits(graph: gs.Graph) -> gs.Tensor:
-    """The first output, or what the Softmax reads that it shows in another shape or type."""
-    tensor = graph.outputs[0]
+def logits(output: gs.Tensor) -> gs.Tensor:
+    """The output, or what the Softmax or LogSoftmax reads that it shows in another shape or type."""
+    tensor = output
     while tensor.inputs and tensor.inputs[0].op in _KEEPS_VALUES:
         tensor = tensor.inputs[0].inputs[0]
     ends_in_softmax = tensor.inputs and tensor.inputs[0].op in ("LogSoftmax", "Softmax")
-    return tensor.inputs[0].inputs[0] if ends_in_softmax else graph.outputs[0]
+    return tensor.inputs[0].inputs[0] if ends_in_softmax else output
 
 
 _KEEPS_VALUES = frozenset(

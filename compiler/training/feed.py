@@ -52,8 +52,8 @@ class Feed:
 
     @property
     def steps(self) -> int:
-        """Batches of an epoch."""
-        return math.ceil(len(self.data) / self.batch)
+        """Batches of an epoch: none of one sample alone, whose statistics BatchNormalization could not take."""
+        return max(1, min(math.ceil(len(self.data) / self.batch), len(self.data) // 2))
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """All samples in a random order, images varied: the same for the same number. Batches are equal within one."""

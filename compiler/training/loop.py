@@ -70,15 +70,19 @@ def train(
     `constrain` is called after every step with the share of the schedule that is done, 0 to 1, and at the begin of
     every epoch: it may change parameters, but may depend on nothing except them and that share. The same plan gives
     the same weights, interrupted or not, on the same number of threads. Raises NncError where the plan doesn't fit
-    the network, and where the loss stops being a number.
+    the network or the GPU's memory, and where the loss or its gradient stops being a number.
     """
     span = span or Span(0, plan.options.epochs, plan.options.epochs)
     if span.first >= span.last:
         return Result()
     if not list(module.parameters()):
         raise NncError("the network has no weights in float32 to train", "train before it is quantized")
-    with steps.deterministic(plan.seed):
-        return _Run(module, plan, span, constrain or (lambda done: None)).run()
+    try:
+        with steps.deterministic(plan.seed):
+            return _Run(module, plan, span, constrain or (lambda done: None)).run()
+    except torch.OutOfMemoryError as error:
+        message = f"steps of {plan.options.batch} samples need more memory than the GPU has"
+        raise NncError(message, "lower 'batch', or close other programs that use the GPU") from error
 
 
 class _Run:
@@ -91,12 +95,13 @@ class _Run:
         self.module = module.to(self.device)
         steps.put_channels_last(module)
         data = plan.data if self.options.samples is None else plan.data.subset(plan.seed, self.options.samples)
-        if len(data) < 2:
-            raise NncError(f"{data.path}: 1 sample is not enough to train on")
-        self.held: Feed | None = None
+        held: Dataset | None = None
         if self.options.patience is not None:
             data, held = data.split(plan.seed, self.options.holdout)
-            self.held = self._feed(held)
+        if len(data) < 2:
+            hint = f"leave out 'patience', which holds {len(held)} back" if held else None
+            raise NncError(f"{data.path}: 1 sample is not enough to train on", hint)
+        self.held = self._feed(held) if held else None
         self.feed = self._feed(data)
         self.loss = Loss(module, self.options, self._teacher()).to(self.device)
         self.optimizer = steps.optimizer(
@@ -147,23 +152,24 @@ class _Run:
 
     @property
     def _total(self) -> int:
-        return (self.span.last - self.span.first) * self._steps
+        return (self.span.last - self.span.first) * self.feed.steps
 
     @property
-    def _steps(self) -> int:
-        return self.feed.steps
+    def _number(self) -> int:
+        """The epoch that runs, counted from 1 over all spans of the schedule."""
+        return self.span.first + len(self.result.losses) + 1
 
     def _epoch(self, epoch: int, text: str) -> None:
         self.module.train()
         self.loss.train()
-        torch.manual_seed(hash((self.plan.seed, epoch)) % 2**63)
-        begin, losses, right, count = epoch * self._steps, 0.0, 0, 0
+        first, total = epoch * self.feed.steps, self.span.total * self.feed.steps
+        losses, right, count = 0.0, 0, 0
         self.constrain(epoch / self.span.total)
-        for step, batch in enumerate(self.feed.epoch(epoch)):
-            self.plan.progress(text, (epoch - self.span.first) * self._steps + step, self._total)
-            loss, found, size = self._step(batch, (begin + step) / (self._steps * self.span.total))
+        for step, batch in enumerate(self.feed.epoch(epoch), start=first):
+            self.plan.progress(text, step - self.span.first * self.feed.steps, self._total)
+            loss, found, size = self._step(batch, step / total)
             losses, right, count = losses + loss * size, right + found, count + size
-            self.constrain((begin + step + 1) / (self._steps * self.span.total))
+            self.constrain((step + 1) / total)
         self.result.losses.append(losses / count)
         if self.feed.data.labels is not None:
             self.result.accuracies.append(right / count)
@@ -177,10 +183,13 @@ class _Run:
         loss, outputs = self._forward(batch)
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise NncError(f"the loss is {value} in epoch {len(self.result.losses) + 1}", "lower 'learning_rate'")
+            raise NncError(f"the loss is {value} in epoch {self._number}", "lower 'learning_rate'")
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)
-        steps.shorten(self.optimizer, self.options.gradient_norm)
+        length = steps.shorten(self.optimizer, self.options.gradient_norm)
+        if not self.scaler.is_enabled() and not math.isfinite(length):  # a scaler leaves such steps out
+            hint = "lower 'learning_rate', unless the model takes a root of 0 or divides by what may be 0"
+            raise NncError(f"the gradient is {length} in epoch {self._number}, and the loss is {value:.3g}", hint)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return value, _right(outputs, batch.labels), len(outputs)
@@ -249,7 +258,6 @@ class _Run:
             "loss": self.loss.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "random": torch.get_rng_state(),
             "best": self.best,
             "since_best": self.since_best,
             "losses": self.result.losses,
@@ -265,7 +273,6 @@ class _Run:
         self.loss.load_state_dict(saved["loss"])
         self.optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))
         self.scaler.load_state_dict(saved["scaler"])
-        torch.set_rng_state(saved["random"])
         self.best, self.since_best = saved["best"], saved["since_best"]
         self.result = Result(saved["losses"], saved["accuracies"], saved["epochs"] - self.span.first)
         return int(saved["epochs"])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
+import onnx_graphsurgeon as gs
 import torch
 from torch import nn
 from torch.nn import functional as F  # as everybody calls it
 
+from nnc.gradient import logits
+from nnc.measure import has_shape
 from nnc.training.feed import Batch
 from nnc.training.hidden import Pair
 from nnc.training.module import GraphModule
@@ -22,17 +26,17 @@ class Loss(nn.Module):
 
     def __init__(self, student: GraphModule, options: Options, teacher: Teacher | None) -> None:
         super().__init__()
-        self._student, self._options, self.teacher = [student], options, teacher  # a list: no part of this module
+        self._compared, self._options, self.teacher = compared(student.graph), options, teacher
 
     @property
     def wanted(self) -> list[str]:
-        """Hidden tensors of the student that it looks at."""
-        return [pair.student for pair in self.teacher.pairs] if self.teacher else []
+        """Tensors of the student that it looks at."""
+        return [*self._compared, *(pair.student for pair in (self.teacher.pairs if self.teacher else ()))]
 
     def forward(self, batch: Batch, found: Tensors) -> Tensor:
-        """The mean over the batch, from the student's outputs and wanted tensors."""
-        outputs = {name: found[name] for name in self._student[0].outputs}
-        labelled = self._labelled(next(iter(outputs.values())), batch)
+        """The mean over the batch, from the student's wanted tensors."""
+        outputs = [found[name] for name in self._compared]
+        labelled = self._labelled(outputs[0], batch)
         if self.teacher is None:
             assert labelled is not None, "without a teacher there are labels"
             return labelled
@@ -59,6 +63,7 @@ class Teacher(nn.Module):
     def __init__(self, module: GraphModule, distill: Distill, pairs: list[Pair]) -> None:
         super().__init__()
         self._module, self.distill, self.pairs = [module.eval()], distill, pairs  # a list: its weights stay
+        self._compared = compared(module.graph)
         self.connectors = nn.ModuleList(
             nn.Identity() if pair.narrow == pair.wide else Connector(pair.narrow, pair.wide) for pair in pairs
         )
@@ -66,11 +71,11 @@ class Teacher(nn.Module):
     def to_device(self, device: torch.device) -> None:
         self._module[0].to(device)
 
-    def forward(self, inputs: Tensors, outputs: Tensors, found: Tensors, labelled: Tensor | None) -> Tensor:
+    def forward(self, inputs: Tensors, outputs: Sequence[Tensor], found: Tensors, labelled: Tensor | None) -> Tensor:
         with torch.no_grad():
-            taught = self._module[0](inputs, [pair.teacher for pair in self.pairs])
+            taught = self._module[0](inputs, [*self._compared, *(pair.teacher for pair in self.pairs)])
         share = self.distill.logits if labelled is not None else 1.0
-        loss = share * self._outputs(outputs, taught) if share else torch.zeros(())
+        loss = share * self._outputs(outputs, [taught[name] for name in self._compared]) if share else torch.zeros(())
         loss = loss if labelled is None or share == 1 else loss + (1 - share) * labelled
         for pair, connector in zip(self.pairs, self.connectors, strict=True):
             student, teacher = connector(found[pair.student].float()), taught[pair.teacher].float()
@@ -80,14 +85,14 @@ class Teacher(nn.Module):
                 loss = loss + self.distill.features / len(self.pairs) * relative_error(student, teacher)
         return loss
 
-    def _outputs(self, outputs: Tensors, taught: Tensors) -> Tensor:
+    def _outputs(self, outputs: Sequence[Tensor], taught: Sequence[Tensor]) -> Tensor:
         """Of class scores, the divergence of softened probabilities; of anything else, the relative squared error."""
         losses = []
-        for name, values in zip(outputs, (taught[each] for each in self._module[0].outputs), strict=False):
-            if _are_scores(outputs[name]):
-                losses.append(divergence(outputs[name], values, self.distill.temperature))
+        for own, other in zip(outputs, taught, strict=True):
+            if _are_scores(own.shape):
+                losses.append(divergence(own, other, self.distill.temperature))
             else:
-                losses.append(relative_error(outputs[name].float(), values.float()))
+                losses.append(relative_error(own.float(), other.float()))
         return torch.stack(losses).mean()
 
 
@@ -98,8 +103,24 @@ class Connector(nn.Sequential):
         super().__init__(nn.Conv2d(narrow, wide, 1, bias=False), nn.BatchNorm2d(wide))
 
 
-def _are_scores(values: Tensor) -> bool:
-    return sum(size > 1 for size in values.shape[1:]) == 1
+def compared(graph: gs.Graph) -> list[str]:
+    """For every output the tensor that losses read: the scores of classes, where the output is their softmax.
+
+    Losses take the softmax themselves; that of probabilities is nearly the same for all classes.
+    """
+    return [_scores(output).name for output in graph.outputs]
+
+
+def _scores(output: gs.Tensor) -> gs.Tensor:
+    """What the Softmax at the end reads, where it is one over all classes; else the output."""
+    found = logits(output)
+    is_whole = has_shape(found, output) and math.prod(found.shape[1:]) == math.prod(output.shape[1:])
+    return found if is_whole and _are_scores(found.shape) else output
+
+
+def _are_scores(shape: Sequence[int]) -> bool:
+    """Whether a shape [N, ...] has one value per class."""
+    return sum(size > 1 for size in shape[1:]) == 1
 
 
 def divergence(scores: Tensor, taught: Tensor, temperature: float) -> Tensor:

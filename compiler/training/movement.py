@@ -28,12 +28,9 @@ def _view(site: Site) -> Compute:
 
 
 def _expand(site: Site) -> Compute:
-    return lambda x, *_: x.expand([-1 if a == b else b for a, b in zip(_led(site), site.result, strict=True)])
-
-
-def _led(site: Site) -> list[int]:
-    """The shape of the input with as many axes as the result."""
-    return [1] * (len(site.result) - site.rank) + site.shape()
+    new = len(site.result) - site.rank  # axes in front, whose sizes torch wants to be told
+    kept = [-1 if a == b else b for a, b in zip(site.shape(), site.result[new:], strict=True)]
+    return lambda x, *_: x.expand([*site.result[:new], *kept])
 
 
 def _slice(site: Site) -> Compute:

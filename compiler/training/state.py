@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import pickle
 from dataclasses import dataclass
@@ -11,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nnc import __version__, wire
+from nnc import wire
 from nnc.data import Dataset
-from nnc.digests import array_bytes, digest, graph_digest
+from nnc.digests import array_bytes, code_digest, digest, file_digest, graph_digest
 from nnc.training.module import GraphModule
 
 if TYPE_CHECKING:
@@ -28,12 +29,13 @@ class State:
 
     @classmethod
     def of(cls, module: GraphModule, plan: Plan, span: Span) -> State:
-        """Named after all that the run depends on, so that no other run takes it for its own."""
+        """Named after all that the run depends on, the code among it, so that no other run takes it for its own."""
         if plan.folder is None:
             return cls(None)
         weights = (array_bytes(each.detach().cpu().numpy()) for each in module.parameters())
+        code = code_digest(), file_digest(Path(inspect.getfile(type(plan.options)))), torch.__version__
         key = digest(
-            __version__, torch.__version__, graph_digest(module.graph), *weights, plan.options.model_dump_json(),
+            *code, graph_digest(module.graph), *weights, plan.options.model_dump_json(),
             _described(plan.data), graph_digest(plan.teacher) if plan.teacher else "", repr((plan.seed, span)),
         )  # fmt: skip
         return cls(plan.folder / f"{key}.pt")

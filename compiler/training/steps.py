@@ -36,14 +36,15 @@ def optimizer(groups: list[dict[str, Any]], options: Options) -> torch.optim.Opt
     return torch.optim.SGD(groups, options.learning_rate, momentum=0.9, nesterov=True)
 
 
-def shorten(optimizer: torch.optim.Optimizer, most: float) -> None:
-    """Cut the gradient of all parameters together to a length of `most`, where it is longer.
+def shorten(optimizer: torch.optim.Optimizer, most: float) -> float:
+    """Cut the gradient of all parameters together to a length of `most`, where it is longer; returns what it was.
 
     Where BatchNormalization is folded, nothing else keeps steps from growing: at the rate at which the unfolded network
     trains well, losses would double from step to step (Pascanu et al., On the difficulty of training recurrent neural
     networks, ICML 2013).
     """
-    torch.nn.utils.clip_grad_norm_([each for group in optimizer.param_groups for each in group["params"]], most)
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    return float(torch.nn.utils.clip_grad_norm_(parameters, most))
 
 
 def sixteen_bits(options: Options, device: torch.device) -> torch.dtype | None:

@@ -98,6 +98,21 @@ def test_a_teacher_of_a_file(context: pipeline.Context, tmp_path: Path) -> None:
         testing.run(taught, student, context)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (NET.replace("8] x", "8] data").replace("(x,", "(data,"), r"^teacher: \S*teacher\.onnx has no input 'x'$"),
+        (NET.replace("8, 8] x", "9, 9] x"), r"^teacher: input 'x' of \S*teacher\.onnx is 1,3,9,9, not 1,3,8,8$"),
+    ],
+)
+def test_a_teacher_of_another_input(context: pipeline.Context, tmp_path: Path, text: str, message: str) -> None:
+    """No word of --shape, which nobody gave."""
+    context.teacher = tmp_path / "teacher.onnx"
+    graphs.save(testing.graph(text), context.teacher)
+    with pytest.raises(NncError, match=message):
+        testing.run(FineTune(distill=Distill()), network(), context)
+
+
 def test_a_teacher_of_other_outputs(context: pipeline.Context, tmp_path: Path) -> None:
     other = NET.replace("float[1, 4] y", "float[1, 5] y").replace("8, 4] W3, float[4]", "8, 5] W3, float[5]")
     graphs.save(testing.graph(other), tmp_path / "teacher.onnx")

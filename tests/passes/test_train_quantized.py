@@ -10,6 +10,7 @@ import pytest
 from nnc import graph as graphs
 from nnc import lowering, pipeline, quantize, target, testing, verify
 from nnc.data import Dataset, Preprocess
+from nnc.errors import NncError
 from nnc.lowering.library import Library
 from nnc.passes.fold_batchnorm import FoldBatchNorm
 from nnc.passes.insert_qdq import InsertQdq
@@ -203,6 +204,31 @@ def test_layers_can_stay_in_floats_or_have_other_bits(images: Dataset) -> None:
     assert {name: layer.scheme.bits for name, layer in found.items()} == {"n1": 4, "c2": 5, "c3": 4}
     assert result.skipped == {"y": "excluded by the recipe"}
     verify.check_invariants(result.graph)
+
+
+@pytest.mark.parametrize(
+    ("options_", "bits"),
+    [({"per_channel": False}, [8, 4, 4, 8]), ({"activation_bits": 4}, [8, 4, 4, 8]), ({"weight_bits": 5}, [5] * 4)],
+)
+def test_options_of_all_layers_leave_the_ends_their_bits(images: Dataset, options_: Any, bits: list[int]) -> None:
+    pass_ = options(weight_bits=4, epochs=0, layers={"*": options_})
+    found = quantize.layers(testing.run(pass_, network(), context(images)).graph)
+    assert [layer.scheme.bits for layer in found.values()] == bits
+    assert {layer.scale.size for layer in found.values()} == ({1} if "per_channel" in options_ else {8, 4})
+
+
+def test_what_is_not_known_is_refused(images: Dataset) -> None:
+    """An operator of a domain of the user's own, whose output has no shape."""
+    text = """
+    <ir_version: 8, opset_import: ["" : 17, "my.domain" : 1]>
+    net (float[1, 3, 8, 8] x) => (float[1, 4] y) <float[4, 3, 1, 1] W, float[4] B>
+    { s = my.domain.Strange(x)
+      c = Conv(s, W, B)
+      y = my.domain.Strange(c) }
+    """
+    graph = testing.graph(text)
+    with pytest.raises(NncError, match="no operator Strange can be trained"):
+        testing.run(options(), graph, context(images, graph=graph))
 
 
 def test_statistics_that_are_not_folded_stay(images: Dataset) -> None:

@@ -61,6 +61,19 @@ def compiled(out: str) -> bytes:
     return Path(out, "model.onnx").read_bytes()
 
 
+def test_a_compile_that_fails_keeps_its_epochs(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(here)
+    recipe = RECIPE.format(epochs=1).replace("[data]", '[data]\ncalibration = "images.npz"')
+    training = here / "out/.nnc/training"
+    (here / "recipe.toml").write_text(recipe + '\n[[pass]]\nname = "insert-qdq"\nlayers = { nobody = {} }\n')
+    failed = CliRunner().invoke(app, [*WORDS, "out"], prog_name="nnc")
+    assert "no layer is called 'nobody'" in failed.output
+    assert len([*training.glob("*.pt")]) == 1
+    (here / "recipe.toml").write_text(recipe)
+    compiled("out")
+    assert not training.exists(), "a complete one needs them no more"
+
+
 @pytest.mark.slow
 def test_the_same_bytes_after_a_kill(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(here)

@@ -16,7 +16,7 @@ from nnc import graph as graphs
 from nnc import testing
 from nnc.data import Dataset, Preprocess
 from nnc.errors import NncError
-from nnc.training import feed, hidden, losses, steps
+from nnc.training import feed, hidden, losses, state, steps
 from nnc.training.loop import Plan, Result, Span, train
 from nnc.training.module import GraphModule
 from nnc.training.options import Augment, Distill, Options
@@ -168,6 +168,12 @@ def test_other_options_are_another_run(images: Path, tmp_path: Path) -> None:
     assert trained(images, folder=tmp_path / "training")[1].resumed == 0
 
 
+def test_other_code_is_another_run(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained(images, folder=tmp_path / "training")
+    monkeypatch.setattr(state, "code_digest", lambda: "edited")
+    assert trained(images, folder=tmp_path / "training")[1].resumed == 0
+
+
 def test_images_that_are_prepared_otherwise_are_another_run(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,6 +258,49 @@ def test_wrong_data(images: Path, tmp_path: Path) -> None:
             trained(tmp_path / f"{name}.npz")
     with pytest.raises(NncError, match=r"the loss is .* in epoch"):
         trained(images, learning_rate=1e30)
+    with pytest.raises(NncError, match=r"the loss is .* in epoch 4"):
+        trained(images, learning_rate=1e30, span=Span(3, 4, 4))
+
+
+def test_a_gradient_that_is_not_finite_is_told_at_once(images: Path) -> None:
+    """In the very last step, too: nothing else would tell that all weights are lost."""
+    text = NET.replace("r2 = Relu(c2)", "n2 = Relu(c2)\n none = Mul(n2, nil)\n r2 = Sqrt(none)")
+    graph = testing.graph(text.replace("float[4] B3", "float[4] B3, float nil"), nil=0.0)
+    with pytest.raises(NncError, match=r"the gradient is nan in epoch 3, and the loss is \d") as error:
+        trained(images, graph, batch=96, span=Span(2, 3, 3))
+    assert "root of 0" in str(error.value.hint)
+
+
+def test_a_gpu_that_is_too_small(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(losses.Loss, "forward", full)
+    with pytest.raises(NncError, match="steps of 16 samples need more memory than the GPU has"):
+        trained(images)
+
+
+@pytest.mark.parametrize(
+    ("samples", "batch", "sizes"), [(5, 2, [3, 2]), (4, 2, [2, 2]), (3, 2, [3]), (2, 128, [2]), (9, 4, [3, 3, 3])]
+)
+def test_no_batch_is_of_one_sample(images: Path, samples: int, batch: int, sizes: list[int]) -> None:
+    data = opened(images, network()).subset(0, samples)
+    given = feed.Feed(data, batch, Augment(), 0)
+    assert [len(each.inputs["x"]) for each in given.epoch(0)] == sizes
+    assert given.steps == len(sizes)
+
+
+def test_statistics_of_single_values(images: Path) -> None:
+    """BatchNormalization of [N, C, 1, 1], on an odd number of samples."""
+    text = NET.replace("c1 = Conv<pads = [1, 1, 1, 1]>(x, W1)", "g = GlobalAveragePool(x)\n c1 = Conv(g, W1)")
+    graph = testing.graph(text.replace("8, 3, 3, 3] W1", "8, 3, 1, 1] W1"))
+    assert len(trained(images, graph, samples=5, batch=2, epochs=1)[1].losses) == 1
+
+
+def test_what_is_left_to_train_on_is_counted(images: Path) -> None:
+    with pytest.raises(NncError, match="1 sample is not enough to train on") as error:
+        trained(images, samples=2, patience=1)
+    assert error.value.hint == "leave out 'patience', which holds 1 back"
 
 
 def test_images_move_and_turn_by_the_seed_alone(images: Path) -> None:
@@ -305,6 +354,41 @@ def test_blends_have_the_labels_of_both() -> None:
     hot = torch.eye(4)[labels]
     smooth = 0.9 * (shares[:, None] * hot + (1 - shares[:, None]) * hot.flip(0)) + 0.1 / 4
     assert float(found) == pytest.approx(float(-(smooth * scores.log_softmax(1)).sum(1).mean()), rel=1e-5)
+
+
+ENDS = [
+    "y = Softmax(z)",
+    "y = LogSoftmax(z)",
+    "wide = Unsqueeze(z, last)\n soft = Softmax<axis = 1>(wide)\n y = Squeeze(soft, last)",
+]
+
+
+def classifier(end: str, seed: int = 0) -> gs.Graph:
+    """The network with another end behind its scores z."""
+    rng = np.random.default_rng(seed)
+    text = NET.replace("y = Gemm(f, W3, B3)", f"z = Gemm(f, W3, B3)\n {end}")
+    text = text.replace("float[4] B3", "float[4] B3, int64[1] last = {2}") if "last" in end else text
+    shapes = {"W1": (8, 3, 3, 3), "W2": (8, 8, 3, 3), "W3": (8, 4)}
+    return testing.graph(text, **{name: 0.3 * rng.standard_normal(shape) for name, shape in shapes.items()})
+
+
+@pytest.mark.parametrize("distills", [False, True])
+@pytest.mark.parametrize("end", ENDS)
+def test_a_network_that_ends_in_softmax_learns_like_one_that_does_not(images: Path, end: str, distills: bool) -> None:
+    options = {"epochs": 2, "distill": Distill() if distills else None}
+    plain, scored = (
+        trained(images, classifier(each), teacher=classifier(each, 1), **options)  # type: ignore[arg-type]
+        for each in ("y = Identity(z)", end)
+    )
+    assert scored[1] == plain[1]
+    found = testing.weights(scored[0])
+    assert all(np.array_equal(found[name], values) for name, values in testing.weights(plain[0]).items())
+
+
+@pytest.mark.parametrize("end", ["y = Identity(z)", "y = Softmax<axis = 1>(z)"])
+def test_probabilities_of_many_places_are_compared_as_they_are(end: str) -> None:
+    graph = testing.graph(f"net (float[1, 3, 8, 8] x) => (float[1, 3, 8, 8] y) {{ z = Relu(x)\n {end} }}")
+    assert losses.compared(graph) == ["y"]
 
 
 def test_a_teacher_says_what_blends_are(images: Path) -> None:

@@ -37,6 +37,7 @@ LINES = {
     "hard-swish": ("y = HardSwish(x)", "", [4, 9, 9]),
     "hard-sigmoid": ("y = HardSigmoid<alpha = 0.3>(x)", "", [4, 9, 9]),
     "mean": ("y = ReduceMean<axes = [2, 3], keepdims = 1>(x)", "", [4, 1, 1]),
+    "expand": ("e = Expand(c, t)\n y = Add(x, e)", "float[4, 1, 1] c, int64[4] t = {1, 4, 9, 9}", [4, 9, 9]),
     "space-to-depth": ("p = Pad(x, z)\n y = SpaceToDepth<blocksize = 2>(p)", "int64[8] z", [16, 5, 5]),
 }  # fmt: skip
 
@@ -59,7 +60,7 @@ def difference(graph: gs.Graph, batch: int = 1) -> float:
 def test_operators(name: str) -> None:
     line, weights, result = LINES[name]
     text = f"net (float[1, 4, 9, 9] x) => (float{[1, *result]} y) <{weights}> {{ {line} }}"
-    given_ = {"z": np.array([0, 0, 0, 0, 0, 0, 1, 1])} if "int64" in weights else {}
+    given_ = {"z": np.array([0, 0, 0, 0, 0, 0, 1, 1])} if "int64[8] z" in weights else {}
     graph = testing.graph(text if weights else text.replace("<>", ""), **given_)
     assert difference(graph) < 1e-5
     assert difference(graph, batch=3) < 1e-5
