@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -95,9 +95,10 @@ class _Here:
     def load(self, function: Any) -> Loaded:
         import tvm
 
-        made = compiled(function, self._machine)
-        arguments = _arguments(arrays(function), self._cache_bytes, tvm.runtime.tensor)
-        return Loaded(made, made[KERNEL], arguments, self._threads)
+        made, described = compiled(function, self._machine), arrays(function)
+        arguments = _arguments(described, self._cache_bytes, tvm.runtime.tensor)
+        neighbours = Neighbours.of(described, self._machine, self._threads)
+        return Loaded(made[KERNEL], arguments, neighbours, self._threads)
 
     def times(self, kernels: Sequence[Loaded], rounds: int) -> Iterator[list[float]]:
         counts = [ceil(_SLICE / max(1e-9, min(kernel.run(1) for _ in range(_WARM_UP)))) for kernel in kernels]
@@ -121,11 +122,39 @@ def random_array(rng: np.random.Generator, shape: Shape, dtype: str) -> np.ndarr
     return rng.integers(0, 100, shape).astype(kind) if kind.kind in "iu" else rng.random(shape, np.float32).astype(kind)
 
 
-class Loaded:
-    """A kernel and what it is called with."""
+@dataclass(frozen=True)
+class Neighbours:
+    """The kernels before and behind: each thread writes an equal part of what is read, and reads one of the result.
 
-    def __init__(self, module: Any, function: Any, arguments: list[list[Any]], threads: int) -> None:
-        self._module, self._function, self._arguments, self._threads = module, function, arguments, threads
+    A kernel whose threads divide the work in another way waits for what lies in the caches of other cores. That can
+    cost more than what is gained otherwise, and nobody sees it where a kernel runs alone.
+    """
+
+    before: Callable[[Any], None]
+    """Writes what a kernel reads first."""
+    behind: Callable[[Any], None]
+    """Reads what it makes."""
+
+    @classmethod
+    def of(cls, described: Sequence[Array], machine: Any, threads: int) -> Neighbours:
+        import tvm
+
+        from nnc.lowering.kernels import touch
+
+        first, *_, last = described
+        write, read = (compiled(each, machine) for each in (touch.write(*first, threads), touch.read(*last, threads)))
+        one = tvm.runtime.tensor(np.ones(1, np.float32))
+        sums = tvm.runtime.tensor(np.zeros(touch.sums_shape(threads), np.float32))
+        return cls(lambda x: write[KERNEL](one, x), lambda y: read[KERNEL](y, sums))
+
+
+class Loaded:
+    """A kernel, what it is called with, and what runs before and behind it."""
+
+    def __init__(
+        self, function: Callable[..., None], arguments: list[list[Any]], neighbours: Neighbours, threads: int
+    ) -> None:
+        self._function, self._arguments, self._neighbours, self._threads = function, arguments, neighbours, threads
         self._next = 0
 
     def run(self, count: int) -> float:
@@ -135,12 +164,16 @@ class Loaded:
         mean of all threads' times is as much where it had to give its core away meanwhile. Threads that find nothing to
         do sleep: that mean alone would take a kernel that one thread computes for half as long as it is.
         """
-        calls = [self._arguments[(self._next + i) % len(self._arguments)] for i in range(count)]
-        self._next += count
-        caller, all_ = time.thread_time(), time.process_time()
-        for arguments in calls:
+        total = 0.0
+        for _ in range(count):
+            arguments = self._arguments[self._next % len(self._arguments)]
+            self._next += 1
+            self._neighbours.before(arguments[0])
+            caller, all_ = time.thread_time(), time.process_time()
             self._function(*arguments)
-        return max(time.thread_time() - caller, (time.process_time() - all_) / self._threads) / count
+            self._neighbours.behind(arguments[-1])
+            total += max(time.thread_time() - caller, (time.process_time() - all_) / self._threads)
+        return total / count
 
 
 @dataclass(frozen=True)
