@@ -1,6 +1,5 @@
 """Measuring: noise that only adds does not move a ratio, and a plan that kills the process costs only itself."""
 
-import platform
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,10 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tvm
 
 from nnc.errors import NncError
-from nnc.lowering.kernels import touch
 from nnc.tuning import devices as devices_
 from nnc.tuning import measure
 from nnc.tuning.measure import Measurer, compared
@@ -135,24 +132,3 @@ def test_a_kernel_of_one_thread_takes_as_long_as_it_does() -> None:
     nobody = devices_.Neighbours(lambda x: None, lambda y: None)
     kernel = devices_.Loaded(lambda x: busy(), [[None]], nobody, threads=2)
     assert kernel.run(3) == pytest.approx(0.01, rel=0.1)
-
-
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="runs what it builds")
-@pytest.mark.parametrize(("shape", "dtype"), [((3, 5, 7), "float32"), ((1, 2, 9, 9, 16), "float16"), ((5,), "int64")])
-def test_neighbours_touch_every_line_and_change_nothing(shape: tuple[int, ...], dtype: str) -> None:
-    values = np.arange(1, 1 + np.prod(shape)).astype(dtype).reshape(shape)
-    x, one = tvm.runtime.tensor(values), tvm.runtime.tensor(np.ones(1, np.float32))
-    sums = tvm.runtime.tensor(np.zeros(touch.sums_shape(2), np.float32))
-    built = [devices_.compiled(each, {"kind": "llvm"})["kernel"] for each in touched(shape, dtype)]
-    built[0](one, x)
-    assert (x.numpy() == values).all()
-    built[1](x, sums)
-    lines = values.reshape(-1)[:: 64 // values.itemsize].astype(np.float32)
-    assert sums.numpy()[:, 0].sum() == pytest.approx(lines.sum())
-    doubled = tvm.runtime.tensor(np.full(1, 2, np.float32))
-    built[0](doubled, x)
-    assert (x.numpy() != values).sum() == len(lines)
-
-
-def touched(shape: tuple[int, ...], dtype: str) -> list[tvm.tirx.PrimFunc]:
-    return [make(shape, dtype, 2) for make in (touch.write, touch.read)]
