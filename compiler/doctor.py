@@ -32,6 +32,7 @@ _PACKAGES = (
     ("apache-tvm-ffi", "compiling a library", "0.1.14.post1"),
     ("ziglang", "linking for AArch64 and Hexagon", None),
     ("torch", "passes that train (optional)", None),
+    ("xgboost-cpu", "learning which schedules of loops without a template are fast (optional)", None),
     ("pyopencl", "running the kernels of GPUs here (optional)", None),
     ("nvidia-cuda-nvrtc-cu12", "compiling CUDA kernels (optional)", None),
     ("nvidia-cuda-nvcc-cu12", "registers and spills of CUDA kernels (optional)", None),
