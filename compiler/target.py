@@ -6,7 +6,7 @@ file knows a chip by name.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -114,10 +114,15 @@ class Unit(Table):
         tables = {"efficiency": set(self.efficiency)}
         for cluster in self.clusters:
             tables[f"cluster '{cluster.name}': macs_per_cycle"] = set(cluster.macs_per_cycle)
+            if cluster.picojoule_per_mac is not None:
+                tables[f"cluster '{cluster.name}': picojoule_per_mac"] = set(cluster.picojoule_per_mac)
         for place, dtypes in tables.items():
             if dtypes != set(self.dtypes):
                 raise ValueError(f"{place} has {_listed(dtypes)}, but dtypes has {_listed(self.dtypes)}")
+        _refuse_duplicates("dtype", self.dtypes)
         _refuse_duplicates("cluster", [cluster.name for cluster in self.clusters])
+        if self.int8_dot and "int8" not in self.dtypes:
+            raise ValueError("'int8_dot' is true, but dtypes has no int8")
         if self.l3_bytes and self.l3_gbps is None:
             raise ValueError("'l3_bytes' needs 'l3_gbps'")
         if self.threads > self.cores:
@@ -346,7 +351,7 @@ def _clocked(cluster: Cluster, clocks: Clocks) -> Cluster:
     return cluster.model_copy(update=clocks.model_dump() | {"picojoule_per_mac": energy})
 
 
-def _refuse_duplicates(word: str, names: list[str]) -> None:
+def _refuse_duplicates(word: str, names: Sequence[str]) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"two {word}s are called '{name}'")
@@ -356,19 +361,33 @@ def _check_tvm(table: dict[str, Any], kind: str) -> None:
     """Refuse what `tvm.target.Target` would, and what LLVM takes silently or dies of; other keys are TVM's to check."""
     if not isinstance(table.get("kind"), str):
         raise ValueError("'tvm' needs a 'kind', such as \"llvm\"")
-    if kind != "cpu" and not str(table.get("mtriple")).startswith("hexagon"):
-        return
-    if table["kind"] != "llvm":
+    is_hexagon = str(table.get("mtriple")).startswith("hexagon")
+    if (kind == "cpu" or is_hexagon) and table["kind"] != "llvm":
         raise ValueError(f"'tvm' of a {kind} must be of kind 'llvm', not '{table['kind']}'")
+    if kind == "cpu" or "mtriple" in table:
+        _check_llvm(table, "tvm")
+    if table["kind"] in GPU_LANGUAGES or "host" in table:
+        _check_host(table.get("host"))
+    if kind == "dsp" and is_hexagon and "+hvx-length128b" not in table.get("mattr", []):
+        raise ValueError("'mattr' of 'tvm' needs \"+hvx-length128b\": kernels for Hexagon have vectors of 128 bytes")
+
+
+def _check_host(table: Any) -> None:
+    """Refuse what does not say which processor starts the kernels of a GPU."""
+    if not isinstance(table, dict) or table.get("kind") != "llvm":
+        raise ValueError("'tvm' needs a table 'host', such as { kind = \"llvm\", mtriple = \"aarch64-linux-gnu\" }")
+    _check_llvm(table, "host")
+
+
+def _check_llvm(table: dict[str, Any], name: str) -> None:
+    """Refuse the table `name` where it does not describe a processor in LLVM's way."""
     if not isinstance(table.get("mtriple"), str):
-        raise ValueError("'tvm' needs an 'mtriple', such as \"aarch64-linux-gnu\"")
+        raise ValueError(f"'{name}' needs an 'mtriple', such as \"aarch64-linux-gnu\"")
     if not isinstance(table.get("mcpu", ""), str):
-        raise ValueError("'mcpu' of 'tvm' must be a string, such as \"cortex-a75\"")
+        raise ValueError(f"'mcpu' of '{name}' must be a string, such as \"cortex-a75\"")
     features = table.get("mattr", [])
     if not isinstance(features, list) or not all(isinstance(each, str) for each in features):
-        raise ValueError("'mattr' of 'tvm' must be an array of strings, such as [\"+fullfp16\"]")
-    if kind == "dsp" and "+hvx-length128b" not in features:
-        raise ValueError("'mattr' of 'tvm' needs \"+hvx-length128b\": kernels for Hexagon have vectors of 128 bytes")
+        raise ValueError(f"'mattr' of '{name}' must be an array of strings, such as [\"+fullfp16\"]")
 
 
 def _listed(words: Iterable[str]) -> str:

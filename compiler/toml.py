@@ -33,7 +33,7 @@ def read(path: Path) -> str:
 def parse(text: str, place: str) -> dict[str, Any]:
     """The table that `text` holds; `place` begins every error message."""
     try:
-        return tomllib.loads(text)
+        return _loads(text)
     except tomllib.TOMLDecodeError as error:
         raise NncError(f"{place}: not valid TOML: {_lower(str(error))}") from None
 
@@ -55,10 +55,22 @@ def value(content: object) -> str:
 
 def literal(text: str) -> Any:
     """The value that `text` is in TOML; raises TOMLDecodeError."""
-    table = tomllib.loads(f"value = {text}")
+    table = _loads(f"value = {text}")
     if len(table) > 1:  # a line break, and another key after it
         raise tomllib.TOMLDecodeError("more than one value")
     return table["value"]
+
+
+def _loads(text: str) -> dict[str, Any]:
+    """`tomllib.loads`, which has other errors besides TOMLDecodeError for files that no hand writes."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except ValueError:  # int() of thousands of digits
+        raise tomllib.TOMLDecodeError("an integer has too many digits") from None
+    except RecursionError:
+        raise tomllib.TOMLDecodeError("too many arrays or tables are inside each other") from None
 
 
 def explained(error: ValidationError, table: dict[str, Any], place: str, models: Iterable[type[BaseModel]]) -> NncError:

@@ -41,7 +41,7 @@ def test_text_of_values(content: object, text: str) -> None:
     assert toml.value(content) == text
 
 
-@pytest.mark.parametrize("text", ["", "1\nother = 2", "a b", "[1", "= 1"])
+@pytest.mark.parametrize("text", ["", "1\nother = 2", "a b", "[1", "= 1", "1" * 5000])
 def test_literals_hold_one_value(text: str) -> None:
     with pytest.raises(tomllib.TOMLDecodeError):
         toml.literal(text)
@@ -58,6 +58,8 @@ def test_files_of_other_editors(tmp_path: Path) -> None:
         (b"\xff\xfe", "a.toml: not a text file"),
         (b"key = ", "a.toml: not valid TOML: invalid value (at end of document)"),
         (b"a = 1\na = 2", "a.toml: not valid TOML: cannot overwrite a value"),
+        (b"a = " + b"1" * 5000, "a.toml: not valid TOML: an integer has too many digits"),
+        (b"a = " + b"[" * 5000, "a.toml: not valid TOML: too many arrays or tables are inside each other"),
     ],
 )
 def test_files_that_are_no_toml(tmp_path: Path, content: bytes, message: str) -> None:

@@ -762,6 +762,26 @@ BOARDS = [
         "./board.toml: unit 1 (cpu): cluster 1 (gold): unknown key 'issue_widht'",
         "did you mean 'issue_width'?",
     ),
+    (
+        "picojoule_per_mac = { float32 = 150.0, ",
+        "picojoule_per_mac = { ",
+        "./board.toml: unit 1 (cpu): cluster 'gold': picojoule_per_mac has float16, int8, but dtypes has float16, ",
+        None,
+    ),
+    (
+        "host = {",
+        'host = "llvm" # {',
+        "./board.toml: unit 2 (gpu): 'tvm' needs a table 'host', such as { kind = \"llvm\", mtriple = ",
+        None,
+    ),
+    ("host = {", "# {", "./board.toml: unit 2 (gpu): 'tvm' needs a table 'host', such as { kind = \"llvm\", ", None),
+    (
+        'host = { kind = "llvm", mtriple',
+        'host = { kind = "llvm", triple',
+        "./board.toml: unit 2 (gpu): 'host' needs",
+        None,
+    ),
+    ("int8_dot = false", "int8_dot = 0", "./board.toml: unit 1 (cpu): 'int8_dot' must be a boolean, not 0", None),
     ('kind = "llvm"', 'kind = "gcc"', "./board.toml: unit 1 (cpu): 'tvm' of a cpu must be of kind 'llvm'", None),
     (
         '"cortex-a75"',

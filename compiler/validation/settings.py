@@ -94,6 +94,8 @@ def _rate(row: Row, macs_per_cycle: Mapping[Dtype, float], dtype: Dtype) -> Dtyp
     """The type at whose rate the engine multiplies values of `dtype`."""
     if row.unit != "gpu" or dtype != "float16" or row.engine not in _SUM_IN_FLOAT32:
         return dtype
+    if "float32" not in macs_per_cycle:  # then the figures know no slower way to add up
+        return dtype
     has_tensor_cores = macs_per_cycle["float16"] > 2 * macs_per_cycle["float32"]
     return dtype if has_tensor_cores else "float32"
 

@@ -1,10 +1,12 @@
 """The machine of a measured row: of a target, of core types, or a reason why not."""
 
 import dataclasses
+import re
+from pathlib import Path
 
 import pytest
 
-from nnc import target
+from nnc import target, toml
 from nnc.simulation import cores
 from nnc.validation.settings import Setting, known_targets, setting
 from nnc.validation.table import Row
@@ -121,6 +123,17 @@ def test_engines_that_sum_up_in_float32_gain_no_rate(
         unit="gpu", framework=framework, core_type=core_type, clock_ghz=clock_ghz, chip="another", dtype="fp16"
     )
     assert (place.dtype, place.machine.lanes) == ("float16", lanes)
+
+
+def test_a_gpu_that_says_nothing_of_float32_multiplies_at_the_rate_of_float16(tmp_path: Path) -> None:
+    text = toml.read(Path(target.__file__).parents[1] / "targets/qcs605.toml")
+    figures = r'(?s)(# --- Adreno.*?)"float32", (.*?)float32 = 256.0, (.*?)float32 = 10.0, '
+    text = re.sub(figures, r"\1\2\3", text)
+    (tmp_path / "board.toml").write_text(text)
+    row = dataclasses.replace(ROW, chip="qcs605", unit="gpu", framework="PyTorch eager", dtype="fp16")
+    place = setting(row, (target.load(str(tmp_path / "board.toml")),))
+    assert isinstance(place, Setting), place
+    assert (place.dtype, place.machine.lanes) == ("float16", 512)
 
 
 def test_the_cpu_of_its_chip_is_the_host_of_a_gpu() -> None:

@@ -38,6 +38,7 @@ class Gpu(Unit):
 def gpu_unit(target: Target, machine: tvm.target.Target) -> Gpu:
     """The figures of a target's GPU."""
     unit, cluster = target.unit, target.unit.clusters[0]
+    macs = cluster.macs_per_cycle  # kernels compute in float32, of which the file may say nothing
     # Registers of CUDA are of 32 bits, whatever the GPU; elsewhere they are as wide as the vectors.
     per_vector = 4 if machine.kind.name == "cuda" else 1
     return Gpu(
@@ -49,7 +50,7 @@ def gpu_unit(target: Target, machine: tvm.target.Target) -> Gpu:
         target.dram.gbps * target.dram.efficiency / cluster.clock_ghz,
         "smlal",
         cores=unit.cores,
-        macs_per_cycle=cluster.macs_per_cycle["float32"],
+        macs_per_cycle=macs.get("float32") or min(macs.values()),
         l2_bytes_per_cycle=cluster.l2_bytes_per_cycle,
         vectors_per_thread=max(8, unit.vector_registers // per_vector),
         most_threads=int(machine.attrs.get("max_threads_per_block", 256)),
