@@ -51,7 +51,7 @@ def _compile(job: Job, graph: gs.Graph, context: Context, folder: OutputFolder) 
     after["accuracy"] = _accuracy_after(rows, before, context, compressed, folder, digest(inputs, *keys))
     library = libraries.built(job, compressed, context, folder) if job.lower else None
     if library is not None:
-        after |= entries.of_pairs(compressed, library)
+        after |= entries.of_pairs(compressed, library, job.target.unit.halves)
     layers = entries.emulate(job, graph, compressed, library, context, folder, before, after) if library else None
     result = (
         entries.assembled(job, context, compressed, rows, before, after)

@@ -7,7 +7,7 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from nnc import accuracy, emulation, packing, report
+from nnc import accuracy, emulation, halving, packing, report
 from nnc.context import Context
 from nnc.job import Job
 from nnc.library import library_key
@@ -63,12 +63,16 @@ def figures(graph: gs.Graph, context: Context, files: Iterable[Path] = ()) -> di
     }
 
 
-def of_pairs(graph: gs.Graph, library: Mapping[str, Any]) -> dict[str, Any]:
-    """What differs of `after` where kernels of the library compute two layers, row by row."""
+def of_pairs(graph: gs.Graph, library: Mapping[str, Any], halves: bool) -> dict[str, Any]:
+    """What differs of `after` where kernels of the library compute two layers, row by row.
+
+    `halves`: whether the library may compute in float16, as `halving.executed` takes it.
+    """
     pairs = [kernel["nodes"] for kernel in library["kernels"] if kernel["template"] == "expand_depthwise"]
     if not pairs:
         return {}
-    return {"peak_activation_bytes": kernels.peak_bytes(graph, kernels.joined(kernels.kernels(graph), pairs))}
+    executed = halving.executed(graph, halves)
+    return {"peak_activation_bytes": kernels.peak_bytes(executed, kernels.joined(kernels.kernels(executed), pairs))}
 
 
 def library_entries(library: Mapping[str, Any] | None) -> dict[str, Any]:

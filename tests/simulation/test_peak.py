@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from nnc import entries, networks, recipe, target
+from nnc import entries, networks, recipe, target, testing
 from nnc import graph as graphs
 from nnc.context import Context
 from nnc.lowering.build import build
+from nnc.passes.cast_fp16 import CastFp16
 from nnc.simulation.analytic import predict
 
 
@@ -36,8 +37,29 @@ def test_what_is_between_a_pair_takes_no_memory(tmp_path: Path) -> None:
         graph.cleanup()
         graphs.sort(graph)
     alone, paired = (build(graph, machine, tmp_path, threads=1, schedules=each) for each in (None, Paired()))
-    told = entries.of_pairs(graph, {"kernels": [asdict(kernel) for kernel in paired.kernels]})
+    told = entries.of_pairs(graph, {"kernels": [asdict(kernel) for kernel in paired.kernels]}, machine.unit.halves)
     assert paired.workspace_bytes == told["peak_activation_bytes"] < alone.workspace_bytes
+
+
+EXPANDED = """
+net (float[1, 4, 8, 8] x) => (float[1, 4, 8, 8] y)
+<float[16, 4, 1, 1] U, float[16, 1, 3, 3] V, float[4, 16, 1, 1] W>
+{
+    e = Conv(x, U)
+    d = Conv<group = 16, pads = [1, 1, 1, 1]>(e, V)
+    y = Conv(d, W)
+}
+"""
+
+
+def test_pairs_take_the_memory_of_the_types_that_the_library_computes_in() -> None:
+    floats = testing.graph(EXPANDED)
+    half = testing.run(CastFp16(), testing.graph(EXPANDED)).graph
+    names = [node.name for node in floats.nodes if node.outputs[0].name in ("e", "d")]
+    library = {"kernels": [{"template": "expand_depthwise", "nodes": names}]}
+    wide, narrow = (entries.of_pairs(half, library, halves)["peak_activation_bytes"] for halves in (False, True))
+    assert wide == entries.of_pairs(floats, library, False)["peak_activation_bytes"] == (4 + 16) * 64 * 4
+    assert narrow < wide
 
 
 class Paired:
