@@ -42,6 +42,11 @@ class Budget(BaseModel):
         return next(iter(self._given()))
 
     @property
+    def figure(self) -> str:
+        """The metric as figures of a network call it: "macs", "params" or "latency_ms"."""
+        return "latency_ms" if self.metric == "latency" else self.metric
+
+    @property
     def share(self) -> float:
         return next(iter(self._given().values()))
 
@@ -136,15 +141,8 @@ class Allocation:
 
     def _filled(self, above: list[int], below: list[int], most: float) -> list[int]:
         """`below` with as many places as in `above` as the budget allows, those first that save most error per cost."""
-        steps = []
-        for place, (wide, narrow) in enumerate(zip(above, below, strict=True)):
-            if wide != narrow:
-                costs = self._costs(place, below)
-                spent = costs[wide] - costs[narrow]
-                saved = self._errors[place][narrow] - self._errors[place][wide]
-                steps.append((-saved / max(spent, 1e-30), place))
         state = list(below)
-        for _, place in sorted(steps):
+        for _, place in self._ranked(below, above):
             for option in self._between(above[place], below[place]):
                 tried = [*state[:place], option, *state[place + 1 :]]
                 if self._cost(tried) <= most:
@@ -155,20 +153,27 @@ class Allocation:
     def _widened(self, state: list[int], most: float) -> list[int]:
         """The state after steps back within the budget, those first that save most error per cost."""
         for _ in range(4 * len(state)):
-            steps = []
-            for place, option in enumerate(state):
-                if option:
-                    costs, errors = self._costs(place, state), self._errors[place]
-                    spent, saved = costs[option - 1] - costs[option], errors[option] - errors[option - 1]
-                    steps.append((-saved / max(spent, 1e-30), place))
+            wider_by_one = [max(0, option - 1) for option in state]
             tried = (
-                [*state[:place], state[place] - 1, *state[place + 1 :]] for saving, place in sorted(steps) if saving < 0
+                [*state[:place], wider_by_one[place], *state[place + 1 :]]
+                for growth, place in self._ranked(state, wider_by_one)
+                if growth < 0
             )
             wider = next((each for each in tried if self._cost(each) <= most), None)
             if wider is None:
                 break
             state = wider
         return state
+
+    def _ranked(self, state: list[int], wider: list[int]) -> list[tuple[float, int]]:
+        """(error that grows per cost, place) of places that have another option in `wider`, the best one first."""
+        steps = []
+        for place, (option, other) in enumerate(zip(state, wider, strict=True)):
+            if option != other:
+                costs, errors = self._costs(place, state), self._errors[place]
+                spent, saved = costs[other] - costs[option], errors[option] - errors[other]
+                steps.append((-saved / max(spent, 1e-30), place))
+        return sorted(steps)
 
     def _between(self, wide: int, narrow: int) -> list[int]:
         """Options from the one to the other; a few of them where there are many."""

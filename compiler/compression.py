@@ -184,7 +184,7 @@ class Network:
             self.context.progress("predict ranks", number, most)
             state = [0] * len(self.groups) + [min(number + 1, len(each) - 1) for each in self.choices]
             graph = self.hollow(state)
-            times = {layer.name: layer.latency_ms for layer in self.context.predict(graph).layers}
+            times = self.context.predict(graph).by_layer
             last = {node.outputs[0].name: node for node in graph.nodes}
             made.append(
                 {

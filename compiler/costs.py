@@ -103,7 +103,7 @@ def layers(
             fixed[side, index] = np.count_nonzero(owners < 0)
             counts = np.bincount(owners[owners >= 0], minlength=len(groups))
             shares[side, index] = counts / [len(group.ids) for group in groups]
-    latencies = {layer.name: layer.latency_ms for layer in predicted.layers}
+    latencies = predicted.by_layer
     dense = np.stack([_dense(node, channels, metric, latencies) for node in nodes]) if nodes else np.zeros((0, 4))
     return Layers([node.name for node in nodes], fixed, shares, dense)
 

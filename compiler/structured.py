@@ -133,7 +133,7 @@ class StructuredPruning(Pass):
             error=math.sqrt(solution.error) if has_error else None,
         )
         if has_error and solution.points:
-            metric = "channels" if self.budget is None else _FIGURES[self.budget.metric]
+            metric = "channels" if self.budget is None else self.budget.figure
             points = ({**point, "error": math.sqrt(point["error"])} for point in solution.points)
             plan.context.curve(metric, points)
 
@@ -152,9 +152,7 @@ class Start:
     def explain(self, after: gs.Graph, context: Context) -> None:
         """Say what became of every layer."""
         originals = {node.name: node for node in self.graph.nodes}
-        old_ms, new_ms = (
-            {layer.name: layer.latency_ms for layer in context.predict(each).layers} for each in (self.graph, after)
-        )
+        old_ms, new_ms = (context.predict(each).by_layer for each in (self.graph, after))
         for node in after.nodes:
             old = originals.get(node.name)
             if old is None or not macs(old):
@@ -164,10 +162,6 @@ class Start:
                 node.name, _choice(old, node), macs=(macs(old), macs(node)), params=(params(old), params(node)),
                 latency_ms=latency,
             )  # fmt: skip
-
-
-#: Metrics of budgets as figures are called.
-_FIGURES = {"macs": "macs", "params": "params", "latency": "latency_ms"}
 
 
 def _channels(groups: Sequence[Group]) -> Counter[str]:

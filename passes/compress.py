@@ -144,9 +144,8 @@ class Compress(Pass):
         figures, latency = measure(after), context.predict(after).latency_ms
         error = math.sqrt(solution.error) if solution else None
         context.predicted(macs=figures.macs, params=figures.params, latency_ms=latency, error=error)
-        metric = "latency_ms" if self.budget.metric == "latency" else self.budget.metric
         points = solution.points if solution else []
-        context.curve(metric, [{**each, "error": math.sqrt(each["error"])} for each in points])
+        context.curve(self.budget.figure, [{**each, "error": math.sqrt(each["error"])} for each in points])
 
 
 @dataclass(frozen=True)

@@ -230,7 +230,5 @@ def _of(bits: int) -> str:
 
 def _extra_ms(floats: gs.Graph, quantized: gs.Graph, context: Context) -> dict[str, float]:
     """By layer, the milliseconds that the target takes longer in floats."""
-    before, after = (
-        {layer.name: layer.latency_ms for layer in context.predict(graph).layers} for graph in (floats, quantized)
-    )
+    before, after = (context.predict(graph).by_layer for graph in (floats, quantized))
     return {name: before[name] - latency for name, latency in after.items() if name in before}

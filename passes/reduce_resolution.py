@@ -90,8 +90,7 @@ class ReduceResolution(Pass):
             if labelled:
                 points[-1]["loss"] = resolution.loss(resized, context)
         best = min(range(len(points)), key=lambda index: points[index].get("loss", points[index]["error"]))
-        metric = "latency_ms" if self.budget.metric == "latency" else self.budget.metric
-        context.curve(metric, [{**point, "chosen": index == best} for index, point in enumerate(points)])
+        context.curve(self.budget.figure, [{**point, "chosen": index == best} for index, point in enumerate(points)])
         return within[best][0]
 
     def _within(self, graph: gs.Graph, budget: Budget, context: Context) -> Iterator[tuple[Size, float]]:

@@ -104,5 +104,5 @@ class RestructureBottlenecks(Pass):
         latency = context.predict(hollow).latency_ms
         context.predicted(macs=figures.macs, params=figures.params, latency_ms=latency, error=error)
         if measured:
-            metric = "latency_ms" if self.budget.metric == "latency" else self.budget.metric
-            context.curve(metric, ({**point, "error": math.sqrt(point["error"])} for point in solution.points))
+            points = ({**point, "error": math.sqrt(point["error"])} for point in solution.points)
+            context.curve(self.budget.figure, points)

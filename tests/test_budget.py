@@ -19,6 +19,7 @@ def test_a_budget_names_one_metric() -> None:
     for wrong in ({}, {"macs": 0.5, "params": 0.5}, {"macs": 0.0}, {"macs": 1.5}):
         with pytest.raises(ValidationError):
             Budget(**wrong)
+    assert [Budget(**{each: 0.5}).figure for each in ("macs", "params", "latency")] == ["macs", "params", "latency_ms"]
 
 
 def additive(errors: list[np.ndarray], costs: list[np.ndarray]) -> Allocation:

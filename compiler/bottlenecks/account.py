@@ -35,14 +35,14 @@ class Before:
     def of(graph: gs.Graph, blocks: Sequence[Block], context: Context) -> "Before":
         nodes = [frozenset(node.name for node in block.nodes) for block in blocks]
         pairs = zip(blocks, nodes, strict=True)
-        latencies = _latencies(graph, context)
+        latencies = context.predict(graph).by_layer
         nodes_of = {node.name: node for node in graph.nodes}
         figures = [_figures(block, [nodes_of[name] for name in sorted(names)], latencies) for block, names in pairs]
         return Before(blocks, figures, nodes)
 
     def explain(self, graph: gs.Graph, context: Context) -> int:
         """Tell what each block is in the graph, which was changed in place; returns how many changed."""
-        latencies, left = _latencies(graph, context), {node.name: node for node in graph.nodes}
+        latencies, left = context.predict(graph).by_layer, {node.name: node for node in graph.nodes}
         changed = 0
         for block, old, names in zip(self.blocks, self.figures, self.nodes, strict=True):
             nodes = [left[name] for name in sorted(names) if name in left]
@@ -53,10 +53,6 @@ class Before:
             )  # fmt: skip
             changed += (old.macs, old.params) != (new.macs, new.params)
         return changed
-
-
-def _latencies(graph: gs.Graph, context: Context) -> dict[str, float]:
-    return {layer.name: layer.latency_ms for layer in context.predict(graph).layers}
 
 
 def _figures(block: Block, nodes: Sequence[gs.Node], latencies: dict[str, float]) -> Figures:

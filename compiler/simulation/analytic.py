@@ -35,7 +35,6 @@ class Layer:
     """Why it computes in floats next to integers."""
     float_ms: float | None = None
     """Of an int8 layer: what it would take in the unit's fastest float type."""
-    """Of the multiplications."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,11 @@ class Prediction:
     layers: list[Layer]
     error: float | None = None
     """The mean relative error to expect of the latency: the fit's, on chips left out; None where nothing was fitted."""
+
+    @property
+    def by_layer(self) -> dict[str, float]:
+        """Milliseconds of every layer, by its name."""
+        return {layer.name: layer.latency_ms for layer in self.layers}
 
 
 def predict(graph: gs.Graph, target: Target, threads: int | None = None) -> Prediction:

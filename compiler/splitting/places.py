@@ -93,7 +93,7 @@ class Splits:
     def _costs(self, chosen: Mapping[str, Rank]) -> list[Cost]:
         """What every place costs in the network whose layers are split like this."""
         graph = self.hollow(chosen)
-        latencies = {layer.name: layer.latency_ms for layer in self.context.predict(graph).layers}
+        latencies = self.context.predict(graph).by_layer
         last = {node.outputs[0].name: node for node in graph.nodes}
         made = []
         for place in self.places:
@@ -195,9 +195,8 @@ class Splits:
         figures, latency = measure(after), self.context.predict(after).latency_ms
         self.context.predicted(macs=figures.macs, params=figures.params, latency_ms=latency)
         if budget:
-            metric = "latency_ms" if budget.metric == "latency" else budget.metric
             points = [{**each, "error": math.sqrt(-math.expm1(-each["error"]))} for each in solution.points]
-            self.context.curve(metric, points)
+            self.context.curve(budget.figure, points)
 
     def explain(self, state: Sequence[int], errors: Mapping[str, float]) -> None:
         """Tell what became of every layer; `errors` are the shares of energy that were lost."""

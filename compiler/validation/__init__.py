@@ -17,12 +17,10 @@ from nnc.errors import NncError
 from nnc.target import Target
 from nnc.validation import settings, table
 from nnc.validation.comparison import compare
+from nnc.validation.fitting import ANY
 from nnc.validation.samples import Excluded, Progress, Sample, Stack, samples
 from nnc.validation.table import Row
 from nnc.validation.workloads import Workloads
-
-#: What the profile of a family is called that was fitted on the rows of all engines.
-ANY = "any"
 
 
 def validate(path: Path, spec: str | None, models: Path | None, progress: Progress = lambda *_: None) -> dict[str, Any]:

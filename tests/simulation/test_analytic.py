@@ -98,6 +98,7 @@ def test_a_layer_bound_by_compute(board: Target) -> None:
     (only,) = prediction.layers
     assert only.latency_ms == pytest.approx(microseconds / 1e3)
     assert prediction.latency_ms == pytest.approx((microseconds + 11.0) / 1e3)
+    assert prediction.by_layer == {"layer": only.latency_ms}
     assert (only.name, only.op, only.shape, only.macs, only.params) == ("layer", "Conv", (1, 16, 16, 16), 589_824, 2304)
     assert only.bound == "compute"
     assert prediction.peak_activation_bytes == 2 * 16_384
