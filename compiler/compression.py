@@ -162,9 +162,8 @@ class Network:
         rows = [dense]
         for choice in self._splits(layer):
             stages = self.methods[choice.method].stages(splitting.group_shape(layer), choice.rank)
-            rows.append(
-                coefficients(layer, splitting.grouped(stages, layer.groups), metric, self._latency(layer, choice))
-            )
+            latency = self._latency(layer, choice) if metric == "latency" else 0.0
+            rows.append(coefficients(layer, splitting.grouped(stages, layer.groups), metric, latency))
         return np.stack(rows)
 
     def _splits(self, layer: Layer) -> list[Choice]:

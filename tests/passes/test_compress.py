@@ -60,6 +60,17 @@ def test_budgets_are_kept_and_used_up(network: Any, board: str, metric: str, sha
     assert row.predicted[figure]["predicted"] == pytest.approx(row.predicted[figure]["reached"])
 
 
+@pytest.mark.parametrize("metric", ["macs", "params", "latency"])
+def test_latencies_of_choices_are_predicted_only_for_budgets_of_latency(network: Any, metric: str) -> None:
+    graph, calibration, _ = network
+    steps: set[str] = set()
+    context = pipeline.Context(
+        target.load("qcs605"), calibration=calibration, progress=lambda step, done, total: steps.add(step)
+    )
+    pipeline.run(graph, [Compress(budget=Budget(**{metric: 0.9}), round_to=1, methods=("prune", "svd"))], context)
+    assert ("predict ranks" in steps) == (metric == "latency")
+
+
 def test_half_of_the_macs_cost_little_accuracy(network: Any) -> None:
     graph, _, test = network
     after, row = run(Compress(budget=Budget(macs=0.5), round_to=1), network)
