@@ -11,7 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from nnc import efficiency, host, toml
 from nnc.efficiency import Efficiency
@@ -30,6 +30,11 @@ GPU_LANGUAGES = ("cuda", "opencl")
 _NO_CHIPS = (efficiency.FILE, "cores.toml")
 
 Share = Annotated[float, Field(gt=0, le=1)]
+# Beyond what any chip has are figures in other units, such as MHz, and slips of the keyboard.
+Count = Annotated[int, Field(gt=0, le=4096)]
+Bytes = Annotated[int, Field(gt=0, le=1 << 40)]
+Gigahertz = Annotated[float, Field(ge=1e-3, le=20)]
+Figure = Annotated[float, Field(ge=1e-6, le=1e6)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 
 
@@ -53,21 +58,21 @@ class Cluster(Table):
 
     name: Name
     core: str
-    count: PositiveInt
-    clock_ghz: PositiveFloat
-    macs_per_cycle: dict[Dtype, PositiveFloat]
+    count: Count
+    clock_ghz: Gigahertz
+    macs_per_cycle: dict[Dtype, Figure]
     """Multiply-accumulates of one core in one cycle, at peak."""
-    issue_width: PositiveInt | None = None
+    issue_width: Count | None = None
     """Instructions that one core starts in a cycle; without it, enough."""
-    l1d_bytes: PositiveInt
-    l2_bytes: PositiveInt
-    l2_shared_by: PositiveInt = 1
+    l1d_bytes: Bytes
+    l2_bytes: Bytes
+    l2_shared_by: Count = 1
     """Cores that share one level-2 cache of `l2_bytes`."""
-    l2_bytes_per_cycle: PositiveFloat
+    l2_bytes_per_cycle: Figure
     """Sustained bytes per cycle from level 2 into one core."""
-    dram_gbps: PositiveFloat | None = None
+    dram_gbps: Figure | None = None
     """GB/s that one core alone can draw from memory; without it, what the memory gives."""
-    picojoule_per_mac: dict[Dtype, PositiveFloat] | None = None
+    picojoule_per_mac: dict[Dtype, Figure] | None = None
 
 
 class Unit(Table):
@@ -80,17 +85,18 @@ class Unit(Table):
     dtypes: Annotated[tuple[Dtype, ...], Field(strict=False, min_length=1)]
     int8_dot: bool
     """Whether an instruction multiplies and adds four int8 pairs into an int32 lane."""
-    channel_multiple: PositiveInt
+    channel_multiple: Count
     """Channels that one vector holds; other widths are padded to it."""
-    vector_bits: PositiveInt
-    vector_registers: PositiveInt
-    threads: PositiveInt
+    vector_bits: Annotated[int, Field(ge=32, le=4096)]
+    """A power of two."""
+    vector_registers: Count
+    threads: Count
     """Cores a network runs on by default, fastest first."""
     quantization: Quantization
     clusters: Annotated[tuple[Cluster, ...], Field(alias="cluster", strict=False, min_length=1)]
-    l3_bytes: Annotated[int, Field(ge=0)] = 0
+    l3_bytes: Annotated[int, Field(ge=0, le=1 << 40)] = 0
     """Last cache level, shared by all cores; 0 where there is none."""
-    l3_gbps: PositiveFloat | None = None
+    l3_gbps: Figure | None = None
     profile: str | None = None
     """The engine whose measured code predictions assume, of targets/profiles.toml."""
     efficiency: dict[Dtype, Efficiency]
@@ -123,6 +129,8 @@ class Unit(Table):
         _refuse_duplicates("cluster", [cluster.name for cluster in self.clusters])
         if self.int8_dot and "int8" not in self.dtypes:
             raise ValueError("'int8_dot' is true, but dtypes has no int8")
+        if self.vector_bits.bit_count() > 1:
+            raise ValueError(f"'vector_bits' must be a power of two, not {self.vector_bits}")
         if self.l3_bytes and self.l3_gbps is None:
             raise ValueError("'l3_bytes' needs 'l3_gbps'")
         if self.threads > self.cores:
@@ -166,17 +174,17 @@ class Unit(Table):
 class Memory(Table):
     """Main memory, shared by all units."""
 
-    gbps: PositiveFloat
+    gbps: Figure
     efficiency: Share
     """Share of `gbps` that streaming code sees."""
-    picojoule_per_byte: PositiveFloat | None = None
+    picojoule_per_byte: Figure | None = None
 
 
 class Clocks(Table):
     """What a power mode leaves of a cluster."""
 
-    count: PositiveInt
-    clock_ghz: PositiveFloat
+    count: Count
+    clock_ghz: Gigahertz
 
 
 class Mode(Table):
@@ -184,7 +192,7 @@ class Mode(Table):
 
     name: Name
     description: str = ""
-    dram_gbps: PositiveFloat
+    dram_gbps: Figure
     unit: dict[str, dict[str, Clocks]]
 
 
@@ -196,7 +204,7 @@ class Chip(Table):
     """"host": figures that the first unit leaves out are read from the machine that nnc runs on."""
     chips: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """What tables of measurements call the chip."""
-    idle_watts: PositiveFloat | None = None
+    idle_watts: Figure | None = None
     dram: Memory
     units: Annotated[tuple[Unit, ...], Field(alias="unit", strict=False, min_length=1)]
     modes: Annotated[tuple[Mode, ...], Field(alias="mode", strict=False)] = ()
@@ -305,7 +313,8 @@ def parse(text: str, place: str) -> Chip:
     try:
         return Chip.model_validate(table)
     except ValidationError as error:
-        raise toml.explained(error, table, place, Table.__subclasses__()) from None
+        written = [each for each in Table.__subclasses__() if each is not Target]
+        raise toml.explained(error, table, place, written) from None
 
 
 def mode_clocks(mode: Mode) -> dict[tuple[str, str], Clocks]:
@@ -381,7 +390,7 @@ def _check_host(table: Any) -> None:
 
 def _check_llvm(table: dict[str, Any], name: str) -> None:
     """Refuse the table `name` where it does not describe a processor in LLVM's way."""
-    if not isinstance(table.get("mtriple"), str):
+    if not isinstance(triple := table.get("mtriple"), str) or not re.fullmatch(r"\w+(-[\w.]+)*", triple):
         raise ValueError(f"'{name}' needs an 'mtriple', such as \"aarch64-linux-gnu\"")
     if not isinstance(table.get("mcpu", ""), str):
         raise ValueError(f"'mcpu' of '{name}' must be a string, such as \"cortex-a75\"")

@@ -129,6 +129,7 @@ def _in_toml_words(message: str) -> str:
     """'Input should be a valid tuple' -> 'must be an array'."""
     message = message.removeprefix("Input ").removeprefix("String ").replace("should", "must", 1)
     message = re.sub(r"a valid (dictionary.*)$", "a table", message)
+    message = re.sub(r"^\w+ (must have at least \d+ items?) after validation.*$", r"\1", message)
     return message.replace("a valid tuple", "an array").replace("a valid ", "a ").replace("a integer", "an integer")
 
 
@@ -143,6 +144,8 @@ def described(content: Any) -> str:
             return str(content).lower()
         case str():
             return f"the string '{content}'"
+        case int() if abs(content) >= 10**20:
+            return "a number of more than 20 digits"
         case int() | float():
             return str(content)
         case list():

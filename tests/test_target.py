@@ -181,7 +181,11 @@ FILES = [
         "'dram' must be a table, not 3",
     ),
     ("idle_watts", "idle_wats", "unknown key 'idle_wats'"),
-    ("idle_watts = 1.0", "idle_watts = -1.0", "'idle_watts' must be greater than 0, not -1.0"),
+    (
+        "idle_watts = 1.0",
+        "idle_watts = -1.0",
+        "'idle_watts' must be greater than or equal to 0.000001, not -1.0",
+    ),
     ('description = "a board"', "description = 3", "'description' must be a string, not 3"),
     ("gbps = 10.0\n", "\n", "dram: 'gbps' is missing"),
     ("gbps = 10.0", "gbps = '10'", "dram: 'gbps' must be a number, not the string '10'"),
@@ -194,7 +198,11 @@ FILES = [
         'dtypes = ["float33"]',
         "unit 1 (cpu): dtypes 1 must be 'float32', 'float16' or 'int8', not the string 'float33'",
     ),
-    ('dtypes = ["float32", "int8"]', "dtypes = []", "unit 1 (cpu): 'dtypes' "),
+    (
+        'dtypes = ["float32", "int8"]',
+        "dtypes = []",
+        "unit 1 (cpu): 'dtypes' must have at least 1 item, not an empty array",
+    ),
     (
         'dtypes = ["float32", "int8"]',
         'dtypes = ["float32"]',
@@ -222,6 +230,57 @@ FILES = [
     ),
     ("count = 4\nclock", "count = 0\nclock", "unit 1 (cpu): cluster 1 (big): 'count' must be greater than 0, not 0"),
     ("count = 4\nclock", "count = 1.5\nclock", "unit 1 (cpu): cluster 1 (big): 'count' must be an integer, not 1.5"),
+    (
+        "count = 4\nclock",
+        "count = 1_000_000_000_000\nclock",
+        "unit 1 (cpu): cluster 1 (big): 'count' must be less than or equal to 4096, not 1000000000000",
+    ),
+    (
+        "count = 4\nclock",
+        f"count = {'9' * 4000}\nclock",
+        "unit 1 (cpu): cluster 1 (big): 'count' must be less than or equal to 4096, not a number of ",
+    ),
+    (
+        "clock_ghz = 2.0\nmacs",
+        "clock_ghz = 2500\nmacs",
+        "unit 1 (cpu): cluster 1 (big): 'clock_ghz' must be less than or equal to 20, not 2500",
+    ),
+    (
+        "clock_ghz = 2.0\nmacs",
+        "clock_ghz = 1e-300\nmacs",
+        "unit 1 (cpu): cluster 1 (big): 'clock_ghz' must be greater than or equal to 0.001, not 1e-300",
+    ),
+    (
+        "{ count = 2, clock_ghz = 1.0 }",
+        "{ count = 2, clock_ghz = 1000 }",
+        "mode 2 (slow): unit: cpu: big: 'clock_ghz' must be less than or equal to 20, not 1000",
+    ),
+    (
+        "macs_per_cycle = { float32 = 4.0,",
+        "macs_per_cycle = { float32 = 1e-300,",
+        "unit 1 (cpu): cluster 1 (big): macs_per_cycle: 'float32' must be greater than or equal to 0.000001, not ",
+    ),
+    (
+        "vector_bits = 128",
+        "vector_bits = 16",
+        "unit 1 (cpu): 'vector_bits' must be greater than or equal to 32, not 16",
+    ),
+    ("vector_bits = 128", "vector_bits = 96", "unit 1 (cpu): 'vector_bits' must be a power of two, not 96"),
+    (
+        "vector_bits = 128",
+        "vector_bits = 65536",
+        "unit 1 (cpu): 'vector_bits' must be less than or equal to 4096, not 65536",
+    ),
+    (
+        "vector_registers = 32",
+        "vector_registers = 1_000_000_000",
+        "unit 1 (cpu): 'vector_registers' must be less than or equal to 4096, not 1000000000",
+    ),
+    (
+        "channel_multiple = 4",
+        "channel_multiple = 1_000_000",
+        "unit 1 (cpu): 'channel_multiple' must be less than or equal to 4096, not 1000000",
+    ),
     ("clock_ghz = 2.0\nmacs", "macs", "unit 1 (cpu): cluster 1 (big): 'clock_ghz' is missing"),
     ("l2_bytes = ", "# ", "unit 1 (cpu): cluster 1 (big): 'l2_bytes' is missing"),
     ("l2_bytes = ", "l2_byts = ", "unit 1 (cpu): cluster 1 (big): unknown key 'l2_byts'"),
@@ -236,6 +295,8 @@ FILES = [
     ('tvm = { kind = "llvm",', "tvm = {", "unit 1 (cpu): 'tvm' needs a 'kind', such as \"llvm\""),
     ('kind = "llvm"', 'kind = "cuda"', "unit 1 (cpu): 'tvm' of a cpu must be of kind 'llvm', not 'cuda'"),
     ('mtriple = "aarch64-linux-gnu"', "mtriple = 64", "unit 1 (cpu): 'tvm' needs an 'mtriple'"),
+    ('mtriple = "aarch64-linux-gnu"', 'mtriple = ""', "unit 1 (cpu): 'tvm' needs an 'mtriple'"),
+    ('mtriple = "aarch64-linux-gnu"', 'mtriple = "aarch64-linux-gnu "', "unit 1 (cpu): 'tvm' needs an 'mtriple'"),
     ('mcpu = "cortex-a72"', "mcpu = 72", "unit 1 (cpu): 'mcpu' of 'tvm' must be a string"),
     ('mcpu = "cortex-a72"', 'mattr = "+sve"', "unit 1 (cpu): 'mattr' of 'tvm' must be an array of strings"),
     ('mcpu = "cortex-a72"', 'host = "llvm"', "unit 1 (cpu): 'tvm' needs a table 'host', such as { kind = \"llvm\", "),
@@ -339,11 +400,13 @@ def refusal(text: str) -> str | None:
     return None
 
 
-def test_a_misspelt_key_is_named_with_the_right_one(board: Path) -> None:
-    board.write_text(BOARD.replace("l2_shared_by", "l2_share_by"))
+@pytest.mark.parametrize(("right", "wrong"), [("l2_shared_by", "l2_share_by"), ("unit", "units")])
+def test_a_misspelt_key_is_named_with_the_right_one(board: Path, right: str, wrong: str) -> None:
+    board.write_text(BOARD.replace(f"\n{right}", f"\n{wrong}"))
     with pytest.raises(NncError) as caught:
         target.load(str(board))
-    assert caught.value.hint == "did you mean 'l2_shared_by'?"
+    assert caught.value.message.endswith(f"unknown key '{wrong}'")
+    assert caught.value.hint == f"did you mean '{right}'?"
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"", b"unit = 3", b"detect = 'host'\nunit = [3]"])

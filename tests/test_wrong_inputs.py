@@ -747,7 +747,7 @@ BOARDS = [
     (
         "clock_ghz = 2.5 ",
         "clock_ghz = -2.5 ",
-        "./board.toml: unit 1 (cpu): cluster 1 (gold): 'clock_ghz' must be greater than 0, not -2.5",
+        "./board.toml: unit 1 (cpu): cluster 1 (gold): 'clock_ghz' must be greater than or equal to 0.001, not -2.5",
         None,
     ),
     (
@@ -779,6 +779,12 @@ BOARDS = [
         'host = { kind = "llvm", mtriple',
         'host = { kind = "llvm", triple',
         "./board.toml: unit 2 (gpu): 'host' needs",
+        None,
+    ),
+    (
+        "clock_ghz = 2.5 ",
+        "clock_ghz = 2500 ",
+        "./board.toml: unit 1 (cpu): cluster 1 (gold): 'clock_ghz' must be less than or equal to 20, not 2500",
         None,
     ),
     ("int8_dot = false", "int8_dot = 0", "./board.toml: unit 1 (cpu): 'int8_dot' must be a boolean, not 0", None),

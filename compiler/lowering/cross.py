@@ -47,7 +47,8 @@ def compiler(architecture: str) -> list[str]:
     for command in (f"{architecture}-linux-gnu-gcc", *native):
         if shutil.which(command):
             return [command]
-    raise NncError(f"no compiler that links for {architecture}", "pip install ziglang")
+    hint = "pip install ziglang" if architecture in _GLIBC else f"install {architecture}-linux-gnu-gcc"
+    raise NncError(f"no compiler that links for {architecture}", hint)
 
 
 def run(command: Sequence[str | Path], environment: Mapping[str, str] | None = None, subject: str | None = None) -> str:

@@ -17,6 +17,11 @@ def machine(target: Target) -> tvm.target.Target:
     """The target's processor for TVM; NncError where its file names one, or a feature, that LLVM does not know."""
     target.require_lowerable()
     described, place = target.unit.tvm, f"{target.name}: unit '{target.unit.name}': tvm"
+    if target.unit.vector_bits < 64:
+        raise NncError(
+            f"{target.name}: unit '{target.unit.name}': no code can be generated without vectors",
+            f"use --no-lower; 'vector_bits' is {target.unit.vector_bits}",
+        )
     triple, cpu, features = described["mtriple"], described.get("mcpu", "generic"), described.get("mattr", ())
     try:
         tvm.target.Target({key: value for key, value in described.items() if key not in ("mcpu", "mattr")})

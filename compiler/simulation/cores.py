@@ -51,7 +51,7 @@ class Core(toml.Table):
     l2_ways: PositiveInt = 8
 
     def cluster(self, count: int, clock_ghz: float) -> Cluster:
-        return Cluster(
+        return Cluster.model_construct(
             name="core",
             core=self.name,
             count=count,

@@ -71,12 +71,15 @@ def test_a_distribution_compiler_replaces_zig(monkeypatch: pytest.MonkeyPatch) -
     assert cross.compiler("aarch64") == ["aarch64-linux-gnu-gcc"]
 
 
-def test_no_compiler_at_all_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "hint"), [("aarch64", "pip install ziglang"), ("riscv64", "install riscv64-linux-gnu-gcc")]
+)
+def test_no_compiler_at_all_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch, architecture: str, hint: str) -> None:
     monkeypatch.setattr(cross.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(cross.shutil, "which", lambda name: None)
-    with pytest.raises(NncError, match="no compiler that links for aarch64") as caught:
-        cross.compiler("aarch64")
-    assert caught.value.hint == "pip install ziglang"
+    with pytest.raises(NncError, match=f"no compiler that links for {architecture}") as caught:
+        cross.compiler(architecture)
+    assert caught.value.hint == hint
 
 
 def test_no_emulator_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:

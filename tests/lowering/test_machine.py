@@ -45,3 +45,11 @@ def test_unknown_names_are_refused(
 def test_an_instruction_set_without_code_generation_is_refused() -> None:
     with pytest.raises(NncError, match="qcs605: no code can be generated for zx81 yet"):
         machine(board(mtriple="zx81-sinclair"))
+
+
+def test_a_processor_without_vectors_is_refused() -> None:
+    chip = target.load("qcs605")
+    scalar = chip.model_copy(update={"unit": chip.unit.model_copy(update={"vector_bits": 32})})
+    with pytest.raises(NncError, match="qcs605: unit 'cpu': no code can be generated without vectors") as caught:
+        machine(scalar)
+    assert str(caught.value.hint).startswith("use --no-lower")
