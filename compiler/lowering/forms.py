@@ -12,7 +12,7 @@ from tvm import te
 from nnc import integers
 from nnc.lowering.kernels import relayout
 from nnc.lowering.kernels.unit import Unit
-from nnc.lowering.program import Operand, Tensor, Weights
+from nnc.lowering.program import Operand, Packed, Tensor
 from nnc.lowering.shapes import shape_of
 from nnc.lowering.templates import templates_of
 
@@ -37,7 +37,7 @@ class Forms(ABC):
         key: Hashable,
         nodes: list[str],
         op: str,
-        operands: Sequence[Operand | Weights],
+        operands: Sequence[Operand | Packed],
         results: Sequence[Tensor],
         compute: Callable[..., te.Tensor],
         layout: str,

@@ -33,7 +33,7 @@ from nnc.lowering.kernels.unit import Unit, lanes_of
 from nnc.lowering.kinds import general
 from nnc.lowering.layout import Layouts
 from nnc.lowering.prepare import Prepared, prepared
-from nnc.lowering.program import ALIGNMENT, WIDE_ALIGNMENT, Call, Copy, Operand, Program, Tensor, Weights
+from nnc.lowering.program import ALIGNMENT, WIDE_ALIGNMENT, Call, Copy, Operand, Packed, Program, Tensor
 from nnc.lowering.schedule import is_large, schedule
 from nnc.lowering.shapes import dtype_of, shape_of
 from nnc.lowering.tail import Tail, block_constant
@@ -205,7 +205,7 @@ class Lowering(Forms):
         key: Hashable,
         nodes: list[str],
         op: str,
-        operands: Sequence[Operand | Weights],
+        operands: Sequence[Operand | Packed],
         results: Sequence[Tensor],
         compute: Callable[..., te.Tensor],
         layout: str,

@@ -47,7 +47,7 @@ class Tensor:
 
 
 Operand = Tensor | np.ndarray  # an array is a constant
-Weights = Callable[[], np.ndarray]  # a constant that is packed once a kernel is built that reads it
+Packed = Callable[[], np.ndarray]  # a constant that is packed once a kernel is built that reads it
 
 
 @dataclass(eq=False)

@@ -2,7 +2,7 @@
 
 A plan is a trace, the steps of a schedule with all decisions (Shao et al., "Tensor Program Optimization with
 Probabilistic Programs", 2022). The steps of a schedule keep what a function computes, so that a trace of another
-function is slow at worst, or can't be applied. Which traces there are, nobody can list: `nnc.tuning.drawn` does.
+function is slow at worst, or can't be applied. Nobody can list all of them: `nnc.tuning.drawn` draws some.
 """
 
 from __future__ import annotations
@@ -66,9 +66,6 @@ class Generals(Kind):
 
     def dtype(self, problem: General) -> str:
         return "float32"
-
-    def channels(self, problem: General) -> int:
-        return 1
 
     def default(self, workload: Workload, unit: Unit) -> Trace:
         return Trace()

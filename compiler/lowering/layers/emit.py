@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nnc.lowering.fuse import Group
-from nnc.lowering.program import Operand, Tensor, Weights
+from nnc.lowering.program import Operand, Packed, Tensor
 from nnc.lowering.tail import Tail
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def emit(
     lowering: Lowering,
     group: Group,
     kernel: Kernel,
-    operands: Sequence[Operand | Weights],
+    operands: Sequence[Operand | Packed],
     tail: Tail,
     shape: tuple[int, ...],
     compute: Callable[..., Any],
@@ -42,7 +42,7 @@ def call(
     lowering: Lowering,
     group: Group,
     kernel: Kernel,
-    operands: Sequence[Operand | Weights],
+    operands: Sequence[Operand | Packed],
     tail: Tail,
     result: Tensor,
     compute: Callable[..., Any],
