@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nnc import efficiency, target, toml
+from nnc import chip, efficiency, target, toml
 from nnc.errors import NncError
 
 SHIPPED = Path(target.__file__).parents[1] / "targets"
@@ -386,7 +386,7 @@ def test_every_figure_is_checked(name: str) -> None:
     for path in found:
         for value in (-1.0, "12"):
             with pytest.raises(NncError, match=rf"^board: .*'{path[-1]}' must be .*, not (-1.0|the string '12')$"):
-                target.parse(changed(table, path, value), "board")
+                chip.parse(changed(table, path, value), "board")
     told = [error for path in found if (error := refusal(changed(table, path, None)))]  # others have a default
     assert len(told) > len(found) / 2
     assert all(re.match(r"board: .*( is missing| needs 'l3_gbps'|, but dtypes has .*)$", error) for error in told)
@@ -394,7 +394,7 @@ def test_every_figure_is_checked(name: str) -> None:
 
 def refusal(text: str) -> str | None:
     try:
-        target.parse(text, "board")
+        chip.parse(text, "board")
     except NncError as error:
         return error.message
     return None

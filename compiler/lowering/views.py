@@ -14,7 +14,7 @@ from nnc.lowering.program import Operand, Tensor
 from nnc.lowering.shapes import shape_of
 
 if TYPE_CHECKING:
-    from nnc.lowering.lower import Lowering
+    from nnc.lowering.lowering import Lowering
 
 
 def reshape(lowering: Lowering, group: Group) -> bool:

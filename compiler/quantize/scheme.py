@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from nnc import target
+from nnc import chip
 from nnc.integers import spread
 
 #: The least scale: the product of two of them, the scale of a bias, is still a normal float32.
@@ -33,7 +33,7 @@ class Scheme:
     """Symmetric, of fewer than 8 bits: no value is below zero, so that all integers are for those above."""
 
     @staticmethod
-    def of(scheme: target.Scheme, bits: int = 8) -> "Scheme":
+    def of(scheme: chip.Scheme, bits: int = 8) -> "Scheme":
         """The scheme of a target's unit."""
         return Scheme(scheme.dtype, scheme.symmetric, scheme.granularity == "per-channel", bits)
 

@@ -6,12 +6,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc import halving, measure
+from nnc.chip import Dtype
 from nnc.simulation import roofline
 from nnc.simulation.kernels import Kernel, kernels, peak_bytes
 from nnc.simulation.machine import WIDTHS, fastest, host_ghz, machine
 from nnc.simulation.roofline import CAUSES, Cost
 from nnc.simulation.work import Work, work
-from nnc.target import Dtype, Target
+from nnc.target import Target
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from nnc import toml
+from nnc.chip import Cluster, Dtype, Memory, Unit
 from nnc.simulation.machine import HOST_GHZ, Machine, machine
-from nnc.target import Cluster, Dtype, Memory, Unit
 
 
 class Core(toml.Table):

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import cache
 
 from nnc import target as targets
+from nnc.chip import Cluster, Dtype, Unit
 from nnc.simulation import cores
 from nnc.simulation.machine import Machine, host_ghz, machine
-from nnc.target import Cluster, Dtype, Target, Unit
+from nnc.target import Target
 from nnc.validation.table import Row
 
 # Two clusters at once: 4xA73+4xA53.

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 
-from nnc import efficiency, graph, measure, networks, target
+from nnc import chip, efficiency, graph, measure, networks, target
 from nnc.efficiency import Efficiency
 from nnc.simulation.analytic import Prediction, predict
 from nnc.target import Target
@@ -160,7 +160,7 @@ def test_tensor_cores_help_products_of_matrices_alone() -> None:
         update={"macs_per_cycle": core.macs_per_cycle | {"float16": 2 * core.macs_per_cycle["float32"]}}
     )
 
-    def milliseconds(built: gs.Graph, cluster: target.Cluster) -> float:
+    def milliseconds(built: gs.Graph, cluster: chip.Cluster) -> float:
         unit = board.unit.model_copy(update={"dtypes": ("float16",), "clusters": (cluster,)})
         return predict(built, board.model_copy(update={"unit": unit})).layers[0].latency_ms
 

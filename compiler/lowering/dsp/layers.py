@@ -33,7 +33,7 @@ from nnc.lowering.program import Operand, Tensor
 from nnc.lowering.shapes import dtype_of, shape_of
 
 if TYPE_CHECKING:
-    from nnc.lowering.lower import Lowering
+    from nnc.lowering.lowering import Lowering
 
 
 _BYTE = 255

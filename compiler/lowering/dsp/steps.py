@@ -19,7 +19,7 @@ from nnc.lowering.program import Tensor
 from nnc.lowering.shapes import dtype_of, shape_of
 
 if TYPE_CHECKING:
-    from nnc.lowering.lower import Lowering
+    from nnc.lowering.lowering import Lowering
 
 Shape = tuple[int, ...]
 Bias: TypeAlias = gs.Tensor | np.ndarray | None

@@ -21,7 +21,7 @@ from nnc.lowering.program import Tensor
 from nnc.lowering.shapes import shape_of
 
 if TYPE_CHECKING:
-    from nnc.lowering.lower import Lowering
+    from nnc.lowering.lowering import Lowering
 
 
 def conv(lowering: Lowering, group: Group) -> bool:

@@ -12,7 +12,7 @@ from nnc.lowering.fuse import Group
 from nnc.lowering.layers import convolution, pooling, products, quantized
 
 if TYPE_CHECKING:
-    from nnc.lowering.lower import Lowering
+    from nnc.lowering.lowering import Lowering
 
 Template = Callable[["Lowering", Group], bool]
 

@@ -25,7 +25,7 @@ from nnc.lowering.tail import Tail
 from nnc.lowering.workload import Workload
 
 if TYPE_CHECKING:
-    from nnc.lowering.lower import Lowering
+    from nnc.lowering.lowering import Lowering
 
 
 def conv(lowering: Lowering, group: Group) -> bool:

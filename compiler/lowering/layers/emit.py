@@ -11,7 +11,7 @@ from nnc.lowering.program import Operand, Packed, Tensor
 from nnc.lowering.tail import Tail
 
 if TYPE_CHECKING:
-    from nnc.lowering.lower import Lowering
+    from nnc.lowering.lowering import Lowering
 
 
 @dataclass(frozen=True)

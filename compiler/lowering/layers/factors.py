@@ -15,7 +15,7 @@ from nnc.lowering.layers.attributes import along_channels, input_of
 from nnc.lowering.shapes import shape_of
 
 if TYPE_CHECKING:
-    from nnc.lowering.lower import Lowering
+    from nnc.lowering.lowering import Lowering
 
 
 @dataclass(frozen=True)

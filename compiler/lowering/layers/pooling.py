@@ -16,7 +16,7 @@ from nnc.lowering.layers.emit import Kernel, emit
 from nnc.lowering.shapes import dtype_of, shape_of
 
 if TYPE_CHECKING:
-    from nnc.lowering.lower import Lowering
+    from nnc.lowering.lowering import Lowering
 
 
 def spatial_pool(lowering: Lowering, group: Group) -> bool:

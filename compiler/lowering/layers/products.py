@@ -20,7 +20,7 @@ from nnc.lowering.program import Tensor
 from nnc.lowering.shapes import shape_of
 
 if TYPE_CHECKING:
-    from nnc.lowering.lower import Lowering
+    from nnc.lowering.lowering import Lowering
 
 
 @dataclass(frozen=True)

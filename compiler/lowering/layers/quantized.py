@@ -24,7 +24,7 @@ from nnc.lowering.shapes import shape_of
 from nnc.lowering.tail import Tail
 
 if TYPE_CHECKING:
-    from nnc.lowering.lower import Lowering
+    from nnc.lowering.lowering import Lowering
 
 _EXACT = 2**24  # whole numbers up to here are floats
 _WIDEST = 255 * 128  # product of bytes

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nnc.chip import Cluster
 from nnc.errors import NncError
 from nnc.simulation import cores
 from nnc.simulation.cores import Core as Type
 from nnc.simulation.emulated.isa import BY_ARCHITECTURE, Isa
 from nnc.simulation.emulated.mca import Processor
-from nnc.target import Cluster, Target
+from nnc.target import Target
 
 LINE = 64  # bytes; of every core that targets/ describes
 
