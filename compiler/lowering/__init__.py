@@ -1,7 +1,7 @@
 """From a graph to a library for the target's unit: `build` is the whole of it.
 
 fuse.py     which nodes one kernel computes
-lower.py    layouts, templates and calls: a Program
+lower.py    layouts, templates and calls: a Program; lowering.py is where every tensor is meanwhile
 kernels/    the schedule templates
 kinds/      how their problems are planned; workload.py and layout.py choose among what is measured
 generic.py  what the templates don't take: operators/ on plain tensors, or TVM's frontend with schedule.py
