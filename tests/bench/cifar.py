@@ -33,7 +33,9 @@ def decoded(shop: Workshop, name: str) -> Path:
             blob, offsets, labels = (stored[key] for key in ("jpeg", "offsets", "labels"))
         parts = pairwise(offsets.tolist())
         images = np.stack([np.asarray(Image.open(io.BytesIO(blob[start:end].tobytes()))) for start, end in parts])
-        np.savez(path, images=images, labels=labels)
+        part = path.with_suffix(".part.npz")  # a stump that an interrupted run left would be taken for all images
+        np.savez(part, images=images, labels=labels)
+        part.rename(path)
     return path
 
 

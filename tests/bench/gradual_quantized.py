@@ -7,13 +7,13 @@ training keeps of the accuracy is seen on a narrow DenseNet that is trained here
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cifar import PREPROCESS, decoded, densenet, from_scratch
+from shipped import shipped
 from table import DATA, Row, Workshop, nnc
 
 RECIPE, UNITS = "gradual-quantized-distilled", ("jetson-xavier:gpu", "jetson-xavier:cpu")
@@ -48,13 +48,15 @@ def gradual_quantized(shop: Workshop) -> Iterator[Row]:
         nnc("network", "densenet201", "--classes", 10, "-o", model)
     few = {key: some(shop, key) for key in ("train", "test")}
     for unit in UNITS:
-        ratios = compiled(shop, model, unit, few, UNTRAINED)["ratios"]
+        place = f"densenet201, untrained, on {unit}"
+        name = f"{RECIPE}-densenet201-{unit.partition(':')[2]}"
+        ratios = shipped(shop, name, RECIPE, model, unit, few, PREPROCESS, UNTRAINED).report["ratios"]
         for key, what in (("size", "file"), ("macs", "MACs"), ("latency", "latency"), ("memory", "activations")):
-            yield Row(f"densenet201, untrained, on {unit}: {what}, before / after", "", f"{ratios[key]:.2f}", None)
+            yield Row(f"{place}: {what}, before / after", "> 1", f"{ratios[key]:.2f}", ratios[key] > 1)
     narrow = from_scratch(shop, densenet(shop, GROWTH, DEPTH), FROM_SCRATCH)
     data = {key: decoded(shop, key) for key in ("train", "test")}
-    report = compiled(shop, narrow, UNITS[0], data, TRAINED)
-    yield from accuracy(f"densenet, growth {GROWTH}, {6 * DEPTH + 4} layers, trained here", report)
+    made = shipped(shop, f"{RECIPE}-narrow", RECIPE, narrow, UNITS[0], data, PREPROCESS, TRAINED)
+    yield from accuracy(f"densenet, growth {GROWTH}, {6 * DEPTH + 4} layers, trained here", made.report)
 
 
 def some(shop: Workshop, key: str) -> Path:
@@ -75,19 +77,3 @@ def accuracy(name: str, report: dict[str, Any]) -> Iterator[Row]:
     yield Row(f"{name}: size and MACs, before / after", "", f"{size} and {macs}", None)
     drop = before - report["after"]["accuracy"]
     yield Row(f"{name}: drop", f"<= {DROP:.0%}", f"{drop:.1%}", drop <= DROP)
-
-
-def compiled(
-    shop: Workshop, model: Path, target: str, data: Mapping[str, Path], settings: Sequence[str]
-) -> dict[str, Any]:
-    """The report of the recipe with these settings."""
-    name = model.parent.name if model.stem == "model" else model.stem
-    out = shop.folder / f"{name}-{RECIPE}-{target.split(':')[-1]}"
-    recipe = out.with_name(f"{out.name}.toml")
-    mean, std = (json.dumps(PREPROCESS[key]) for key in ("mean", "std"))
-    recipe.write_text(nnc("recipes", RECIPE) + f"\n[data.preprocess]\nmean = {mean}\nstd = {std}\n")
-    given = [part for key, path in data.items() for part in ("--data", f"{key}={path}")]
-    given += [part for each in settings for part in ("--set", each)]
-    nnc("compile", recipe, model, "--target", target, "-o", out, "--quiet", "--no-lower", *given)
-    report: dict[str, Any] = json.loads((out / "report.json").read_text())
-    return report
