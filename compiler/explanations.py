@@ -41,10 +41,10 @@ def decisions(rows: Sequence[Entry], width: int) -> Table:
     numbers = ["MACs", "params", *(["latency"] if timed else [])]
     numbers += ["error"] if any("error" in row for row in rows) else []
     made = tables.table("layer", "choice", *numbers, numbers=numbers)
-    kept = [row for row in rows if not report.changes(row)]
-    for row in [*filter(report.changes, rows), *(kept if len(kept) <= _LISTED else [_together(kept)])]:
+    kept = [row for row in rows if not report.is_told(row)]
+    for row in [*filter(report.is_told, rows), *(kept if len(kept) <= _LISTED else [_together(kept)])]:
         name = tables.ending(row["layer"], max(_NAME, width - _OTHERS))
-        style = None if report.changes(row) else "dim"
+        style = None if report.is_told(row) else "dim"
         tables.add(made, name, row["choice"], *_cells(row, numbers), style=style)
     return made
 

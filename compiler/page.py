@@ -16,6 +16,7 @@ from nnc.report import (
     change,
     changes,
     explained,
+    is_told,
     outputs,
     packed,
     points,
@@ -123,15 +124,18 @@ def _pass(row: Entry, before: Entry) -> Made:
 
 def _explanation(row: Entry) -> Made:
     """What a pass said of its decisions: figures beside those that came, plots, and what it did to each layer."""
-    kept = [each for each in row["decisions"] if not changes(each)]
+    told, kept = ([each for each in row["decisions"] if is_told(each) == side] for side in (True, False))
+    changed = sum(map(changes, told))
     return {
         "name": row["name"],
         "said": explained(row),
         "plots": _plots(row["curve"]) if row["curve"] else [],
-        "changed": [_decision(each) for each in row["decisions"] if changes(each)],
+        "changed": changed,
+        "left": len(row["decisions"]) - changed,
+        "told": [_decision(each) for each in told],
         "kept": kept,
         "timed": any("latency_ms" in each for each in row["decisions"]),
-        "open": len(row["decisions"]) - len(kept) <= _OPEN,
+        "open": len(told) <= _OPEN,
     }
 
 

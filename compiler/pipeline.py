@@ -7,6 +7,7 @@ starts after the last pass that did not change.
 
 import errno
 import inspect
+import math
 import time
 import traceback
 from collections.abc import Sequence
@@ -44,7 +45,8 @@ class Row:
     accuracy: float | None
     skipped: list[dict[str, str]]
     proof: str
-    """How the effect was checked: "unchanged", "outputs equal", "measured", or why it could not be."""
+    """How the effect was checked: "unchanged", "outputs equal", "measured", "all noise" (-inf dB), or why it could not
+    be."""
     reused: bool = False
     decisions: list[dict[str, Any]] = field(default_factory=list)
     """What was chosen per layer: {"layer", "choice", "macs": [before, after], "params": [before, after]} and, where the
@@ -174,6 +176,7 @@ def _apply(pass_: Pass, given: _Copy, context: Context) -> _Step:
         seconds = time.perf_counter() - started
         if changed:
             verify.check_structure(after)
+            verify.check_interface(after, graph)
         elif given.is_edited():
             raise verify.BrokenGraph("the pass changed it and returned 0")
     except NncError as error:
@@ -275,13 +278,14 @@ def _prove(steps: list[_Step], context: Context) -> tuple[str, float | None]:
         reference = verify.outputs(before, inputs)
     except NncError as error:
         return f"not compared: {error.message}", None
-    if not any(verify.is_finite(values) for values in reference.values()):
+    if not any(verify.has_finite(values) for values in reference.values()):
         return "not compared: no output is finite on random inputs", None
     if steps[0].pass_.effect != "exact":
         try:
-            return "measured", verify.snr_db(reference, verify.outputs(after, inputs))
+            snr = verify.snr_db(reference, verify.outputs(after, inputs))
         except NncError as error:
             raise PassFailed(steps[0].pass_, before, error.message) from error
+        return "all noise" if snr == -math.inf else "measured", snr
     if _moved(reference, after, inputs):
         _blame(reference, steps, inputs)
     return "outputs equal", None

@@ -216,9 +216,9 @@ def target_spec(report: Report) -> str:
 
 def outputs(row: Mapping[str, Any]) -> str:
     """How the outputs compare with those before the pass."""
-    if row["snr_db"] is not None:
+    if row["snr_db"] is not None and math.isfinite(row["snr_db"]):
         return f"{row['snr_db']:.1f} dB SNR"
-    known = {"outputs equal": "equal", "unchanged": "-", "measured": "equal"}
+    known = {"outputs equal": "equal", "unchanged": "-", "measured": "equal", "all noise": "all noise"}
     return known.get(row["proof"], "not compared")
 
 
@@ -239,7 +239,7 @@ FLOATS = "stays in floats"
 def explained(row: Mapping[str, Any]) -> str:
     """'27 of 55 layers changed; predicted MACs 50.0 %, reached 49.9 %': what a pass said of its decisions."""
     decided = row["decisions"]
-    changed = sum(each["choice"] not in ("keep", FLOATS) for each in decided)
+    changed = sum(map(changes, decided))
     parts = [f"{changed} of {units.plural(len(decided), 'layer')} changed"] if decided else []
     for name, figure in (row["predicted"] or {}).items():
         whole = 1.0 if name in ("error", "accuracy") else figure["before"]
@@ -259,5 +259,10 @@ def share(value: float | None, whole: float = 1.0) -> str:
 
 
 def changes(decision: Mapping[str, Any]) -> bool:
-    """Whether a decision changes its layer, or says for a reason that it must not."""
+    """Whether a decision changes its layer."""
+    return decision["choice"] not in ("keep", FLOATS)
+
+
+def is_told(decision: Mapping[str, Any]) -> bool:
+    """Whether a decision has a line of its own: it changes its layer, or says for a reason that it must not."""
     return bool(decision["choice"] != "keep")

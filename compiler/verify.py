@@ -4,6 +4,7 @@ Outputs are compared on probe inputs in onnxruntime with every optimization off.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 
 import numpy as np
 import onnx
@@ -48,6 +49,27 @@ def check_standard(graph: gs.Graph) -> None:
         onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise BrokenGraph(graphs.first_reason(error)) from error
+
+
+def check_interface(graph: gs.Graph, given: gs.Graph) -> None:
+    """Raise BrokenGraph unless the graph reads and writes what `given` does: names, dtypes and, where known, shapes."""
+    for kind, before, after in (("input", given.inputs, graph.inputs), ("output", given.outputs, graph.outputs)):
+        for old, new in zip_longest(before, after):
+            if old is None:
+                raise BrokenGraph(f"it added the {kind} '{new.name}'")
+            if new is None or not _is_alike(old, new):
+                raise BrokenGraph(f"it changed the {kind} '{old.name}'")
+
+
+def _is_alike(old: gs.Tensor, new: gs.Tensor) -> bool:
+    """Whether two tensors are the same to whoever runs the graph; what is not known of `old` may be known of `new`."""
+    if old.name != new.name or (old.dtype is not None and old.dtype != new.dtype):
+        return False
+    if old.shape is None or new.shape is None:
+        return old.shape is None
+    return len(old.shape) == len(new.shape) and all(
+        size == other for size, other in zip(old.shape, new.shape, strict=True) if isinstance(size, int)
+    )
 
 
 def _check_names(graph: gs.Graph) -> None:
@@ -99,7 +121,7 @@ def outputs(graph: gs.Graph, inputs: Arrays) -> dict[str, np.ndarray]:
     return Session(graph).run(inputs)
 
 
-def is_finite(values: np.ndarray) -> bool:
+def has_finite(values: np.ndarray) -> bool:
     """Whether any of the values is a number."""
     return values.dtype.kind != "f" or bool(np.isfinite(values).any())
 
@@ -142,15 +164,29 @@ def largest_difference(reference: Arrays, result: Arrays) -> float:
 
 
 def snr_db(reference: Arrays, result: Arrays) -> float:
-    """Signal-to-noise ratio over all float outputs, in dB: 10 log10(sum of squares / sum of squared differences)."""
-    signal = noise = 0.0
-    for name, expected in reference.items():
-        if expected.dtype.kind == "f":
-            signal += float(np.square(expected, dtype=np.float64).sum())
-            noise += float(np.square(expected.astype(np.float64) - result[name]).sum())
+    """Signal-to-noise ratio over all float outputs, in dB: 10 log10(sum of squares / sum of squared differences).
+
+    Where the reference is not finite it says nothing, as in `difference`; a result that isn't finite elsewhere is all
+    noise, -inf. Without an output in floats, every element is signal, and those that differ are noise.
+    """
+    floats = [name for name, values in reference.items() if values.dtype.kind == "f"]
+    if floats:
+        energies = [_energies(reference[name], result[name]) for name in floats]
+    else:
+        energies = [(float(values.size), float(np.sum(values != result[name]))) for name, values in reference.items()]
+    signal, noise = (float(sum(each)) for each in zip(*energies, strict=True))
     if noise == 0.0:
         return np.inf
-    return float(10 * np.log10(signal / noise)) if signal else -np.inf
+    return float(10 * np.log10(signal / noise)) if signal and np.isfinite(noise) else -np.inf
+
+
+def _energies(reference: np.ndarray, result: np.ndarray) -> tuple[float, float]:
+    """Sums of squares of the reference and of the differences from it, where the reference is finite."""
+    finite = np.isfinite(reference)
+    expected, found = reference[finite].astype(np.float64), result[finite]
+    if not np.isfinite(found).all():
+        return float(np.square(expected).sum()), np.inf
+    return float(np.square(expected).sum()), float(np.square(expected - found).sum())
 
 
 def first_moved(before: gs.Graph, after: gs.Graph, inputs: Arrays) -> str | None:

@@ -134,6 +134,8 @@ def test_shares(value: float | None, text: str) -> None:
     assert report.share(value) == text
 
 
-def test_a_choice_that_keeps_the_figures_is_a_change() -> None:
-    rows = [decision("a", 1000, 1000) | {"choice": "int8 per channel"}, decision("b", 1000, 1000)]
-    assert [report.changes(row) for row in rows] == [True, False]
+def test_what_is_a_change_and_what_is_told() -> None:
+    choices = ["int8 per channel", report.FLOATS, "keep"]
+    rows = [decision("a", 1000, 1000) | {"choice": choice} for choice in choices]
+    assert [report.changes(row) for row in rows] == [True, False, False]
+    assert [report.is_told(row) for row in rows] == [True, True, False]

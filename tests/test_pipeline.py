@@ -107,6 +107,17 @@ class Tear(Pass):
         return 1
 
 
+class Rename(Pass):
+    """Call an output something else."""
+
+    name = "rename"
+    effect = "approximate"
+
+    def run(self, graph: gs.Graph, context: Context) -> int:
+        graph.outputs[0].name = "z"
+        return 1
+
+
 @pytest.fixture
 def net() -> gs.Graph:
     return graphs.from_model(parse_model(NET))
@@ -141,6 +152,7 @@ def test_second_run_changes_nothing(net: gs.Graph, context: pipeline.Context) ->
         (Silent(), "TypeError: run must return the number of places changed, not NoneType"),
         (Crash(), r"ZeroDivisionError: oops \(test_pipeline.py:\d+\)$"),
         (Tear(), "before anything produces it"),
+        (Rename(), "the graph after it is not valid: it changed the output 'y'"),
     ],
 )
 def test_a_broken_pass_is_named_among_others(

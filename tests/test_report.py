@@ -158,6 +158,29 @@ def test_the_page_shows_what_was_decided(folder: Path) -> None:
     assert [attrs.get("class") for attrs in circles].count("chosen") == 2
 
 
+def test_layers_that_stay_in_floats_are_shown_and_not_counted_as_changed(folder: Path) -> None:
+    decisions = [decision("head", 2000) | {"choice": report.FLOATS}, decision("first", 1000), decision("kept", 2000)]
+    text = words(page_of(folder, passes=[explained(folder, decisions=decisions)]))
+    assert "1 of 3 layers changed" in text
+    assert "1 layer changed, 2 left as they are" in text
+    assert "head stays in floats" in text
+
+
+@pytest.mark.parametrize(
+    ("snr_db", "proof", "expected"),
+    [
+        (31.23, "measured", "31.2 dB SNR"),
+        (math.inf, "measured", "equal"),
+        (-math.inf, "all noise", "all noise"),
+        (None, "outputs equal", "equal"),
+        (None, "not compared: it can't run", "not compared"),
+    ],
+)
+def test_outputs_in_words(snr_db: float | None, proof: str, expected: str) -> None:
+    row = {"snr_db": snr_db, "proof": proof}
+    assert report.outputs(row) == report.outputs(report.strict(row)) == expected
+
+
 def test_a_page_of_passes_that_decide_nothing(folder: Path) -> None:
     assert "What the passes decided" not in words(page_of(folder, passes=[explained(folder)]))
 

@@ -116,6 +116,80 @@ def test_snr() -> None:
 
 
 @pytest.mark.parametrize(
+    ("reference", "result", "expected"),
+    [
+        ([1, INF, -INF], [1, INF, -INF], INF),
+        ([1, -INF, 1], [1, 7, 1], INF),
+        ([1, np.nan], [0.9, 1], 20),
+        ([1, 1], [1, np.nan], -INF),
+        ([1, 1], [1, INF], -INF),
+    ],
+)
+def test_snr_where_values_are_not_finite(reference: list[float], result: list[float], expected: float) -> None:
+    arrays = ({"y": np.array(each, np.float32)} for each in (reference, result))
+    assert verify.snr_db(*arrays) == pytest.approx(expected, abs=1e-3)
+
+
+def test_snr_of_integers_counts_those_that_differ() -> None:
+    classes = {"y": np.arange(100)}
+    assert verify.snr_db(classes, classes) == INF
+    assert verify.snr_db(classes, {"y": np.r_[7, 1:100]}) == pytest.approx(20)
+    assert verify.snr_db(classes, {"y": np.arange(100) + 1}) == 0
+
+
+def _rename_output(graph: gs.Graph) -> None:
+    graph.outputs[0].name = "z"
+
+
+def _drop_output(graph: gs.Graph) -> None:
+    del graph.outputs[1]
+
+
+def _add_output(graph: gs.Graph) -> None:
+    graph.outputs.append(graph.nodes[0].outputs[0])
+
+
+def _swap_outputs(graph: gs.Graph) -> None:
+    graph.outputs.reverse()
+
+
+def _widen_output(graph: gs.Graph) -> None:
+    graph.outputs[0].shape = [1, 3]
+
+
+def _cast_input(graph: gs.Graph) -> None:
+    graph.inputs[0].dtype = np.dtype(np.float16)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (_rename_output, "it changed the output 'y'"),
+        (_drop_output, "it changed the output 'k'"),
+        (_add_output, "it added the output 'a'"),
+        (_swap_outputs, "it changed the output 'y'"),
+        (_widen_output, "it changed the output 'y'"),
+        (_cast_input, "it changed the input 'x'"),
+    ],
+)
+def test_inputs_and_outputs_stay(change: Callable[[gs.Graph], None], reason: str) -> None:
+    text = "net (float[1, 8] x) => (float[1, 8] y, int64[1, 1] k) { a = Abs(x) y = Neg(a) k = ArgMax<axis = 1>(a) }"
+    given, graph = testing.graph(text), testing.graph(text)
+    verify.check_interface(graph, given)
+    change(graph)
+    with pytest.raises(verify.BrokenGraph, match=reason):
+        verify.check_interface(graph, given)
+
+
+def test_what_was_open_may_become_known() -> None:
+    given, graph = (testing.graph("net (float[2, 3] x) => (float y) { y = Neg(x) }") for _ in range(2))
+    given.outputs[0].shape = ["rows", 3]
+    verify.check_interface(graph, given)
+    given.outputs[0].shape = None
+    verify.check_interface(graph, given)
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         (TEXT, 1e-4),
