@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 
 from nnc import calibrate, sensitivity
 from nnc.calibrate import Flow
-from nnc.channels import Channels, Group
+from nnc.channels import Channels, Group, Use
 from nnc.layers import Layer, dequantized
 from nnc.rewrite import Context
 
@@ -53,15 +53,18 @@ def rank(
     `weights` are the sensitivities by layer (nnc.sensitivity), which are measured where none are given.
     """
     flow = Flow(graph, samples)
-    names = {use.node.name for group in groups for use in group.consumers}
-    readers = [node for node in graph.nodes if node.name in names]
+    uses = {use.node.name: use for group in groups for use in group.consumers}
+    readers = [node for node in graph.nodes if node.name in uses]
     if weights is None:
         weights = sensitivity.output_sensitivity(graph, readers, samples, context)
     blocks: dict[int, list[_Block]] = defaultdict(list)
     for index, node in enumerate(readers):
         context.progress("moments", index, len(readers))
         flow.run_before(node)
-        reader = _Reader(node, channels.read(node), flow.value(node.inputs[0]), weights.get(node.name))
+        x = node.inputs[1 - uses[node.name].input]
+        located = channels.of(x)
+        assert located is not None, "what can be removed lies along an axis"
+        reader = _Reader(uses[node.name], channels.read(node), flow.value(x), located[0], weights.get(node.name))
         for place, block in reader.blocks(groups, context.seed):
             blocks[place].append(block)
     rankings = []
@@ -124,17 +127,20 @@ class _Block:
 class _Reader:
     """A layer that reads channels."""
 
-    node: gs.Node
+    use: Use
+    """The axis of its weights that is along what it reads."""
     ids: np.ndarray
     """The channel of every input channel or feature."""
     x: np.ndarray
     """What it reads, [batches, *shape]."""
+    axis: int
+    """The axis of the shape that channels or features are along."""
     weights: np.ndarray | None
     """What the squared error of each output costs; None counts errors relative to all that the layer gives."""
 
     def blocks(self, groups: Sequence[Group], seed: int) -> Iterator[tuple[int, _Block]]:
         """The layer's blocks, with the index of the group of each."""
-        layer = Layer.of(self.node)
+        layer = Layer.of(self.use.node)
         parts = self._independent() if layer is None or layer.columns > _MOST_COLUMNS else self._parts(layer, seed)
         for ids, inverse, W in parts:
             taps = W.shape[1] // len(ids)
@@ -158,12 +164,14 @@ class _Reader:
 
     def _independent(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """The same for a layer whose moments are not at hand: its inputs count as uncorrelated."""
-        axis = 1 if self.node.op in ("Conv", "ConvTranspose") else -1
-        per_channel = np.moveaxis(self.x.reshape(-1, *self.x.shape[2:]), axis, 0).reshape(len(self.ids), -1)
-        W = dequantized(self.node.inputs[1])
-        inputs = next((axis for axis, size in enumerate(W.shape) if size == len(self.ids)), None)
-        strength = per_channel.var(1, dtype=np.float64)
-        if inputs is not None:
-            strength *= np.square(W).sum(tuple(axis for axis in range(W.ndim) if axis != inputs))
+        per_channel = np.moveaxis(self.x, self.axis + 1, 0).reshape(len(self.ids), -1)
+        strength = per_channel.var(1, dtype=np.float64) * self._energies()
         strength *= 1 / (strength.sum() or 1.0) if self.weights is None else self.weights.mean()
         yield self.ids, np.eye(len(self.ids)), np.sqrt(strength)[None]
+
+    def _energies(self) -> np.ndarray:
+        """The sum of the squared weights that read each input channel or feature."""
+        squares = np.moveaxis(np.square(dequantized(self.use.node.inputs[self.use.input])), self.use.axis, 1)
+        outputs, inputs = squares.shape[:2]
+        groups = len(self.ids) // inputs  # of a Conv, which all read as many channels
+        return squares.reshape(groups, outputs // groups, inputs, -1).sum((1, 3)).reshape(-1)

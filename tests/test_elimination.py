@@ -48,6 +48,8 @@ net (float[1, 3, 6, 6] x) => (float y, float z) <float[5, 3, 3, 3] V, float[4, 5
 }
 """
 
+PRODUCTS = "{ a = Gemm<transB = 1>(x, V) r = Relu(a) y = Gemm<transB = 1>(r, W) }"
+
 NETS = {"Conv": CHAIN, "groups": GROUPED, "flattened": FLATTENED, "two readers": TWO_READERS}
 
 
@@ -164,20 +166,44 @@ def test_sensitivities_are_measured_where_none_are_given() -> None:
     assert ranking.errors[-1] == pytest.approx(1, rel=0.1)
 
 
-@pytest.mark.parametrize("limit", ["_MOST_COLUMNS", None])
-def test_layers_whose_moments_are_not_at_hand(limit: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+#: Layers with as many outputs as inputs, and the axis of their weights that is along the inputs.
+SQUARE = {
+    "Conv": (CHAIN.replace("float[5, 6, 3, 3] W", "float[6, 6, 3, 3] W"), 1),
+    "ConvTranspose": (
+        CHAIN.replace("float[5, 6, 3, 3] W", "float[6, 6, 3, 3] W").replace(
+            "Conv<pads = [1, 1, 1, 1]>(r, W)", "ConvTranspose<strides = [2, 2]>(r, W)"
+        ),
+        0,
+    ),
+    "Gemm": ("net (float[1, 8] x) => (float y) <float[6, 8] V, float[6, 6] W> %s" % PRODUCTS, 1),
+    "MatMul": (
+        "net (float[1, 8] x) => (float y) <float[6, 8] V, float[6, 6] W> %s"
+        % PRODUCTS.replace("Gemm<transB = 1>(r", "MatMul(r"),
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SQUARE)
+def test_layers_whose_moments_are_not_at_hand(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wide layers, and transposed convolutions: channels of little energy or weight go first."""
-    if limit:
-        monkeypatch.setattr(elimination, limit, 10)
-        text, axis, shape = CHAIN, 1, (5, 6, 3, 3)
-    else:
-        text = CHAIN.replace("Conv<pads = [1, 1, 1, 1]>(r, W)", "ConvTranspose<strides = [2, 2]>(r, W)")
-        text, axis, shape = text.replace("float[5, 6, 3, 3] W", "float[6, 5, 3, 3] W"), 0, (6, 5, 3, 3)
-    W = np.moveaxis(np.random.default_rng(0).standard_normal(shape), axis, 0)
+    monkeypatch.setattr(elimination, "_MOST_COLUMNS", 1)
+    text, axis = SQUARE[case]
+    graph = testing.graph(text)
+    W = np.moveaxis(np.array(testing.weights(graph)["W"]), axis, 0)
     W[2] *= 1e-3
     graph = testing.graph(text, W=np.moveaxis(W, 0, axis))
     groups, (ranking,) = ranked(graph, weights=False)
     assert groups[0].ids.tolist().index(ranking.ids[0]) == 2
+
+
+def test_the_weights_of_groups_count_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elimination, "_MOST_COLUMNS", 1)
+    W = np.ones((6, 4, 1, 1))
+    W[:3, 1], W[3:, 1] = 1e-3, 0.5  # columns of two channels, one of each group, which go together
+    W[:, 2] = 0.5
+    groups, (ranking,) = ranked(testing.graph(GROUPED, W=W), weights=False)
+    assert groups[0].ids.tolist().index(ranking.ids[0]) == 1
 
 
 def test_many_channels_go_several_at_a_time() -> None:
