@@ -16,7 +16,7 @@ from nnc.checkpoint import Checkpoints
 from nnc.context import Context, Progress, silent
 from nnc.digests import digest, file_digest
 from nnc.errors import NncError
-from nnc.job import Job, open_context
+from nnc.job import Job, command, open_context
 from nnc.output import OutputFolder
 from nnc.pipeline import Row
 
@@ -78,10 +78,12 @@ def _reproduced(failure: pipeline.PassFailed, job: Job) -> NncError:
     """The error of a pass that failed by itself; what it was given is saved beside the output folder."""
     out = job.out if job.out.name not in ("", "..") else job.out.resolve()
     folder = out.with_name(f"{out.name}-failed")
-    pipeline.save_reproduction(failure, folder)
     alone = replace(job.recipe, passes=(failure.pass_,))
-    (folder / "recipe.toml").write_text(alone.to_toml(paths=True), "utf-8")
-    reproduce = f"nnc compile {folder / 'recipe.toml'} {folder / 'before.onnx'} --target {job.target.spec}"
+    pipeline.save_reproduction(failure, folder, alone.to_toml(paths=True))
+    reproduce = command(
+        str(folder / "recipe.toml"), str(folder / "before.onnx"), job.target.spec,
+        threads=job.threads, seed=job.seed, lower=job.lower,
+    )  # fmt: skip
     return NncError(failure.message, f"{failure.hint}; this reproduces it: {reproduce}")
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +39,10 @@ def graph_digest(graph: gs.Graph) -> str:
 
 @cache
 def code_digest() -> str:
-    """A digest of the compiler's own sources: what it measures may change with each of them."""
-    sources = Path(__file__).parent.rglob("*.py")
+    """A digest of the sources of nnc and its passes: what it measures may change with each of them."""
+    passes = find_spec("nnc.passes")  # in an editable install they are elsewhere
+    folders = [str(Path(__file__).parent), *((passes and passes.submodule_search_locations) or ())]
+    sources = {source for folder in folders for source in Path(folder).rglob("*.py")}
     return digest(*(source.read_bytes() for source in sorted(sources)))
 
 

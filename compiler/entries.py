@@ -28,7 +28,7 @@ def assembled(
             "outputs": [_tensor(tensor) for tensor in graph.outputs],
         },
         "target": {"name": job.target.name, "unit": job.target.unit.name, "mode": job.target.mode},
-        "recipe": {"name": job.recipe.path.name, "description": job.recipe.description},
+        "recipe": {"name": job.recipe.called, "description": job.recipe.description},
         "threads": job.threads or job.target.unit.threads,
         "before": before,
         "after": after,

@@ -1,6 +1,7 @@
 """What a compile is asked for, and the context that its passes work in."""
 
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -28,6 +29,31 @@ class Job:
     seed: int = 0
     latency: Literal["analytic", "emulated"] = "analytic"
     """Where the latencies of the report are from."""
+
+
+def command(
+    recipe: str,
+    model: str,
+    target: str,
+    *,
+    data: Iterable[str] = (),
+    overrides: Iterable[str] = (),
+    shapes: Mapping[str, Sequence[int]] = {},
+    threads: int | None = None,
+    seed: int = 0,
+    lower: bool = True,
+    latency: str = "analytic",
+) -> str:
+    """The command line of a compile, its words quoted for a shell."""
+    sizes = [f"{name}={','.join(map(str, shape))}" for name, shape in shapes.items()]
+    words = ["nnc", "compile", recipe, model, "--target", target]
+    for option, values in (("--data", data), ("--set", overrides), ("--shape", sizes)):
+        words += [word for value in values for word in (option, value)]
+    words += [] if threads is None else ["--threads", str(threads)]
+    words += ["--seed", str(seed)] if seed else []
+    words += [] if lower else ["--no-lower"]
+    words += ["--latency", latency] if latency != "analytic" else []
+    return shlex.join(words)
 
 
 def open_context(job: Job, graph: gs.Graph, progress: Progress) -> Context:

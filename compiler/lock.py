@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import onnx
 
 from nnc import __version__, wire
 from nnc.digests import digest, file_digest
+from nnc.errors import NncError
 from nnc.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -34,10 +36,13 @@ def lock(job: Job) -> dict[str, Any]:
         "packages": {name: version(name) for name in PACKAGES},
         "model": {
             "name": job.model.name,
-            "sha256": {file.name: file_digest(file) for file in model_files(job.model)},
+            "sha256": _digests(model_files(job.model), job.model.parent),
         },
         "data": {
-            "sha256": {key: data_digest(path) for key, path in recipe.data_paths().items()},
+            "sha256": {
+                key: _teacher_digest(path) if key == "teacher" else data_digest(path)
+                for key, path in recipe.data_paths().items()
+            },
             "preprocess": recipe.data.preprocess.model_dump(mode="json"),
         },
         "target": job.target.model_dump(mode="json", by_alias=True),
@@ -45,8 +50,9 @@ def lock(job: Job) -> dict[str, Any]:
         "threads": job.threads,
         "seed": job.seed,
         "recipe": {
-            "name": recipe.path.name,
-            "sha256": {file.name: file_digest(file) for file in (recipe.path, *recipe.used)},
+            "name": recipe.called,
+            "set": list(recipe.overrides),
+            "sha256": _digests((recipe.path, *recipe.used), recipe.path.parent),
             "resolved": recipe.to_toml(),
         },
     }
@@ -63,6 +69,20 @@ def model_files(path: Path) -> list[Path]:
     external = (tensor for tensor in tensors if tensor.data_location == onnx.TensorProto.EXTERNAL)
     names = {entry.value for tensor in external for entry in tensor.external_data if entry.key == "location"}
     return [path, *(path.parent / name for name in sorted(names))]
+
+
+def _digests(files: Iterable[Path], folder: Path) -> dict[str, str]:
+    """SHA-256 of files by their paths from a folder."""
+    return {os.path.relpath(file, folder): file_digest(file) for file in files}
+
+
+def _teacher_digest(path: Path) -> str:
+    """SHA-256 of a model; where it keeps weights in other files, a hash over those of all."""
+    try:
+        files = model_files(path)
+    except NncError as error:
+        raise NncError(f"teacher: {error.message}", error.hint) from error
+    return file_digest(path) if len(files) == 1 else digest(json.dumps(_digests(files, path.parent)))
 
 
 def data_key(recipe: Recipe) -> str:

@@ -57,8 +57,9 @@ class OutputFolder:
         for staged in sorted(self.staging.iterdir()):
             if staged.name in kept:
                 os.replace(staged, self.path / staged.name)
-        for name in stale:
-            (self.path / name).unlink(missing_ok=True)
+        for path in (self.path / name for name in stale):
+            if path.is_file():
+                path.unlink()
         os.replace(self.staging / LOCK, self.path / LOCK)
 
     def recalled(self, name: str, key: str) -> Any:
@@ -147,8 +148,9 @@ def reason(error: OSError) -> str:
 def _files_of(path: Path) -> set[str]:
     """The files of the compile that `path` holds."""
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        names = json.loads((path / "report.json").read_text("utf-8"))["files"]
-        return {name for name in names if Path(name).name == name}
+        report = json.loads((path / "report.json").read_text("utf-8"))
+        if "latency_source" in report:  # else it is somebody else's
+            return {name for name in report["files"] if Path(name).name == name}
     return set()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from nnc import plot, units
+from nnc.job import command
 from nnc.report import (
     BOUNDS,
     FIGURES,
@@ -190,10 +191,15 @@ def _left_alone(rows: Sequence[Entry]) -> list[Made]:
 
 def _command(report: Entry, lock: Entry) -> str:
     """What reproduces the result, with the recipe, the model and the data at hand."""
-    words = ["nnc compile", lock["recipe"]["name"], lock["model"]["name"], "--target", target_spec(report)]
-    words += [f"--data {key}=..." for key in lock["data"]["sha256"]]
-    words += [f"--shape {name}={','.join(map(str, sizes))}" for name, sizes in lock["shapes"].items()]
-    words += [f"--threads {lock['threads']}"] * (lock["threads"] is not None)
-    words += [f"--seed {lock['seed']}"] * (lock["seed"] != 0)
-    words += ["--no-lower"] * ("library_bytes" not in report)
-    return " ".join(words)
+    return command(
+        lock["recipe"]["name"],
+        lock["model"]["name"],
+        target_spec(report),
+        data=[f"{key}=..." for key in lock["data"]["sha256"]],
+        overrides=lock["recipe"]["set"],
+        shapes=lock["shapes"],
+        threads=lock["threads"],
+        seed=lock["seed"],
+        lower="library_bytes" in report,
+        latency=report["latency_source"],
+    )

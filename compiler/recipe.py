@@ -66,6 +66,13 @@ class Recipe:
     passes: tuple[Pass, ...]
     used: tuple[Path, ...]
     """The Python files of third-party passes."""
+    overrides: tuple[str, ...] = ()
+    """The options --set that it was read with."""
+
+    @property
+    def called(self) -> str:
+        """What a command line calls it: the name of a recipe that nnc ships, else that of the file."""
+        return self.name if self.path.parent == Path(str(resources.files("nnc.recipes"))) else self.path.name
 
     def data_paths(self) -> dict[str, Path]:
         """Where the data is, by the key of [data]."""
@@ -113,7 +120,8 @@ def load(source: str | Path, overrides: Sequence[str] = (), data: Sequence[str] 
     known = known_passes(used)
     tables, origins = _overridden(written.passes, overrides, place)
     made = [_pass(table, index, known, place, origins) for index, table in enumerate(tables, 1)]
-    return Recipe(path.stem, path, written.description, _data(written.data, path, place, data), tuple(made), used)
+    opened = _data(written.data, path, place, data)
+    return Recipe(path.stem, path, written.description, opened, tuple(made), used, tuple(overrides))
 
 
 def schema(use: Iterable[Path] = ()) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 The driver, not the author of a pass, owns single-reader checks, unique names, splicing, clean-up and topological order.
 """
 
-import json
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -47,21 +46,6 @@ class Pass(BaseModel):
     def run(self, graph: gs.Graph, context: Context) -> int:
         """Change `graph` in place and return the number of places changed."""
         raise NotImplementedError
-
-    def to_toml(self) -> str:
-        """The pass as an entry of a recipe, every parameter spelled out."""
-        parameters = self.model_dump(mode="json", exclude_none=True)
-        lines = [f"{key} = {_toml(value)}" for key, value in {"name": self.name, **parameters}.items()]
-        return "[[pass]]\n" + "\n".join(lines) + "\n"
-
-
-def _toml(value: Any) -> str:
-    """A JSON value in TOML: only tables are spelled differently."""
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items()) + " }"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)
 
 
 class PatternPass(Pass):
@@ -159,8 +143,7 @@ class Driver:
 
     @cached_property
     def _tensor_names(self) -> set[str]:
-        tensors = (tensor for node in self.graph.nodes for tensor in (*node.inputs, *node.outputs))
-        return {tensor.name for tensor in (*tensors, *self.graph.inputs, *self.graph.outputs)}
+        return graphs.tensor_names(self.graph)
 
     @cached_property
     def _node_names(self) -> set[str]:

@@ -18,10 +18,11 @@ import onnxruntime as ort
 import pytest
 
 import nnc
-from nnc import compilation, recipe, target
+from nnc import compilation, lock, recipe, target
 from nnc import graph as graphs
 from nnc.compilation import Job
 from nnc.errors import NncError
+from nnc.job import command
 
 #: A pass that ends the process when the environment says so, as `kill -9` does.
 _DEADLY = '''
@@ -115,6 +116,25 @@ def test_accuracy_before_after_and_per_pass(project: Path) -> None:
     assert (exact["accuracy"], exact["snr_db"], exact["proof"]) == (None, None, "outputs equal")
     assert approximate["accuracy"] == report["after"]["accuracy"] < 1.0
     assert 0 < approximate["snr_db"] < 60
+
+
+def test_the_page_shows_how_to_compile_again(project: Path) -> None:
+    read = recipe.load(project / "recipe.toml", ["round-weights.step=0.5"])
+    compilation.compile_model(job(project, recipe=read, seed=3))
+    page = (project / "out" / "report.html").read_text("utf-8")
+    command = "nnc compile recipe.toml model.onnx --target qcs605:cpu --data test=... --set round-weights.step=0.5"
+    assert f"{command} --seed 3 --no-lower" in page
+
+
+def test_command_lines_are_quoted() -> None:
+    written = command(
+        "my recipe.toml", "m.onnx", "x86", data=["test=..."], overrides=["compress.budget={ macs = 0.5 }"],
+        shapes={"in": [1, 3]}, threads=2, seed=7, lower=True, latency="emulated",
+    )  # fmt: skip
+    assert written == (
+        "nnc compile 'my recipe.toml' m.onnx --target x86 --data test=... --set 'compress.budget={ macs = 0.5 }' "
+        "--shape in=1,3 --threads 2 --seed 7 --latency emulated"
+    )
 
 
 def test_metadata_and_lock_say_where_the_result_is_from(project: Path) -> None:
@@ -330,6 +350,15 @@ def test_the_reproduction_holds_the_pass_and_its_input(project: Path) -> None:
         compilation.compile_model(again)
 
 
+def test_the_command_that_reproduces_a_failure_has_the_seed(project: Path) -> None:
+    add_pass(project, "fail")
+    with pytest.raises(NncError) as caught:
+        compilation.compile_model(job(project, out="my out", seed=5))
+    failed = project / "my out-failed"
+    command = f"nnc compile '{failed}/recipe.toml' '{failed}/before.onnx' --target qcs605:cpu --seed 5 --no-lower"
+    assert str(caught.value.hint).endswith(f"this reproduces it: {command}")
+
+
 def test_a_failing_compile_leaves_the_earlier_result(project: Path) -> None:
     compilation.compile_model(job(project))
     before = results(project / "out")
@@ -521,6 +550,33 @@ def test_external_data_counts(project: Path) -> None:
     assert lock["model"]["sha256"].keys() == {"model.onnx", "weights.bin"}
     size = sum((project / name).stat().st_size for name in ("model.onnx", "weights.bin"))
     assert json.loads((project / "out" / "report.json").read_text())["before"]["file_bytes"] == size
+
+
+def test_external_data_of_one_name_in_two_folders(project: Path) -> None:
+    model = onnx.load(project / "model.onnx")
+    for folder, tensor in zip(("a", "b"), model.graph.initializer, strict=False):
+        (project / folder).mkdir()
+        (project / folder / "w.bin").write_bytes(onnx.numpy_helper.to_array(tensor).tobytes())
+        tensor.ClearField("float_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value=f"{folder}/w.bin")
+    (project / "model.onnx").write_bytes(model.SerializeToString())
+    found = lock.lock(job(project))["model"]["sha256"]
+    assert found.keys() == {"model.onnx", "a/w.bin", "b/w.bin"}
+
+
+def test_the_weights_of_a_teacher_count(project: Path) -> None:
+    model = graphs.to_model(graphs.load(project / "model.onnx"))
+    onnx.save(model, project / "teacher.onnx", save_as_external_data=True, location="t.bin", size_threshold=1024)
+    read = recipe.load(project / "recipe.toml", data=[f"teacher={project / 'teacher.onnx'}"])
+    before = lock.lock(job(project, recipe=read))
+    content = (project / "t.bin").read_bytes()
+    (project / "t.bin").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    after = lock.lock(job(project, recipe=read))
+    assert lock.inputs_digest(before) != lock.inputs_digest(after)
+    (project / "teacher.onnx").write_text("no model")
+    with pytest.raises(NncError, match=r"teacher: .*teacher\.onnx: not an ONNX model"):
+        lock.lock(job(project, recipe=read))
 
 
 def test_a_plan_writes_nothing(project: Path) -> None:

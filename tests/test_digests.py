@@ -1,6 +1,7 @@
 """Digests are equal where the contents are, and only there."""
 
 from collections.abc import Callable
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import numpy as np
@@ -64,4 +65,17 @@ def test_the_code_is_all_sources(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setattr("nnc.digests.__file__", str(tmp_path / "digests.py"))
     before = code_digest.__wrapped__()
     (tmp_path / "deep" / "other.py").write_text("two")
+    assert code_digest.__wrapped__() != before
+
+
+def test_the_code_is_also_passes_that_are_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("nnc", "passes"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "one.py").write_text(name)
+    spec = ModuleSpec("nnc.passes", None)
+    spec.submodule_search_locations = [str(tmp_path / "passes")]
+    monkeypatch.setattr("nnc.digests.__file__", str(tmp_path / "nnc" / "digests.py"))
+    monkeypatch.setattr("nnc.digests.find_spec", lambda name: spec)
+    before = code_digest.__wrapped__()
+    (tmp_path / "passes" / "one.py").write_text("another")
     assert code_digest.__wrapped__() != before

@@ -1,6 +1,7 @@
 """The output folder: all files of a compile appear together, or none."""
 
 import errno
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def stage(folder: output.OutputFolder, **files: str) -> None:
     names = [f"{name}.txt" for name in files]
     for name, text in files.items():
         (folder.staging / f"{name}.txt").write_text(text)
-    (folder.staging / "report.json").write_text(f'{{"files": {names}}}'.replace("'", '"'))
+    (folder.staging / "report.json").write_text(json.dumps({"files": names, "latency_source": "analytic"}))
     (folder.staging / output.LOCK).write_text("lock")
     folder.publish([*names, "report.json"])
 
@@ -191,10 +192,20 @@ def test_memory_reads_what_a_compile_kept_and_writes_nothing(tmp_path: Path) -> 
     assert output.Memory(output.OutputFolder(tmp_path / "missing")).once("accuracy", "a", measured) == 0.5
 
 
-def test_a_foreign_report_names_no_files_elsewhere(tmp_path: Path) -> None:
+@pytest.mark.parametrize("foreign", [["../precious.txt", "/etc/hostname", 3], ["folder", ".."]])
+def test_a_report_that_was_edited_deletes_no_files_elsewhere(tmp_path: Path, foreign: list[object]) -> None:
     (tmp_path / "precious.txt").write_text("")
     out = tmp_path / "out"
-    out.mkdir()
-    (out / "report.json").write_text('{"files": ["../precious.txt", "/etc/hostname", 3]}')
+    (out / "folder").mkdir(parents=True)
+    (out / "report.json").write_text(json.dumps({"files": foreign, "latency_source": "analytic"}))
     write(out, a="1")
     assert (tmp_path / "precious.txt").exists()
+    assert (out / "folder").exists()
+    assert visible(out) == {"a.txt": "1"}
+
+
+def test_a_report_of_another_program_deletes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "report.json").write_text('{"files": ["mine.txt"]}')
+    write(tmp_path, a="1")
+    assert visible(tmp_path) == {"a.txt": "1", "mine.txt": "mine"}

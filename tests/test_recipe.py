@@ -92,9 +92,15 @@ def test_data_is_opened_for_the_inputs_of_a_graph(project: Path) -> None:
 def test_shipped_recipes_are_found_by_name() -> None:
     for name in recipe.names():
         read = recipe.load(name)
-        assert read.name == name
+        assert read.name == read.called == name
         assert read.description
         assert read.passes
+
+
+def test_how_a_file_is_called_and_with_what_options(folder: Path) -> None:
+    read = load(folder, "prune#2.include=['conv*']")
+    assert read.called == read.path.name
+    assert read.overrides == ("prune#2.include=['conv*']",)
 
 
 def test_the_resolved_recipe_says_the_same(folder: Path) -> None:

@@ -203,11 +203,6 @@ def test_optional_inputs_and_other_domains() -> None:
     assert {entry.domain: entry.version for entry in model.opset_import} == {"": 17, "my.ops": 1}
 
 
-def test_parameters_in_toml() -> None:
-    text = Drop(include=('a"*', "b"), exclude=("c",)).to_toml()
-    assert text == '[[pass]]\nname = "rewrite"\ninclude = ["a\\"*", "b"]\nexclude = ["c"]\n'
-
-
 def test_driver_keeps_thousands_of_rewrites_in_order() -> None:
     chain = " ".join(
         f"v{index + 1} = {op_}(v{index})"

@@ -393,9 +393,9 @@ def test_wrong_parameters(tmp_path: Path, lines: str, message: str, hint: str | 
 @each_pass
 def test_written_out_and_read_again(split: type[Split], tmp_path: Path) -> None:
     for parameters in ({"rank": "vbmf"}, {"rank": 3}, {"budget": {"latency": 0.5}}, {"energy": 0.5, "when": "always"}):
-        made = make(split, **parameters)
-        file = tmp_path / "recipe.toml"
-        file.write_text(made.to_toml())
+        made, file = make(split, **parameters), tmp_path / "recipe.toml"
+        read = recipe.Recipe("recipe", file, "", recipe.Data(), (made,), ())
+        file.write_text(read.to_toml())
         assert recipe.load(file).passes == (made,)
 
 
