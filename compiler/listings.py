@@ -1,4 +1,4 @@
-"""What `nnc passes`, `targets`, `recipes` and `doctor` print."""
+"""What `nnc passes`, `targets`, `recipes`, `network list`, `doctor`, `tune` and `records` print."""
 
 from __future__ import annotations
 

@@ -60,17 +60,6 @@ def cp(W: np.ndarray, rank: int, moment: np.ndarray | None = None, *, seed: int 
     return measured_factors(W, cp_stages(W.shape, rank), (a.T, p.T, q.T, b), moment)
 
 
-def sensitivity(factors: Factors) -> float:
-    """Sum of the squared norms of the rank-one components that `cp` found, relative to that of their sum.
-
-    About 1 where they are orthogonal, large where they cancel each other.
-    """
-    a, p, q, b = factors.weights
-    columns = (as_matrix(each.astype(np.float64)) for each in (a, p, q, b.swapaxes(0, 1)))
-    components = math.prod((each**2).sum(axis=1) for each in columns)
-    return float(np.sum(components) / (factors.kernel() ** 2).sum())
-
-
 @dataclass(frozen=True)
 class _Components:
     """Rank-one components as columns: b [K, r], a [C, r], p [kh, r] and q [kw, r]; the last three have norm 1."""

@@ -1,8 +1,6 @@
-"""Choice of ranks by a budget, by energy, or in proportion."""
+"""Choice of ranks by a budget, or in proportion."""
 
 from collections.abc import Callable, Sequence
-
-import numpy as np
 
 
 def largest_rank(cost: Callable[[int], float], budget: float, most: int) -> int:
@@ -12,12 +10,6 @@ def largest_rank(cost: Callable[[int], float], budget: float, most: int) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if cost(middle) <= budget else (low, middle - 1)
     return low
-
-
-def rank_of_energy(errors: np.ndarray, energy: float) -> int:
-    """The smallest rank, at least 1, that keeps a share 0..1 of the energy, given a curve of errors [ranks + 1]."""
-    kept = np.flatnonzero(errors <= 1 - energy + 1e-12)
-    return max(1, int(kept[0]) if kept.size else len(errors) - 1)
 
 
 def proportional_ranks(shape: Sequence[int], rank: int) -> tuple[int, int]:

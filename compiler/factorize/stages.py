@@ -73,15 +73,5 @@ def params(stages: Sequence[Stage]) -> int:
     return sum(stage.params for stage in stages)
 
 
-def macs(stages: Sequence[Stage], read: Sequence[int], written: Sequence[int]) -> int:
-    """Multiply-accumulates of a chain per image, for a layer that reads and writes these spatial sizes."""
-    size, count = list(read), 0
-    for stage in stages:
-        for axis in stage.axes:
-            size[axis] = written[axis]
-        count += stage.params * math.prod(size)
-    return count
-
-
 def _ones(taps: Sequence[int]) -> tuple[int, ...]:
     return (1,) * len(taps)

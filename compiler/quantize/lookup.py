@@ -5,11 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from nnc.integers import LAYERS
 from nnc.measure import has_shape
 from nnc.proto import is_standard
 from nnc.quantize.insertion import MOST_BIAS
-from nnc.quantize.placement import LAYERS, made_of_integers
-from nnc.quantize.scheme import Scheme, dequantized, quantized
+from nnc.quantize.placement import made_of_integers
+from nnc.quantize.scheme import Scheme, dequantized
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,6 @@ class QuantizedLayer:
         maker = self.own(self.index)
         old = maker.inputs[0]
         maker.inputs[0] = gs.Constant(f"{maker.name}/integers", integers.astype(old.values.dtype))
-
-    def set_weight(self, W: np.ndarray) -> None:
-        """Replace the weights by the nearest integers, at the scales they have."""
-        self.set_integers(quantized(W, self.scale, self.zero, self.scheme, self.axis))
 
     def set_bias(self, bias: np.ndarray) -> None:
         """Replace the bias, which the layer must have, [channels]; integers stay integers of the same steps."""
