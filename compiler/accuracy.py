@@ -58,9 +58,8 @@ def evaluate(
     found: list[np.ndarray] = []
     losses: list[np.ndarray] = []
     done = 0
-    for inputs in dataset.batches(batch):
-        count = len(next(iter(inputs.values())))
-        scores = _scores(run({name: _filled(array, batch) for name, array in inputs.items()}), batch)
+    for inputs, count in dataset.full_batches(batch):
+        scores = _scores(run(inputs), batch)
         found.append(ranks(scores[:count], labels[done : done + count], dataset))
         losses.append(_losses(scores[:count], labels[done : done + count]))
         done += count
@@ -100,11 +99,6 @@ def _batched(model: onnx.ModelProto, batch: int) -> dict[str, list[int]]:
         if info.name not in weights
     }
     return {name: [batch, *rest] for name, (first, *rest) in sizes.items() if first == 0 and all(rest)}
-
-
-def _filled(array: np.ndarray, batch: int) -> np.ndarray:
-    """A last, smaller batch, filled up with copies of its last sample."""
-    return np.concatenate([array, np.repeat(array[-1:], batch - len(array), axis=0)]) if len(array) < batch else array
 
 
 def _scores(outputs: Mapping[str, np.ndarray], batch: int) -> np.ndarray:

@@ -57,11 +57,12 @@ def evaluate(
     run: accuracy.Run | gs.Graph
     if artifact is not None and artifact.has_library:
         inputs = [gs.Variable(tensor.name, tensor.dtype, list(tensor.shape)) for tensor in artifact.inputs]
-        run, runtime, batch = _library(artifact, threads), artifact.runtime, inputs[0].shape[0]
+        run, runtime = _library(artifact, threads), artifact.runtime
     else:
         run = graphs.load(artifact.checked_model() if artifact else model, shapes)
-        inputs, runtime, batch = run.inputs, accuracy.runtime(run), 1
+        inputs, runtime = run.inputs, accuracy.runtime(run)
     dataset = Dataset.open(data, preprocess, inputs)
+    batch = inputs[0].shape[0]  # the data refused inputs without one
     if samples is not None:
         dataset = dataset.subset(seed, samples)
     found = accuracy.evaluate(run, dataset, batch=batch, progress=lambda done, total: progress("accuracy", done, total))

@@ -65,5 +65,5 @@ def _samples(graph: gs.Graph, context: Context) -> Iterable[verify.Arrays]:
     if context.calibration is None:
         return [verify.probe_inputs(graph, context.seed)]
     size = graph.inputs[0].shape[0]
-    batches = context.calibration.subset(context.seed, max(_COMPARED // size, 1) * size).batches(size)
-    return ({name: np.resize(array, (size, *array.shape[1:])) for name, array in each.items()} for each in batches)
+    samples = context.calibration.subset(context.seed, max(_COMPARED // size, 1) * size)
+    return (inputs for inputs, _ in samples.full_batches(size))

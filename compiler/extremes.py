@@ -56,14 +56,13 @@ def measured(
     given = {tensor.name for tensor in graph.inputs}
     names = [name for name in axes if name not in given]
     session = Session(graph, outputs=names, optimized=not verify.rounds(graph))
-    batch, done, sums = graph.inputs[0].shape[0], 0, {name: _Sums() for name in axes}
-    for inputs in dataset.batches(batch):
-        full = {name: np.resize(array, (batch, *array.shape[1:])) for name, array in inputs.items()}
-        values = {**full, **session.run(full)}
+    done, sums = 0, {name: _Sums() for name in axes}
+    for inputs, count in dataset.full_batches(graph.inputs[0].shape[0]):
+        values = {**inputs, **session.run(inputs)}
         with np.errstate(invalid="ignore", over="ignore"):
             for name, each in sums.items():
                 each.add(values[name], axes[name])
-        done += len(next(iter(inputs.values())))
+        done += count
         progress(done, len(dataset))
     found = {name: each.result() for name, each in sums.items()}
     return {name: each for name, each in found.items() if np.isfinite(each.mean).all()}

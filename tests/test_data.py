@@ -116,6 +116,15 @@ def test_arrays_named_like_the_inputs(tmp_path: Path) -> None:
     assert batch["a"].dtype == np.float32
 
 
+def test_the_last_batch_is_filled_up(tmp_path: Path) -> None:
+    np.savez(tmp_path / "five.npz", x=np.arange(5, dtype=np.float32)[:, None])
+    dataset = Dataset.open(tmp_path / "five.npz", None, [gs.Variable("x", np.float32, [3, 1])])
+    assert [(batch["x"].tolist(), count) for batch, count in dataset.full_batches(3)] == [
+        ([[0], [1], [2]], 3),
+        ([[3], [4], [3]], 2),
+    ]
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_an_input_called_images_takes_pixels_or_floats(tmp_path: Path, dtype: type) -> None:
     inputs = [gs.Variable("images", np.float32, [1, 3, 8, 8])]

@@ -57,6 +57,12 @@ class Dataset:
         while batch := list(itertools.islice(samples, size)):
             yield {name: np.stack([sample[name] for sample in batch]) for name in batch[0]}
 
+    def full_batches(self, size: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+        """`batches`, all of them full, and how many samples each has: a smaller one is filled up with its samples."""
+        for batch in self.batches(size):
+            count = len(next(iter(batch.values())))
+            yield {name: np.resize(array, (size, *array.shape[1:])) for name, array in batch.items()}, count
+
     @property
     def images(self) -> Images | None:
         """The images as they are before normalization; None for arrays that are ready for the model."""

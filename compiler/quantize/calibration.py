@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc import verify
@@ -62,12 +61,11 @@ def _observe(graph: gs.Graph, observers: Mapping[str, Observer], dataset: Datase
     """Show every sample to the observers; says how many they have seen, first 0."""
     given = {tensor.name for tensor in graph.inputs}
     session = Session(graph, outputs=[n for n in observers if n not in given], optimized=not verify.rounds(graph))
-    batch, done = graph.inputs[0].shape[0], 0
+    done = 0
     yield done
-    for inputs in dataset.batches(batch):
-        full = {name: np.resize(array, (batch, *array.shape[1:])) for name, array in inputs.items()}
-        values = {**full, **session.run(full)}
+    for inputs, count in dataset.full_batches(graph.inputs[0].shape[0]):
+        values = {**inputs, **session.run(inputs)}
         for name, each in observers.items():
             each.add(values[name])
-        done += len(next(iter(inputs.values())))
+        done += count
         yield done

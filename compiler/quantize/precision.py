@@ -137,10 +137,10 @@ def outputs(graph: gs.Graph, data: Dataset, progress: Progress = lambda done, to
     Raises NncError for an output of the network in floats that is not finite.
     """
     session = Session(graph, optimized=not verify.rounds(graph))
-    size, parts, done = graph.inputs[0].shape[0], [], 0
-    for inputs in data.batches(size):
-        parts.append(session.run({name: np.resize(each, (size, *each.shape[1:])) for name, each in inputs.items()}))
-        done += len(next(iter(inputs.values())))
+    parts, done = [], 0
+    for inputs, count in data.full_batches(graph.inputs[0].shape[0]):
+        parts.append(session.run(inputs))
+        done += count
         progress(done, len(data))
     return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
