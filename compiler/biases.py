@@ -59,8 +59,7 @@ def _steps(layer: QuantizedLayer) -> np.ndarray:
 
 def _create(graph: gs.Graph, layer: QuantizedLayer, bias: np.ndarray) -> None:
     """Give a layer without a bias one of zeros."""
-    taken = {tensor.name for node in graph.nodes for tensor in (*node.inputs, *node.outputs)}
-    name = graphs.unique(f"{layer.node.outputs[0].name}/bias", taken)
+    name = graphs.unique(f"{layer.node.outputs[0].name}/bias", graphs.tensor_names(graph))
     steps, shape = _steps(layer), [bias.size]
     constants = [gs.Constant(f"{name}/quantized", np.zeros(shape, np.int32)), gs.Constant(f"{name}/scale", steps)]
     output = gs.Variable(f"{name}/dequantized", np.dtype(np.float32), shape)

@@ -4,10 +4,12 @@ Nagel et al., Data-free quantization through weight equalization and bias correc
 """
 
 import math
+from contextlib import suppress
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from nnc.attributes import Computed, bounds
 from nnc.measure import has_shape
 from nnc.proto import is_standard
 
@@ -50,7 +52,8 @@ def means(graph: gs.Graph) -> dict[str, np.ndarray]:
             spread[output.name] = beta, np.abs(gamma)
             known[output.name] = beta
         elif is_standard(node, "Relu", "Clip") and node.inputs[0].name in spread:
-            known[output.name] = clipped_mean(*spread[node.inputs[0].name], *_bounds(node))
+            with suppress(Computed):
+                known[output.name] = clipped_mean(*spread[node.inputs[0].name], *bounds(node))
         elif is_standard(node, *_MOVES) and node.inputs[0].name in known:
             known[output.name] = known[node.inputs[0].name]
         elif is_standard(node, "Flatten") and node.inputs[0].name in known and has_shape(node.inputs[0], output):
@@ -63,13 +66,3 @@ def means(graph: gs.Graph) -> dict[str, np.ndarray]:
         elif is_standard(node, "Concat") and node.attrs.get("axis") == 1 and all(t.name in known for t in node.inputs):
             known[output.name] = np.concatenate([known[tensor.name] for tensor in node.inputs])
     return known
-
-
-def _bounds(node: gs.Node) -> tuple[float, float]:
-    if node.op == "Relu":
-        return 0.0, math.inf
-    ends = [-math.inf, math.inf]
-    for index in (1, 2):
-        if len(node.inputs) > index and isinstance(node.inputs[index], gs.Constant):
-            ends[index - 1] = float(node.inputs[index].values)
-    return ends[0], ends[1]

@@ -19,7 +19,7 @@ from nnc.proto import OPSET, STANDARD_DOMAINS, constants, opset, split
 
 __all__ = [
     "OPSET", "Shapes", "constants", "copy", "first_reason", "from_model", "infer_node", "infer_shapes", "join", "load",
-    "opset", "restore", "save", "skeleton_with_inputs", "sort", "split", "to_model", "unique",
+    "opset", "restore", "save", "skeleton_with_inputs", "sort", "split", "tensor_names", "to_model", "unique",
 ]  # fmt: skip
 
 
@@ -174,6 +174,12 @@ def skeleton_with_inputs(graph: gs.Graph) -> onnx.ModelProto:
     return model
 
 
+def tensor_names(graph: gs.Graph) -> set[str]:
+    """The names of all tensors of a graph."""
+    tensors = (tensor for node in graph.nodes for tensor in (*node.inputs, *node.outputs))
+    return {tensor.name for tensor in (*tensors, *graph.inputs, *graph.outputs)}
+
+
 def unique(name: str, taken: set[str]) -> str:
     """`name`, or `name_1`, `name_2`, ... when it is taken; the result is added to `taken`."""
     result, count = name, 0
@@ -225,7 +231,7 @@ def _name_nodes(graph: gs.Graph) -> None:
 def _compute_outputs(graph: gs.Graph) -> None:
     """Put an Identity between a constant and the graph output that it is, so that nodes produce all outputs."""
     names = {node.name for node in graph.nodes}
-    tensors = {tensor.name for tensor in graph.tensors().values()}
+    tensors = tensor_names(graph)
     for index, tensor in enumerate(graph.outputs):
         if isinstance(tensor, gs.Constant):
             output = gs.Variable(tensor.name, tensor.dtype, list(tensor.shape))

@@ -138,10 +138,11 @@ class _Casting:
         self.nodes: list[gs.Node] = []
         self.casts: dict[tuple[int, str], gs.Tensor] = {}
         self.ends = {id(tensor) for tensor in graph.outputs}
-        everything = [tensor for node in graph.nodes for tensor in (*node.inputs, *node.outputs)]
-        self.names = {tensor.name for tensor in (*everything, *graph.inputs, *graph.outputs)}
+        self.names = graphs.tensor_names(graph)
         self.node_names = {node.name for node in graph.nodes}
-        self.alive = everything  # ids are good while their objects live
+        self.alive = [
+            tensor for node in graph.nodes for tensor in (*node.inputs, *node.outputs)
+        ]  # ids are good while their objects live
 
     def run(self, kept: Collection[int]) -> int:
         changed = 0
@@ -224,10 +225,11 @@ class _Widening:
         self.nodes: list[gs.Node] = []
         self.wide: dict[int, gs.Tensor] = {}  # by id of a tensor, what is read instead of it
         self.given, self.ends = ({id(tensor) for tensor in side} for side in (graph.inputs, graph.outputs))
-        tensors = [tensor for node in graph.nodes for tensor in (*node.inputs, *node.outputs)]
-        self.names = {tensor.name for tensor in (*tensors, *graph.inputs, *graph.outputs)}
+        self.names = graphs.tensor_names(graph)
         self.node_names = {node.name for node in graph.nodes}
-        self.alive = tensors  # ids are good while their objects live
+        self.alive = [
+            tensor for node in graph.nodes for tensor in (*node.inputs, *node.outputs)
+        ]  # ids are good while their objects live
 
     def run(self) -> None:
         for tensor in self.graph.inputs:

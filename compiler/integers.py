@@ -14,17 +14,21 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from nnc.proto import is_standard
+
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators that multiply integers."""
 
-_PRODUCTS = ("Gemm", "MatMul")
+PRODUCTS = ("Gemm", "MatMul")
+"""Operators whose weights can be integers while activations stay floats."""
 
-# Operators whose result holds values of their first input (Concat: of all), or the largest of some: both commute with
-# rounding to a grid.
-_MOVES = frozenset({
-    "Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GlobalMaxPool", "Identity", "MaxPool", "Pad", "Reshape",
-    "Resize", "Slice", "SpaceToDepth", "Squeeze", "Tile", "Transpose", "Unsqueeze",
-})  # fmt: skip
+MOVES: dict[str, int | None] = {
+    "Concat": None, "DepthToSpace": 1, "Expand": 1, "Flatten": 1, "Gather": 1, "GlobalMaxPool": 1, "Identity": 1,
+    "MaxPool": 1, "Pad": 1, "Reshape": 1, "Resize": 1, "Slice": 1, "SpaceToDepth": 1, "Split": 1, "Squeeze": 1,
+    "Tile": 1, "Transpose": 1, "Unsqueeze": 1,
+}  # fmt: skip
+"""Operators whose outputs hold values of their inputs, or the largest of some, and how many of these are data (None:
+all): both commute with rounding to a grid."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Weights:
 
 def of(node: gs.Node) -> Quantization | None:
     """What a QuantizeLinear or DequantizeLinear with one 8-bit scale and zero point says; None for all others."""
-    if node.op not in ("QuantizeLinear", "DequantizeLinear") or node.domain not in (None, "", "ai.onnx"):
+    if not is_standard(node, "QuantizeLinear", "DequantizeLinear"):
         return None
     parameters = [tensor for tensor in node.inputs[1:] if not tensor.is_empty()]
     if not all(isinstance(each, gs.Constant) and each.values.size == 1 for each in parameters):
@@ -98,7 +102,7 @@ def layer(node: gs.Node, wide: bool = False) -> Layer | str | None:
     None for other operators, and for a layer that has nothing to do with integers. `wide`: whether weights may be the
     sums of two bytes, as those of eight bits less their zero point are.
     """
-    if node.op not in LAYERS or node.domain not in (None, "", "ai.onnx") or len(node.inputs) < 2:
+    if not is_standard(node, *LAYERS) or len(node.inputs) < 2:
         return None
     x, weights = dequantized(node.inputs[0]), node.inputs[1]
     stored = _stored(weights)
@@ -171,7 +175,7 @@ def spread(parameters: np.ndarray, shape: Sequence[int], axis: int | None, block
 
 def weights_of(node: gs.Node) -> Weights | None:
     """The integers that a Gemm or MatMul multiplies floats with, if it does and there is a kernel for it."""
-    if node.op not in _PRODUCTS or node.domain not in (None, "", "ai.onnx") or len(node.inputs) < 2:
+    if not is_standard(node, *PRODUCTS) or len(node.inputs) < 2:
         return None
     x, stored = node.inputs[0], _stored(node.inputs[1])
     if stored is None or isinstance(x, gs.Constant) or x.dtype != np.float32 or dequantized(x) is not None:
@@ -245,7 +249,7 @@ def _output_axis(node: gs.Node) -> int:
 
 def is_move(node: gs.Node) -> bool:
     """Whether a node only moves 8-bit integers as well as it moves floats."""
-    if node.op not in _MOVES or node.domain not in (None, "", "ai.onnx"):
+    if not is_standard(node, *MOVES):
         return False
     if node.outputs[0].dtype != np.float32 or sum(bool(tensor.name) for tensor in node.outputs) != 1:
         return False

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from nnc import proto
+
 COMMUTATIVE = frozenset({"Add", "Mul", "Max", "Min", "And", "Or", "Xor", "Equal"})
 
 
@@ -133,11 +135,7 @@ class Op(Pattern):
             yield from _all_inputs(self.inputs, tensors, found)
 
     def fits(self, node: gs.Node) -> bool:
-        return (
-            node.op in self.types
-            and node.domain in (None, "", "ai.onnx")
-            and all(node.attrs.get(key) == value for key, value in self.attrs)
-        )
+        return proto.is_standard(node, *self.types) and all(node.attrs.get(key) == value for key, value in self.attrs)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc import calibrate
-from nnc.calibrate import Flow, Moments, Slack
+from nnc.attributes import Computed, bounds
+from nnc.calibrate import Flow, Moments, Slack, shortcut, unbatched
 from nnc.channels import Channels
 from nnc.factorize import Factors, Stage
 from nnc.layers import Layer
@@ -155,32 +156,20 @@ class _Fit:
         """What the layer shall give: the original's output, less the error of the shortcut that is added to it."""
         output = self.originals[layer.node.name].outputs[0]
         self.before.run_through(output.inputs[0])
-        shortcut = self._shortcut(layer)
+        added = shortcut(layer.node, self.after, self.originals, self.before)
 
         def target(part: slice) -> np.ndarray:
             y = self._original(output, part)
-            return y if shortcut is None else y + self._original(shortcut[0], part) - self._now(shortcut[1], part)
+            return y if added is None else y + self._original(added[0], part) - self._now(added[1], part)
 
         return target
 
-    def _shortcut(self, layer: Layer) -> tuple[gs.Tensor, gs.Tensor] | None:
-        """What is added to the layer's output, in the original and now, where both are known."""
-        output = layer.node.outputs[0]
-        if len(output.outputs) != 1 or not is_standard(output.outputs[0], "Add"):
-            return None
-        now = next((each for each in output.outputs[0].inputs if each is not output), None)
-        if not isinstance(now, gs.Variable) or now.shape != output.shape or not self.after.holds(now):
-            return None
-        added = self.originals.get(output.outputs[0].name)
-        then = next((each for each in added.inputs if each.name == now.name), None) if added else None
-        return (then, now) if then is not None and self.before.holds(then) else None
-
     def _original(self, tensor: gs.Tensor, part: slice) -> np.ndarray:
         """What the original computes for some samples, without the removed channels."""
-        return self.kept.of(tensor, _samples(self.before.value(tensor))[part])
+        return self.kept.of(tensor, unbatched(self.before.value(tensor))[part])
 
     def _now(self, tensor: gs.Tensor, part: slice) -> np.ndarray:
-        return _samples(self.after.value(tensor))[part]
+        return unbatched(self.after.value(tensor))[part]
 
     def _reads_fitted(self, batchnorm: gs.Node) -> bool:
         """Whether its statistics are still right: those of the layer's target.
@@ -206,18 +195,10 @@ def _constant_beyond(layer: gs.Node) -> tuple[float, float] | None:
     readers = layer.outputs[0].outputs
     if len(readers) != 1 or not is_standard(readers[0], "Relu", "Clip"):
         return None
-    if readers[0].op == "Relu":
-        return 0.0, np.inf
-    bounds = [*readers[0].inputs[1:], None, None][:2]
-    if not all(each is None or each.is_empty() or isinstance(each, gs.Constant) for each in bounds):
+    try:
+        return bounds(readers[0])
+    except Computed:
         return None
-    low, high = (None if each is None or each.is_empty() else float(each.values) for each in bounds)
-    return (-np.inf if low is None else low), (np.inf if high is None else high)
-
-
-def _samples(values: np.ndarray) -> np.ndarray:
-    """[batches, N, ...] -> [batches N, ...]."""
-    return values.reshape(-1, *values.shape[2:])
 
 
 def replace(layer: Layer, factors: Factors, bias: np.ndarray, driver: Driver) -> None:

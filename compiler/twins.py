@@ -11,14 +11,11 @@ import onnx_graphsurgeon as gs
 
 from nnc import calibrate
 from nnc import graph as graphs
-from nnc.calibrate import Flow
+from nnc.calibrate import Flow, shortcut, unbatched
 from nnc.errors import NncError
 from nnc.layers import Layer
-from nnc.proto import is_standard
 from nnc.quantize import layers
 from nnc.rewrite import Context, Driver
-
-_PAIR = ("DequantizeLinear", "QuantizeLinear")
 
 
 def unquantized(context: Context, graph: gs.Graph) -> gs.Graph:
@@ -76,13 +73,13 @@ class Twins:
         """What a layer shall give by samples: the original's output, less the error of what is then added to it."""
         output = self.originals[name].outputs[0]
         self.then.run_through(self.originals[name])
-        shortcut = self._shortcut(name)
+        added = shortcut(self._nodes[name], self.now, self.originals, self.then)
 
         def target(part: slice) -> np.ndarray:
-            y = _samples(self.then.value(output))[part]
-            if shortcut is None:
+            y = unbatched(self.then.value(output))[part]
+            if added is None:
                 return y
-            return y + _samples(self.then.value(shortcut[0]))[part] - _samples(self.now.value(shortcut[1]))[part]
+            return y + unbatched(self.then.value(added[0]))[part] - unbatched(self.now.value(added[1]))[part]
 
         return target
 
@@ -90,29 +87,7 @@ class Twins:
         """Forget the target of a layer."""
         self.then.release(self.originals[name].outputs[0].name)
 
-    def _shortcut(self, name: str) -> tuple[gs.Tensor, gs.Tensor] | None:
-        """What a residual Add adds to a layer's output, in the original and now, where both are known."""
-        tensor = self._nodes[name].outputs[0]
-        while len(tensor.outputs) == 1 and is_standard(tensor.outputs[0], *_PAIR):
-            tensor = tensor.outputs[0].outputs[0]
-        if len(tensor.outputs) != 1 or not is_standard(tensor.outputs[0], "Add"):
-            return None
-        add, own = tensor.outputs[0], self.originals[name].outputs[0]
-        now = next((each for each in add.inputs if each is not tensor), None)
-        original = self.originals.get(add.name)
-        if original is None or own not in list(original.inputs) or now is None or now.shape != own.shape:
-            return None
-        then = next((each for each in original.inputs if each is not own), None)
-        if then is None or then.shape != own.shape:
-            return None
-        return (then, now) if self.then.holds(then) and self.now.holds(now) else None
-
 
 def samples(graph: gs.Graph, context: Context, most: int) -> dict[str, np.ndarray]:
     """Calibration data for both networks."""
     return calibrate.samples(graph, context.calibration, context.seed, most)
-
-
-def _samples(values: np.ndarray) -> np.ndarray:
-    """[batches, N, ...] -> [batches N, ...]."""
-    return values.reshape(-1, *values.shape[2:])

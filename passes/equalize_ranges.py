@@ -8,6 +8,7 @@ from pydantic import Field
 
 from nnc import absorb, equalize, extremes, verify
 from nnc import graph as graphs
+from nnc.attributes import bounds
 from nnc.equalize import Noise, Scalable
 from nnc.extremes import Extremes
 from nnc.proto import is_standard
@@ -116,10 +117,9 @@ class EqualizeRanges(Pass):
         free = graphs.copy(graph)
         _without_bounds(free, traced, factors)
         sessions = [Session(each, optimized=True) for each in (graph, free)]
-        for inputs in context.calibration.subset(context.seed, self.samples).batches(graph.inputs[0].shape[0]):
-            size = graph.inputs[0].shape[0]
-            full = {name: np.resize(array, (size, *array.shape[1:])) for name, array in inputs.items()}
-            if verify.snr_db(*(each.run(full) for each in sessions)) < -20 * np.log10(_UNUSED):
+        samples = context.calibration.subset(context.seed, self.samples)
+        for inputs, _ in samples.full_batches(graph.inputs[0].shape[0]):
+            if verify.snr_db(*(each.run(inputs) for each in sessions)) < -20 * np.log10(_UNUSED):
                 return False
         return True
 
@@ -133,7 +133,7 @@ def _bounding(graph: gs.Graph, traced: Scalable, factors: np.ndarray) -> list[gs
     found = []
     for each in graph.nodes:
         along = traced.along(each.outputs[0], factors) if is_standard(each, "Clip") else None
-        if along is not None and (along != 1).any() and equalize.bound(each, 1) == 0:
+        if along is not None and (along != 1).any() and bounds(each)[0] == 0:
             found.append(each)
     return found
 

@@ -6,6 +6,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from nnc.attributes import bounds, number
 from nnc.measure import has_shape
 from nnc.pattern import ANY, Match, NoMatch, Pattern, op
 from nnc.rewrite import Effect, PatternPass, node
@@ -43,26 +44,16 @@ class FuseActivations(PatternPass):
 
 def _bounds(activation: gs.Node) -> tuple[gs.Tensor, Bounds]:
     """What the node bounds, and by which numbers."""
-    if activation.op == "Relu":
-        return activation.inputs[0], (0.0, math.inf)
-    if activation.op == "Clip":
-        ends = [*activation.inputs[1:], gs.Variable.empty(), gs.Variable.empty()]
-        return activation.inputs[0], (_number(ends[0], -math.inf), _number(ends[1], math.inf))
+    if activation.op in ("Clip", "Relu"):
+        return activation.inputs[0], bounds(activation)
     if len(activation.inputs) != 2:
         raise NoMatch(f"{activation.op} has {len(activation.inputs)} inputs")
     x, bound = sorted(activation.inputs, key=lambda tensor: isinstance(tensor, gs.Constant))
     if not has_shape(x) or list(x.shape) != list(activation.outputs[0].shape):
         raise NoMatch("a constant makes its shape grow")
-    number = _number(bound, 0.0)
-    return x, (number, math.inf) if activation.op == "Max" else (-math.inf, number)
-
-
-def _number(tensor: gs.Tensor, default: float) -> float:
-    if tensor.is_empty():
-        return default
-    if not isinstance(tensor, gs.Constant) or tensor.values.size != 1:
-        raise NoMatch(f"the bound '{tensor.name}' is not a constant number")
-    return float(tensor.values.reshape(()))
+    if not isinstance(bound, gs.Constant) or bound.values.size != 1:
+        raise NoMatch(f"the bound '{bound.name}' is not a constant number")
+    return x, (number(bound), math.inf) if activation.op == "Max" else (-math.inf, number(bound))
 
 
 def _bounded(x: gs.Tensor, low: float, high: float) -> gs.Node | gs.Tensor:

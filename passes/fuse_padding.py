@@ -5,6 +5,7 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from nnc.attributes import number, pads
 from nnc.measure import has_shape
 from nnc.pattern import Match, NoMatch, Pattern, op
 from nnc.rewrite import Effect, PatternPass, node
@@ -32,31 +33,26 @@ class FusePadding(PatternPass):
             raise NoMatch("it pads by a rule of its own")
         if reader.op == "MaxPool" and len(reader.outputs) > 1:
             raise NoMatch("it also returns indices")
-        before, after = _pads(pad, len(x.shape))
-        spatial = len(x.shape) - 2
-        own = np.array(reader.attrs.get("pads", [0] * 2 * spatial)).reshape(2, spatial)
+        if reader.attrs.get("ceil_mode", 0):
+            raise NoMatch("it has windows that reach over the padding")
+        own = np.array(reader.attrs.get("pads", [0] * 2 * (len(x.shape) - 2))).reshape(2, -1)
         attrs = {key: value for key, value in reader.attrs.items() if key != "auto_pad"}
         if reader.op == "AveragePool":
             attrs["count_include_pad"] = _counted(reader, own)
         _require_value(pad, _filling(reader))
-        pads = own + np.stack([before[2:], after[2:]])
-        if reader.op != "Conv" and (pads >= reader.attrs["kernel_shape"]).any():
+        both = own + _pads(pad)
+        if reader.op != "Conv" and (both >= reader.attrs["kernel_shape"]).any():
             raise NoMatch("the padding would be as large as its window")
-        attrs["pads"] = pads.reshape(-1).tolist()
+        attrs["pads"] = both.reshape(-1).tolist()
         return node(reader.op, x, *reader.inputs[1:], **attrs)
 
 
-def _pads(pad: gs.Node, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """Elements added before and behind, for each axis."""
-    pads, axes = pad.inputs[1], pad.inputs[3] if len(pad.inputs) > 3 else gs.Variable.empty()
-    if not isinstance(pads, gs.Constant) or not (axes.is_empty() or isinstance(axes, gs.Constant)):
-        raise NoMatch("how much it pads is not constant")
-    given = pads.values.reshape(2, -1)
-    sizes = np.zeros((2, rank), np.int64)
-    sizes[:, range(rank) if axes.is_empty() else axes.values] = given
-    if sizes.min() < 0 or sizes[:, :2].any():
+def _pads(pad: gs.Node) -> np.ndarray:
+    """Elements added before and behind, [2, spatial]."""
+    amounts = pads(pad)
+    if any(axis < 2 or min(pair) < 0 for axis, pair in amounts.items()):
         raise NoMatch("Pad reaches into batch or channels, or cuts off")
-    return sizes[0], sizes[1]
+    return np.array([amounts.get(axis, (0, 0)) for axis in range(2, len(pad.inputs[0].shape))]).T
 
 
 def _filling(reader: gs.Node) -> float:
@@ -71,7 +67,7 @@ def _require_value(pad: gs.Node, wanted: float) -> None:
         raise NoMatch(f"Pad continues the image in mode '{pad.attrs['mode']}'")
     if not value.is_empty() and not isinstance(value, gs.Constant):
         raise NoMatch("what it pads with is not constant")
-    given = 0.0 if value.is_empty() else float(value.values.reshape(()))
+    given = 0.0 if value.is_empty() else number(value)
     if given != wanted:
         raise NoMatch(f"Pad pads with {given:g}, the operator behind it with {wanted:g}")
 
@@ -80,6 +76,4 @@ def _counted(pool: gs.Node, own: np.ndarray) -> int:
     """count_include_pad of an average over a padded tensor: all of the padding counts."""
     if own.any() and not pool.attrs.get("count_include_pad", 0):
         raise NoMatch("the average leaves its own padding out")
-    if pool.attrs.get("ceil_mode", 0):
-        raise NoMatch("the average has windows that reach over the padding")
     return 1

@@ -11,6 +11,7 @@ from nnc import graph as graphs
 from nnc import quantize, report, toml
 from nnc.digests import digest, graph_digest
 from nnc.errors import NncError
+from nnc.integers import LAYERS
 from nnc.measure import macs, params
 from nnc.quantize import Placement, Scheme, precision
 from nnc.quantize.precision import DropBudget
@@ -125,7 +126,7 @@ class InsertQdq(QuantizingPass):
         return errors, order[: precision.fewest(len(order), fits)]
 
     def _check_names(self, graph: gs.Graph) -> None:
-        names = [node.name for node in graph.nodes if node.op in quantize.placement.LAYERS]
+        names = [node.name for node in graph.nodes if node.op in LAYERS]
         for glob in self.layers:
             if not any(fnmatchcase(name, glob) for name in names):
                 raise NncError(f"layers: no layer is called '{glob}'", toml.nearest(glob, names))

@@ -1,12 +1,12 @@
 """merge-views: operators that only rearrange, one behind the other, are one."""
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc import proto
+from nnc.attributes import permutation, reduced_axes, slices
 from nnc.measure import has_shape
 from nnc.pattern import Match, NoMatch, Pattern, op
 from nnc.rewrite import Effect, PatternPass, node
@@ -78,29 +78,12 @@ def _merge_slices(inner: gs.Node, outer: gs.Node) -> gs.Node | gs.Tensor:
     whole = [range(size) for size in x.shape]
     kept = list(whole)  # the indices of x that are left, for each axis
     for part in (inner, outer):
-        for axis, bounds in _slices(part, len(x.shape)).items():
-            kept[axis] = _of_those(kept[axis], _indices(len(kept[axis]), *bounds))
+        for axis, indices in slices(part, list(map(len, kept))).items():
+            kept[axis] = _of_those(kept[axis], indices)
     axes = [axis for axis, indices in enumerate(kept) if indices != whole[axis]]
     starts, steps = [kept[axis].start for axis in axes], [kept[axis].step for axis in axes]
     stops = [kept[axis].stop if kept[axis].stop >= 0 else np.iinfo(np.int64).min for axis in axes]
     return node("Slice", x, *(np.array(each, np.int64) for each in (starts, stops, axes, steps))) if axes else x
-
-
-def _slices(part: gs.Node, rank: int) -> dict[int, list[int]]:
-    """Start, end and step of each axis that a Slice names."""
-    if not all(isinstance(tensor, gs.Constant) or tensor.is_empty() for tensor in part.inputs[1:]):
-        raise NoMatch("the bounds are not constant")
-    starts, stops, *others = ([] if tensor.is_empty() else tensor.values.tolist() for tensor in part.inputs[1:])
-    axes = others[0] if others and others[0] else range(len(starts))
-    steps = others[1] if len(others) > 1 and others[1] else [1] * len(starts)
-    return {axis % rank: bounds for axis, *bounds in zip(axes, starts, stops, steps, strict=True)}
-
-
-def _indices(size: int, start: int, stop: int, step: int) -> range:
-    """What a Slice keeps of an axis; backwards it clamps its start to the first element, unlike Python's slices."""
-    start, stop = (end + size if end < 0 else end for end in (start, stop))
-    least, most = (0, size) if step > 0 else (-1, size - 1)
-    return range(min(max(start, 0), most), min(max(stop, least), most), step)
 
 
 def _of_those(indices: range, part: range) -> range:
@@ -114,15 +97,6 @@ def _merge_transposes(inner: gs.Node, outer: gs.Node) -> gs.Node | gs.Tensor:
     first, second = permutation(inner), permutation(outer)
     perm = [first[axis] for axis in second]
     return x if perm == sorted(perm) else node("Transpose", x, perm=perm)
-
-
-def permutation(transpose: gs.Node) -> list[int]:
-    """The axes of the input in the order of the output's."""
-    if "perm" in transpose.attrs:
-        return list(transpose.attrs["perm"])
-    if transpose.inputs[0].shape is None:
-        raise NoMatch(f"the shape of '{transpose.inputs[0].name}' is not known")
-    return list(range(len(transpose.inputs[0].shape)))[::-1]
 
 
 def is_view(transpose: gs.Node) -> bool:
@@ -147,22 +121,10 @@ def _keep_dims(reduction: gs.Node, view: gs.Node) -> gs.Node:
     x, wanted = reduction.inputs[0], view.outputs[0].shape
     if not has_shape(x, view.outputs[0]):
         raise NoMatch(f"the shape of '{view.outputs[0].name}' is not known")
-    reduced = [axis % len(x.shape) for axis in _reduced_axes(reduction)]
+    reduced = reduced_axes(reduction)
     kept = [1 if axis in reduced else size for axis, size in enumerate(x.shape)]
     dropped = [size for axis, size in enumerate(x.shape) if axis not in reduced]
     if wanted not in (kept, dropped):
         raise NoMatch("it changes more than the axes that were reduced")
     attrs = reduction.attrs | {"keepdims": int(wanted == kept)}
     return node(reduction.op, *reduction.inputs, **attrs)
-
-
-def _reduced_axes(reduction: gs.Node) -> Sequence[int]:
-    if "axes" in reduction.attrs:
-        return reduction.attrs["axes"]
-    if len(reduction.inputs) > 1 and not reduction.inputs[1].is_empty():
-        if not isinstance(reduction.inputs[1], gs.Constant):
-            raise NoMatch("the axes are not constant")
-        axes = reduction.inputs[1].values.tolist()
-        if axes:
-            return axes
-    return [] if reduction.attrs.get("noop_with_empty_axes", 0) else range(len(reduction.inputs[0].shape))

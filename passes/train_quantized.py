@@ -9,12 +9,12 @@ import onnx_graphsurgeon as gs
 from pydantic import Field
 
 from nnc import quantize
+from nnc.integers import LAYERS
 from nnc.output import Memory
 from nnc.passes.fold_batchnorm import FoldBatchNorm
 from nnc.passes.insert_qdq import InsertQdq
 from nnc.proto import is_standard
 from nnc.quantize import Method
-from nnc.quantize.placement import LAYERS
 from nnc.quantized import Bits, LayerOptions, QuantizingPass, WeightMethod
 from nnc.rewrite import Context
 from nnc.trained import TrainingPass

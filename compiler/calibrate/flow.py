@@ -28,13 +28,14 @@ def samples(graph: gs.Graph, dataset: Dataset, seed: int, most: int = MOST_SAMPL
     room = max(1, FLOW_BYTES // max(1, _peak_bytes(graph))) * batch
     count = min(len(dataset), room, most)
     chosen = dataset if count == len(dataset) else dataset.subset(seed, count)
-    batches = [_filled(each, batch) for each in chosen.batches(batch)]
+    batches = [inputs for inputs, _ in chosen.full_batches(batch)]
     full = batches[: max(1, count // batch)]
     return {name: np.stack([each[name] for each in full]) for name in full[0]}
 
 
-def _filled(arrays: Arrays, batch: int) -> dict[str, np.ndarray]:
-    return {name: np.resize(array, (batch, *array.shape[1:])) for name, array in arrays.items()}
+def unbatched(values: np.ndarray) -> np.ndarray:
+    """[batches, N, ...] -> [batches N, ...], by samples."""
+    return values.reshape(-1, *values.shape[2:])
 
 
 def _peak_bytes(graph: gs.Graph) -> int:

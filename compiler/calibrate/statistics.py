@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from nnc.calibrate.flow import unbatched
 from nnc.errors import NncError
 from nnc.layers import Layer
 
@@ -101,7 +102,7 @@ def moments(
     """
     halves = _Sums(), _Sums()
     near = y_near = np.zeros(())
-    x = _samples(x)
+    x = unbatched(x)
     for part, chosen in _positions(layer, x, seed):
         patches, targets = layer.rows(x[part], chosen), layer.targets(target(part), chosen)
         with np.errstate(invalid="ignore", over="ignore"):  # told below
@@ -162,7 +163,7 @@ class _Sums:
 def input_moments(layer: Layer, x: np.ndarray, seed: int) -> np.ndarray:
     """`Moments.xx` alone."""
     total, mean, near, rows = np.zeros(()), np.zeros(()), np.zeros(()), 0
-    x = _samples(x)
+    x = unbatched(x)
     for part, chosen in _positions(layer, x, seed):
         patches = layer.rows(x[part], chosen)
         with np.errstate(invalid="ignore", over="ignore"):  # told below
@@ -216,11 +217,6 @@ def _require_finite(layer: Layer, tensor: gs.Tensor, moments: np.ndarray) -> Non
             f"'{tensor.name}' of '{layer.node.name}' is not finite on the calibration data",
             "check the data and [data.preprocess]",
         )
-
-
-def _samples(values: np.ndarray) -> np.ndarray:
-    """[batches, N, ...] -> [batches N, ...]."""
-    return values.reshape(-1, *values.shape[2:])
 
 
 def _parts(count: int, values: int) -> Iterator[slice]:

@@ -11,8 +11,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc import graph as graphs
+from nnc.attributes import pads
 from nnc.channels.groups import Channels, Use
-from nnc.channels.movement import pads
 from nnc.channels.removal import ADAPTED
 from nnc.proto import is_standard
 
@@ -73,7 +73,7 @@ class _Copying:
     def copy_constants(self, rng: np.random.Generator) -> None:
         """Give every reader of a constant its copies."""
         consumed = {(use.node.name, use.input, use.axis) for group in self.channels.groups for use in group.consumers}
-        names = {tensor.name for node in self.graph.nodes for tensor in (*node.inputs, *node.outputs)}
+        names = graphs.tensor_names(self.graph)
         nodes = {node.name: node for node in self.graph.nodes}
         by_input: dict[tuple[str, int], list[Use]] = defaultdict(list)
         for use in self.channels.uses:

@@ -3,8 +3,9 @@
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from nnc.attributes import integers, reduced_axes
 from nnc.channels.labels import varied
-from nnc.channels.walk import Layer, Role, Rule, Slice, Stays, Walk, is_constant, numbers, title
+from nnc.channels.walk import Layer, Role, Rule, Slice, Stays, Walk, is_constant, title
 
 
 def _convolution(walk: Walk, node: gs.Node) -> None:
@@ -131,7 +132,7 @@ def _sampled(walk: Walk, node: gs.Node) -> None:
 
 def _reduce(walk: Walk, node: gs.Node) -> None:
     x, y = node.inputs[0], node.outputs[0]
-    labels, axes = walk[x], _reduced_axes(node)
+    labels, axes = walk[x], reduced_axes(node)
     across, kept = [axis for axis in varied(labels) if axis in axes], [a for a in varied(labels) if a not in axes]
     if across and not kept and node.op not in _ADDS:
         raise Stays(f"{title(node)} mixes the channels of '{x.name}'")
@@ -147,17 +148,6 @@ def _reduce(walk: Walk, node: gs.Node) -> None:
 
 #: Reductions to which zeros add nothing.
 _ADDS = {"ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum"}
-
-
-def _reduced_axes(node: gs.Node) -> list[int]:
-    """The axes that a reduction reduces; Stays where they are computed."""
-    rank = len(node.inputs[0].shape)
-    if node.op in ("ArgMax", "ArgMin"):
-        return [node.attrs.get("axis", 0) % rank]
-    axes = node.attrs.get("axes", numbers(node, 1))
-    if axes:
-        return [axis % rank for axis in axes]
-    return [] if node.attrs.get("noop_with_empty_axes", 0) else list(range(rank))
 
 
 def _over(walk: Walk, node: gs.Node) -> None:
@@ -182,7 +172,7 @@ def _normalized_axes(node: gs.Node, rank: int) -> list[int]:
         case "LayerNormalization" | "RMSNormalization":
             return list(range(node.attrs.get("axis", -1) % rank, rank))
         case "CumSum":
-            return [axis % rank for axis in numbers(node, 1) or []]
+            return [axis % rank for axis in integers(node, 1) or []]
     return [node.attrs.get("axis", -1) % rank]
 
 

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from nnc.channels.walk import Rule, Stays, Walk, computed, is_constant, numbers, title
+from nnc.attributes import Computed, integers, pads, slices
+from nnc.channels.walk import Rule, Stays, Walk, is_constant, title
 
 
 def _same(walk: Walk, node: gs.Node) -> None:
@@ -14,7 +15,7 @@ def _same(walk: Walk, node: gs.Node) -> None:
 
 def _view(walk: Walk, node: gs.Node) -> None:
     if node.op == "Reshape":
-        numbers(node, 1)
+        integers(node, 1)
     walk.put(node.outputs[0], moved(node, walk[node.inputs[0]]))
 
 
@@ -72,7 +73,7 @@ def _concat(walk: Walk, node: gs.Node) -> None:
 
 
 def _split(walk: Walk, node: gs.Node) -> None:
-    numbers(node, 1)
+    integers(node, 1)
     x, start = node.inputs[0], 0
     axis = node.attrs.get("axis", 0) % len(x.shape)
     for y in node.outputs:
@@ -88,28 +89,9 @@ def _taken(labels: np.ndarray, indices: Sequence[int] | np.ndarray, axis: int) -
 
 def _slice(walk: Walk, node: gs.Node) -> None:
     labels = walk[node.inputs[0]]
-    for axis, indices in slices(node).items():
+    for axis, indices in slices(node, node.inputs[0].shape).items():
         labels = _taken(labels, indices, axis)
     walk.put(node.outputs[0], labels)
-
-
-def slices(node: gs.Node) -> dict[int, range]:
-    """What a Slice keeps of every axis that it names; Stays where that is computed."""
-    shape = node.inputs[0].shape
-    starts, ends, axes, steps = (numbers(node, index) for index in range(1, 5))
-    assert starts is not None
-    assert ends is not None
-    axes = list(range(len(starts))) if axes is None else axes
-    steps = [1] * len(starts) if steps is None else steps
-    bounds = zip(axes, starts, ends, steps, strict=True)
-    return {axis % len(shape): _indices(shape[axis], start, end, step) for axis, start, end, step in bounds}
-
-
-def _indices(size: int, start: int, end: int, step: int) -> range:
-    """What a Slice keeps of an axis; backwards it clamps its start to the first element, unlike Python's slices."""
-    start, end = (bound + size if bound < 0 else bound for bound in (start, end))
-    least, most = (0, size) if step > 0 else (-1, size - 1)
-    return range(min(max(start, 0), most), min(max(end, least), most), step)
 
 
 def _gather(walk: Walk, node: gs.Node) -> None:
@@ -118,7 +100,7 @@ def _gather(walk: Walk, node: gs.Node) -> None:
     if walk[node.inputs[1]].any():
         raise Stays(f"{title(node)} takes them for indices")
     if walk[x].shape[axis] > 1:
-        indices = np.array(numbers(node, 1)).reshape(node.inputs[1].shape)
+        indices = np.array(integers(node, 1)).reshape(node.inputs[1].shape)
         walk.put(y, walk[x].take(indices, axis))
     else:
         rank = len(node.inputs[1].shape)
@@ -126,7 +108,7 @@ def _gather(walk: Walk, node: gs.Node) -> None:
 
 
 def _expand(walk: Walk, node: gs.Node) -> None:
-    numbers(node, 1)
+    integers(node, 1)
     x, y = node.inputs[0], node.outputs[0]
     added = (1,) * (len(y.shape) - len(x.shape))
     labels, size = walk[x].reshape(added + walk[x].shape), [*added, *x.shape]
@@ -136,7 +118,7 @@ def _expand(walk: Walk, node: gs.Node) -> None:
 
 
 def _tile(walk: Walk, node: gs.Node) -> None:
-    repeats = numbers(node, 1)
+    repeats = integers(node, 1)
     labels = walk[node.inputs[0]]
     assert repeats is not None
     counts = [count if size > 1 else 1 for count, size in zip(repeats, labels.shape, strict=True)]
@@ -166,16 +148,6 @@ def _with_new(walk: Walk, node: gs.Node, labels: np.ndarray, axis: int, before: 
     return np.concatenate([front, labels, back], axis)
 
 
-def pads(node: gs.Node) -> dict[int, tuple[int, int]]:
-    """How much a Pad adds in front of and behind every axis where it does; Stays where that is computed."""
-    amounts, axes = numbers(node, 1), numbers(node, 3)
-    rank = len(node.inputs[0].shape)
-    assert amounts is not None
-    axes = list(range(rank)) if axes is None else axes
-    pairs = zip(amounts[: len(axes)], amounts[len(axes) :], strict=True)
-    return {axis % rank: pair for axis, pair in zip(axes, pairs, strict=True) if any(pair)}
-
-
 def _depth_to_space(walk: Walk, node: gs.Node) -> None:
     side = node.attrs["blocksize"]
     labels = walk.along(node.inputs[0], 1)
@@ -196,7 +168,7 @@ def _resize(walk: Walk, node: gs.Node) -> None:
     x, y = node.inputs[0], node.outputs[0]
     for index in range(1, len(node.inputs)):
         if not (node.inputs[index].is_empty() or isinstance(node.inputs[index], gs.Constant)):
-            raise Stays(computed(node, index))
+            raise Computed(node, index)
     if any(size != y.shape[axis] and walk[x].shape[axis] > 1 for axis, size in enumerate(x.shape)):
         raise Stays(f"{title(node)} resizes along the channels")
     walk.put(y, walk[x])

@@ -9,9 +9,8 @@ import onnx_graphsurgeon as gs
 
 from nnc import graph as graphs
 from nnc import proto
+from nnc.attributes import integers, pads, permutation, slices
 from nnc.channels.groups import Channels
-from nnc.channels.movement import pads, slices
-from nnc.channels.walk import numbers
 
 #: The indices that are kept along some axes, as booleans.
 Kept = dict[int, np.ndarray]
@@ -63,8 +62,7 @@ class _Removal:
     """The nodes that compute it, likewise."""
 
     def __post_init__(self) -> None:
-        self.names = {tensor.name for node in self.graph.nodes for tensor in (*node.inputs, *node.outputs)}
-        self.names |= {tensor.name for tensor in self.graph.inputs}
+        self.names = graphs.tensor_names(self.graph)
         self.node_names = {node.name for node in self.graph.nodes}
         self.kept = {
             name: (axis, kept)
@@ -144,7 +142,7 @@ class _Removal:
         """A node that computes a part of what `maker` computes from constants."""
         x, *scales = maker.inputs
         if maker.op == "Transpose":
-            perm = maker.attrs.get("perm", range(len(x.shape))[::-1])
+            perm = permutation(maker)
             kept = {perm[axis]: mask for axis, mask in kept.items()}
         inputs = [self._part(reader, x, kept)]
         axis = maker.attrs.get("axis", 1) % max(len(x.shape), 1)
@@ -219,7 +217,7 @@ def _split(removal: _Removal, node: gs.Node) -> None:
 
 
 def _slice(removal: _Removal, node: gs.Node) -> None:
-    kept, (axis, before) = slices(node), removal.along(node.inputs[0])
+    kept, (axis, before) = slices(node, node.inputs[0].shape), removal.along(node.inputs[0])
     if axis not in kept:
         return
     indices = _renumbered(before, np.array(kept.pop(axis)), removal.along(node.outputs[0])[1])
@@ -281,7 +279,7 @@ def _pad(removal: _Removal, node: gs.Node) -> None:
 
 
 def _resize(removal: _Removal, node: gs.Node) -> None:
-    if numbers(node, 3):
+    if integers(node, 3):
         sizes = removal.shape(node.outputs[0])
         removal.tell(node, 3, [sizes[axis] for axis in node.attrs.get("axes", range(len(sizes)))])
 

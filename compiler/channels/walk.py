@@ -12,6 +12,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc import proto
+from nnc.attributes import Computed
 from nnc.channels.labels import Labels, distinct_pairs, varied
 from nnc.measure import has_shape
 
@@ -157,7 +158,7 @@ def _apply(walk: Walk, node: gs.Node, rules: dict[str, Rule]) -> None:
     """Label what a node writes, or let stay what it reads."""
     try:
         _rule(node, rules)(walk, node)
-    except Stays as reason:
+    except (Stays, Computed) as reason:
         for tensor in (*node.inputs, *node.outputs):
             walk.fix(tensor, str(reason))
 
@@ -233,19 +234,6 @@ def is_constant(tensor: gs.Tensor) -> bool:
         and not maker.attrs.get("block_size", 0)
         and all(is_constant(each) for each in maker.inputs if not each.is_empty())
     )
-
-
-def numbers(node: gs.Node, index: int) -> list[int] | None:
-    """The integers of an optional constant input, None where it is left out; Stays where they are computed."""
-    if len(node.inputs) <= index or node.inputs[index].is_empty():
-        return None
-    if not isinstance(node.inputs[index], gs.Constant):
-        raise Stays(computed(node, index))
-    return [int(value) for value in node.inputs[index].values.reshape(-1)]
-
-
-def computed(node: gs.Node, index: int) -> str:
-    return f"what '{node.inputs[index].name}' tells {title(node)} is computed: simplify-shapes may write it down"
 
 
 def title(node: gs.Node) -> str:

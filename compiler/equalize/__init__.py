@@ -10,6 +10,6 @@ Nagel et al., Data-free quantization through weight equalization and bias correc
 from nnc.equalize.noise import Noise, quietest
 from nnc.equalize.ranges import alike, groups
 from nnc.equalize.scalable import Scalable, trace
-from nnc.equalize.scaling import bound, scale
+from nnc.equalize.scaling import scale
 
-__all__ = ["Noise", "Scalable", "alike", "bound", "groups", "quietest", "scale", "trace"]
+__all__ = ["Noise", "Scalable", "alike", "groups", "quietest", "scale", "trace"]

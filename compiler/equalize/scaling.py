@@ -1,10 +1,13 @@
 """A graph whose channels are scaled: weights, constants that are added, and bounds."""
 
+import math
+
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc import affine
 from nnc.affine import Affine
+from nnc.attributes import bounds
 from nnc.equalize.scalable import SUMS, Scalable
 from nnc.rewrite import Draft, Driver, node
 
@@ -42,19 +45,11 @@ def _scale_bounds(clip: gs.Node, along: np.ndarray | None, driver: Driver) -> No
     """Clip(x, 0, b)  ->  Min(Relu(x), b / s): a bound for every channel."""
     if along is None or (along == 1).all():
         return
-    low, high = (bound(clip, index) for index in (1, 2))
+    low, high = bounds(clip)
     dtype = clip.outputs[0].dtype
     bounded: gs.Tensor | Draft = clip.inputs[0]
-    if low is not None:
+    if math.isfinite(low):
         bounded = node("Max", bounded, (low / along).astype(dtype)) if low else node("Relu", bounded)
-    if high is not None:
+    if math.isfinite(high):
         bounded = node("Min", bounded, (high / along).astype(dtype))
     driver.replace(clip, bounded)
-
-
-def bound(clip: gs.Node, index: int) -> float | None:
-    """A bound of a Clip; None where it has none."""
-    if len(clip.inputs) <= index or clip.inputs[index].is_empty():
-        return None
-    value = float(clip.inputs[index].values)
-    return value if np.isfinite(value) else None

@@ -18,8 +18,7 @@ class Writer:
         self.graph = graph
         self.prefix = "gradient"
         self._nodes = {node.name for node in graph.nodes}
-        self._tensors = {tensor.name for node in graph.nodes for tensor in (*node.inputs, *node.outputs)}
-        self._tensors |= {tensor.name for tensor in (*graph.inputs, *graph.outputs)}
+        self._tensors = graphs.tensor_names(graph)
 
     def variable(self, name: str, dtype: np.dtype | None = None, shape: Sequence[int] | None = None) -> gs.Variable:
         """A new tensor, whose name is `name` where that is free."""

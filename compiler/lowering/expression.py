@@ -13,9 +13,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc import integers
+from nnc.attributes import bounds
 from nnc.integers import Quantization
 from nnc.lowering import scalar
 from nnc.measure import scales_channels
+from nnc.proto import is_standard
 
 Slot = int  # an input or an earlier step
 Argument = Slot | float  # a float is a constant
@@ -79,7 +81,7 @@ def is_elementwise(node: gs.Node) -> bool:
 
     What it reads and writes may be float16. QuantizeLinear is the last of a chain, or DequantizeLinear follows it.
     """
-    if node.op not in _PLAIN | _SPECIAL or node.domain not in (None, "", "ai.onnx") or len(_used(node.outputs)) != 1:
+    if not is_standard(node, *_PLAIN, *_SPECIAL) or len(_used(node.outputs)) != 1:
         return False
     if node.op in ("QuantizeLinear", "DequantizeLinear"):
         return _is_rounding(node)
@@ -133,9 +135,8 @@ def rounding(nodes: Sequence[gs.Node]) -> Rounding | None:
         return None
     low, high = quantization.limits
     for node in nodes[:-1]:
-        bounds = (0.0, np.inf) if node.op == "Relu" else _bounds(node)
         first, last = (
-            np.clip(np.rint(float(bound) / quantization.scale) + quantization.zero, low, high) for bound in bounds
+            np.clip(np.rint(bound / quantization.scale) + quantization.zero, low, high) for bound in bounds(node)
         )
         low, high = int(first), int(max(first, last))
     return Rounding(quantization, low, high)
@@ -272,12 +273,8 @@ def _affine(node: gs.Node) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _bounds(node: gs.Node) -> list[float]:
-    bounds = [node.attrs.get("min", -np.inf), node.attrs.get("max", np.inf)]
-    for index, tensor in enumerate(node.inputs[1:3]):
-        if tensor.name or isinstance(tensor, gs.Constant):
-            bounds[index] = tensor.values.reshape(())
     limit = np.finfo(np.float32).max
-    return [float(np.clip(bound, -limit, limit)) for bound in bounds]
+    return [float(np.clip(bound, -limit, limit)) for bound in bounds(node)]
 
 
 def _quantization(node: gs.Node) -> tuple[float, float]:

@@ -31,6 +31,7 @@ from nnc.lowering.schedule import is_large, schedule
 from nnc.lowering.shapes import dtype_of, shape_of
 from nnc.lowering.tail import Tail, block_constant
 from nnc.lowering.workload import Choice, Schedules, Workload
+from nnc.proto import STANDARD_DOMAINS
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ class Lowering(Forms):
         )  # what templates know to be computed
         templates = () if is_constant else (self.integers.get(node.op), self.layers.get(node.op))
         for lower_ in (*templates, views.VIEWS.get(node.op)):
-            if lower_ is not None and node.domain in (None, "", "ai.onnx") and lower_(self, group):
+            if lower_ is not None and node.domain in STANDARD_DOMAINS and lower_(self, group):
                 return
         if group.is_elementwise:
             self.elementwise(group.nodes)

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc.lowering.expression import FLOATS, is_elementwise
+from nnc.proto import STANDARD_DOMAINS
 
 _LAYERS = {"AveragePool", "Conv", "ConvTranspose", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"}
 
@@ -47,7 +48,7 @@ def _is_signal(tensor: gs.Tensor) -> bool:
 
 def _joins(node: gs.Node, images: Mapping[int, gs.Variable]) -> bool:
     """Whether a node with a signal as its result is a layer, or follows one."""
-    if node.domain not in (None, "", "ai.onnx") or len([tensor for tensor in node.outputs if tensor.name]) != 1:
+    if node.domain not in STANDARD_DOMAINS or len([tensor for tensor in node.outputs if tensor.name]) != 1:
         return False
     variables = [tensor for tensor in node.inputs if isinstance(tensor, gs.Variable) and tensor.name]
     if not variables or not all(map(_is_signal, variables)):

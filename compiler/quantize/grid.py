@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from nnc.attributes import bounds
 from nnc.proto import is_standard
 
 
@@ -40,8 +41,5 @@ def limits(quantize: gs.Node, clip: gs.Node | None) -> tuple[int, int]:
         return int(dtype.min), int(dtype.max)
     scale = float(quantize.inputs[1].values.reshape(-1)[0])
     zero = int(quantize.inputs[2].values.reshape(-1)[0]) if len(quantize.inputs) > 2 else 0
-    given = [None if each.is_empty() else float(each.values) for each in clip.inputs[1:3]]
-    low, high = (*given, None, None)[:2]
-    least = dtype.min if low is None else np.clip(np.rint(low / scale) + zero, dtype.min, dtype.max)
-    largest = dtype.max if high is None else np.clip(np.rint(high / scale) + zero, dtype.min, dtype.max)
+    least, largest = (np.clip(np.rint(end / scale) + zero, dtype.min, dtype.max) for end in bounds(clip))
     return int(least), int(max(least, largest))

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc import graph as graphs
+from nnc.attributes import bounds, number
 from nnc.digests import digest
 from nnc.proto import is_standard
 from nnc.quantize import grid
@@ -63,7 +64,7 @@ class _Parameters:
 
     @property
     def step(self) -> float:
-        return float(self.scale.values)
+        return number(self.scale)
 
 
 def insert(graph: gs.Graph, placement: Placement, ranges: Ranges, config: Config) -> int:
@@ -91,8 +92,7 @@ class _Writer:
     """Makes nodes and constants with names of their own."""
 
     def __init__(self, graph: gs.Graph) -> None:
-        tensors = (tensor for node in graph.nodes for tensor in (*node.inputs, *node.outputs))
-        self._tensors = {tensor.name for tensor in (*tensors, *graph.inputs, *graph.outputs)}
+        self._tensors = graphs.tensor_names(graph)
         self._nodes = {node.name for node in graph.nodes}
         self.ends = {id(tensor) for tensor in graph.outputs}
         self.made: list[gs.Node] = []
@@ -186,9 +186,10 @@ def _write_group(
             continue
         readers = [node for node in tensor.outputs if node.op != "QuantizeLinear"]
         if isinstance(tensor, gs.Constant):
-            fitting = scheme.above(float(parameters.limits[0] - parameters.zero.values))
-            integers = quantized(tensor.values, parameters.scale.values, parameters.zero.values, fitting)
-            rounded = writer.dequantize(tensor.name, integers, parameters.scale.values, parameters.zero.values, None)
+            fitting = scheme.above(parameters.limits[0] - number(parameters.zero))
+            scale, zero = (each.values.reshape(()) for each in (parameters.scale, parameters.zero))
+            integers = quantized(tensor.values, scale, zero, fitting)
+            rounded = writer.dequantize(tensor.name, integers, scale, zero, None)
             readers = [node for node in readers if id(node) in placement.integer or moves(node)]
         else:
             is_on_grid = id(tensor) in placement.moved and all(id(each) in held for each in moves(tensor.inputs[0]))
@@ -213,14 +214,13 @@ def _clipped(writer: _Writer, tensor: gs.Tensor, parameters: _Parameters) -> gs.
     maker = tensor.inputs[0] if tensor.inputs else None
     is_read = any(node.op == "QuantizeLinear" for node in tensor.outputs) or id(tensor) in writer.ends
     if maker is None or is_read or not is_standard(maker, "Clip", "Relu") or not _is_constant(maker.inputs[1:]):
-        bounds = [writer.constant(f"{tensor.name}/{end}", each) for end, each in (("low", low), ("high", high))]
-        return writer.node("Clip", f"{tensor.name}/clipped", [tensor, *bounds], tensor, np.float32)
-    own = [np.float32(0.0)] if maker.op == "Relu" else [None if e.is_empty() else e.values for e in maker.inputs[1:3]]
-    least, most = (*own, None, None)[:2]
-    low = low if least is None else np.maximum(low, least)
-    high = high if most is None else np.maximum(np.minimum(high, most), low)
-    bounds = [writer.constant(f"{tensor.name}/{end}", np.asarray(each)) for end, each in (("low", low), ("high", high))]
-    maker.op, maker.attrs, maker.inputs = "Clip", {}, [maker.inputs[0], *bounds]
+        ends = [writer.constant(f"{tensor.name}/{end}", each) for end, each in (("low", low), ("high", high))]
+        return writer.node("Clip", f"{tensor.name}/clipped", [tensor, *ends], tensor, np.float32)
+    least, most = bounds(maker)
+    low = np.maximum(low, np.float32(least))
+    high = np.maximum(np.minimum(high, np.float32(most)), low)
+    ends = [writer.constant(f"{tensor.name}/{end}", np.asarray(each)) for end, each in (("low", low), ("high", high))]
+    maker.op, maker.attrs, maker.inputs = "Clip", {}, [maker.inputs[0], *ends]
     return tensor
 
 

@@ -6,14 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from nnc.integers import LAYERS, MOVES, PRODUCTS
 from nnc.measure import has_shape
 from nnc.proto import is_standard
-
-#: Operators with weights.
-LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-
-#: Operators whose weights can be integers while activations stay floats.
-PRODUCTS = ("Gemm", "MatMul")
 
 #: Operators that compute on few values each: integers come in, and integers go out with a scale of their own.
 ELEMENTWISE = (
@@ -23,13 +18,6 @@ ELEMENTWISE = (
 
 #: Operators that cut off the values of others.
 _BOUNDING = ("Clip", "Relu")
-
-#: Operators whose outputs hold values of their inputs, and how many of these are data (None: all).
-_MOVES: dict[str, int | None] = {
-    "Concat": None, "DepthToSpace": 1, "Expand": 1, "Flatten": 1, "Gather": 1, "GlobalMaxPool": 1, "Identity": 1,
-    "MaxPool": 1, "Pad": 1, "Reshape": 1, "Resize": 1, "Slice": 1, "SpaceToDepth": 1, "Split": 1, "Squeeze": 1,
-    "Tile": 1, "Transpose": 1, "Unsqueeze": 1,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -147,13 +135,13 @@ def made_of_integers(tensor: gs.Tensor) -> bool:
 
 def moves(node: gs.Node) -> list[gs.Tensor]:
     """The inputs whose values a node only moves; none for a node that does more."""
-    if not is_standard(node, *_MOVES) or node.outputs[0].dtype != np.float32:
+    if not is_standard(node, *MOVES) or node.outputs[0].dtype != np.float32:
         return []
     if node.op == "Resize" and node.attrs.get("mode", "nearest") != "nearest":
         return []
     if node.op == "Pad" and not _pads_zeros(node):
         return []
-    return list(node.inputs)[: _MOVES[node.op]]
+    return list(node.inputs)[: MOVES[node.op]]
 
 
 def _pads_zeros(node: gs.Node) -> bool:

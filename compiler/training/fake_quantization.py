@@ -178,7 +178,7 @@ class FakeQuantization:
 
     def _bound(self, node: gs.Node, clip: gs.Node) -> None:
         """Let a Clip end where the grid does."""
-        names = {tensor.name for node in self._graph.nodes for tensor in (*node.inputs, *node.outputs)}
+        names = graphs.tensor_names(self._graph)
         zero = node.inputs[2].values if len(node.inputs) > 2 else np.zeros(1)
         ends = grid.ends(node.inputs[1].values, zero, *self._limits[id(node)])
         made = (

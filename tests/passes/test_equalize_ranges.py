@@ -141,7 +141,9 @@ def test_bounds_go_where_the_data_never_reaches_them(bound: float, op: str, tmp_
 def test_bounds_that_classes_need_stay(tmp_path: Path) -> None:
     text = CHAIN.replace("V>", "V, float lo, float hi>").replace("float y", "int64 k") % ("Clip(a, lo, hi)", "Relu(d)")
     graph = testing.graph(text.replace("y = Conv(s, V)", "y = Conv(s, V) k = ArgMax<axis = 1>(y)"), lo=0, hi=0.5)
-    result = testing.run(EqualizeRanges(absorb=False, per_channel=False), graph, context(graph, images(tmp_path, graph)))
+    result = testing.run(
+        EqualizeRanges(absorb=False, per_channel=False), graph, context(graph, images(tmp_path, graph))
+    )
     assert "Min" in result.ops
 
 

@@ -54,6 +54,7 @@ def test_max_pool_pads_with_the_smallest_number() -> None:
         (text(SIDES, 'Conv<auto_pad = "SAME_UPPER">(a, W)'), "rule of its own"),
         (text(SIDES, "AveragePool<kernel_shape = [3, 3], pads = [1, 0, 1, 0]>(a)"), "leaves its own padding out"),
         (text(SIDES, "AveragePool<kernel_shape = [3, 3], strides = [2, 2], ceil_mode = 1>(a)"), "reach over"),
+        (text(SIDES, "MaxPool<kernel_shape = [3, 3], strides = [2, 2], ceil_mode = 1>(a)", ", low"), "reach over"),
         (text(SIDES, "AveragePool<kernel_shape = [3, 3]>(a)"), "as large as its window"),
         (text(SIDES, "Conv(a, W) z = Relu(a)").replace("float y", "float y, float z"), "second reader"),
     ],

@@ -299,6 +299,21 @@ def test_partly_quantized(tmp_path: Path) -> None:
     assert snr(graph, whole.graph) > 25
 
 
+def test_partly_quantized_with_scales_of_one_element(tmp_path: Path) -> None:
+    """The standard writes one scale for all as a number; some exporters write an array of one."""
+    graph = testing.graph(CHAIN)
+    partly = inserted(graph, tmp_path, exclude=("b",)).graph
+    whole = inserted(partly, tmp_path).graph
+    for node in partly.nodes:
+        if node.op in ("QuantizeLinear", "DequantizeLinear"):
+            for each in node.inputs[1:]:
+                each.values = each.values.reshape(-1)
+    again = inserted(partly, tmp_path).graph
+    assert list(quantize.layers(again)) == ["a", "b", "scores"]
+    inputs = verify.probe_inputs(graph, 1)
+    assert verify.snr_db(verify.outputs(whole, inputs), verify.outputs(again, inputs)) == np.inf
+
+
 # --- A budget
 
 

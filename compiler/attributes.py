@@ -1,0 +1,92 @@
+"""What a node's attributes and constant inputs say of what it does: axes, bounds, padding.
+
+`Computed` is raised where an input that says so is computed at run time.
+"""
+
+import math
+from collections.abc import Sequence
+
+import onnx_graphsurgeon as gs
+
+from nnc.pattern import NoMatch
+
+
+class Computed(NoMatch):
+    """What an input tells a node is computed at run time; the message says which."""
+
+    def __init__(self, node: gs.Node, index: int) -> None:
+        name = node.inputs[index].name
+        super().__init__(f"what '{name}' tells {node.op} '{node.name}' is computed: simplify-shapes may write it down")
+
+
+def number(constant: gs.Constant) -> float:
+    """The one value of a constant, of shape [] or [1, ...]."""
+    return float(constant.values.reshape(()))
+
+
+def integers(node: gs.Node, index: int) -> list[int] | None:
+    """The integers of an optional constant input, None where it is left out."""
+    tensor = _given(node, index)
+    return None if tensor is None else [int(value) for value in tensor.values.reshape(-1)]
+
+
+def bounds(node: gs.Node) -> tuple[float, float]:
+    """Between which values a Relu or Clip leaves what it reads; infinite where it has no bound."""
+    if node.op == "Relu":
+        return 0.0, math.inf
+    low, high = _given(node, 1), _given(node, 2)
+    return -math.inf if low is None else number(low), math.inf if high is None else number(high)
+
+
+def slices(node: gs.Node, shape: Sequence[int]) -> dict[int, range]:
+    """The indices that a Slice of a tensor of this shape keeps of every axis that it names."""
+    starts, ends, axes, steps = (integers(node, index) or [] for index in range(1, 5))
+    each = zip(axes or range(len(starts)), starts, ends, steps or [1] * len(starts), strict=True)
+    return {axis % len(shape): _indices(shape[axis], *kept) for axis, *kept in each}
+
+
+def _indices(size: int, start: int, end: int, step: int) -> range:
+    """What a Slice keeps of an axis; backwards it clamps its start to the first element, unlike Python's slices."""
+    start, end = (bound + size if bound < 0 else bound for bound in (start, end))
+    least, most = (0, size) if step > 0 else (-1, size - 1)
+    return range(min(max(start, 0), most), min(max(end, least), most), step)
+
+
+def pads(node: gs.Node) -> dict[int, tuple[int, int]]:
+    """How much a Pad adds in front of and behind every axis where it does; negative where it cuts off."""
+    amounts, axes, rank = integers(node, 1) or [], integers(node, 3), len(node.inputs[0].shape)
+    axes = list(range(rank)) if axes is None else axes
+    pairs = zip(amounts[: len(axes)], amounts[len(axes) :], strict=True)
+    return {axis % rank: pair for axis, pair in zip(axes, pairs, strict=True) if any(pair)}
+
+
+def reduced_axes(node: gs.Node) -> list[int]:
+    """The axes, from 0, that a reduction, ArgMax or ArgMin reduces."""
+    rank = len(node.inputs[0].shape)
+    if node.op in ("ArgMax", "ArgMin"):
+        return [node.attrs.get("axis", 0) % rank]
+    axes = node.attrs["axes"] if "axes" in node.attrs else integers(node, 1)
+    if axes:
+        return [axis % rank for axis in axes]
+    return [] if node.attrs.get("noop_with_empty_axes", 0) else list(range(rank))
+
+
+def permutation(transpose: gs.Node) -> list[int]:
+    """The axes of the input in the order of the output's."""
+    if "perm" in transpose.attrs:
+        return list(transpose.attrs["perm"])
+    if transpose.inputs[0].shape is None:
+        raise NoMatch(f"the shape of '{transpose.inputs[0].name}' is not known")
+    return list(range(len(transpose.inputs[0].shape)))[::-1]
+
+
+def _given(node: gs.Node, index: int) -> gs.Constant | None:
+    """An optional constant input, None where it is left out."""
+    if len(node.inputs) <= index:
+        return None
+    tensor = node.inputs[index]
+    if isinstance(tensor, gs.Constant):
+        return tensor
+    if not tensor.is_empty():
+        raise Computed(node, index)
+    return None

@@ -1,0 +1,57 @@
+"""What nodes are told, by attributes and by constants."""
+
+import math
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import pytest
+
+from nnc import attributes, expectation, testing
+from nnc.attributes import Computed
+
+
+def node(text: str, **values: object) -> gs.Node:
+    """The last node of a network that reads x."""
+    return testing.graph(text, **values).nodes[-1]
+
+
+CLIP = "net (float[1, 2] x%s) => (float y) <float%s low, float%s high> { y = Clip(%s) }"
+
+
+@pytest.mark.parametrize("shape", ["", "[1]"])
+@pytest.mark.parametrize(
+    ("reads", "expected"),
+    [
+        ("x, low, high", (-1, 6)),
+        ("x, , high", (-math.inf, 6)),
+        ("x, low", (-1, math.inf)),
+        ("x", (-math.inf, math.inf)),
+    ],
+)
+def test_bounds(shape: str, reads: str, expected: tuple[float, float]) -> None:
+    values = {name: np.reshape(value, [1] * bool(shape)) for name, value in (("low", -1), ("high", 6))}
+    assert attributes.bounds(node(CLIP % ("", shape, shape, reads), **values)) == expected
+
+
+def test_bounds_of_relu_and_of_what_is_computed() -> None:
+    assert attributes.bounds(node("net (float[1, 2] x) => (float y) { y = Relu(x) }")) == (0, math.inf)
+    computed = node(CLIP % (", float least", "", "", "x, least"))
+    with pytest.raises(Computed, match="what 'least' tells Clip 'y' is computed"):
+        attributes.bounds(computed)
+
+
+@pytest.mark.parametrize("shape", ["", "[1]"])
+def test_means_behind_bounds(shape: str) -> None:
+    text = """net (float[1, 2, 4, 4] x) => (float y)
+    <float[2] gamma, float[2] beta, float[2] mean, float[2] var, float%s low, float%s high>
+    { b = BatchNormalization(x, gamma, beta, mean, var) y = Clip(b, low, high) }"""
+    ends = {name: np.reshape(value, [1] * bool(shape)) for name, value in (("low", 0), ("high", 1))}
+    graph = testing.graph(text % (shape, shape), gamma=[1e-3, 1e-3], beta=[-5, 9], **ends)
+    np.testing.assert_allclose(expectation.means(graph)["y"], [0, 1])
+
+
+def test_means_behind_bounds_that_are_computed_are_not_known() -> None:
+    text = """net (float[1, 2, 4, 4] x, float most) => (float y)
+    <float[2] gamma, float[2] beta, float[2] mean, float[2] var>
+    { b = BatchNormalization(x, gamma, beta, mean, var) y = Clip(b, , most) }"""
+    assert expectation.means(testing.graph(text)).keys() == {"b"}
