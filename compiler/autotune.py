@@ -69,7 +69,7 @@ def run(job: Job, progress: Progress = silent) -> Result:
 def device_of(target: Target, threads: int, tracker: Tracker | None = None) -> Device:
     """Where the plans for a target are timed: on boards, on this machine, or an AArch64 target in emulation."""
     if target.unit.kind != "cpu":
-        raise NncError(f"{target.spec}: schedules are tuned for processors only", "name a unit, such as qcs605:cpu")
+        raise NncError(f"{target.label}: schedules are tuned for processors only", "name a unit, such as qcs605:cpu")
     if tracker is not None:
         return Boards(target, threads, tracker)
     if target.unit.architecture == "aarch64":
@@ -127,7 +127,7 @@ def exported(target: Target, file: Path, own: Path) -> int:
     found = sorted(records.best(records.read(own)).values(), key=lambda record: record.place)
     if not found:
         raise NncError(
-            f"{own}: holds no records for {target.name}", f"nnc tune MODEL --target {target.name} makes some"
+            f"{own}: holds no records for {target.name}", f"nnc tune MODEL --target {target.spec} makes some"
         )
     with wire.replacing(file) as written:
         written.write(b"".join(record.line for record in found))

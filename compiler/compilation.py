@@ -99,7 +99,7 @@ def plan(job: Job, progress: Progress = silent) -> dict[str, Any]:
     before = entries.figures(graph, context) | {"accuracy": context.accuracy(graph)}
     compressed, rows = pipeline.run(graph, job.recipe.passes, context)
     return {
-        "target": job.target.spec,
+        "target": job.target.label,
         "before": before,
         "after": entries.figures(compressed, context),
         "passes": [asdict(row) for row in rows],

@@ -77,7 +77,7 @@ def of_folder(folder: Path, target: str | None, threads: int | None, progress: P
     found = timed(artifact.library_path, artifact.report["kernels"], graph, context)
     return {
         "model": artifact.model_path.name,
-        "target": chip.spec,
+        "target": chip.label,
         "threads": threads,
         "latency_ms": found["latency_ms"],
         "analytic_ms": context.predict(graph).latency_ms,

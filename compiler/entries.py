@@ -27,7 +27,12 @@ def assembled(
             "inputs": [_tensor(tensor) for tensor in graph.inputs],
             "outputs": [_tensor(tensor) for tensor in graph.outputs],
         },
-        "target": {"name": job.target.name, "unit": job.target.unit.name, "mode": job.target.mode},
+        "target": {
+            "name": job.target.name,
+            "unit": job.target.unit.name,
+            "mode": job.target.mode,
+            "spec": job.target.spec,
+        },
         "recipe": {"name": job.recipe.called, "description": job.recipe.description},
         "threads": job.threads or job.target.unit.threads,
         "before": before,

@@ -27,7 +27,7 @@ def inspect(
         target.require_threads(threads)
     graph = graphs.load(path, shapes)
     totals = asdict(measure.measure(graph)) | {"peak_activation_bytes": peak_bytes(graph, kernels(graph))}
-    inspected: dict[str, Any] = {"model": path.name, "target": target.spec if target else None, "totals": totals}
+    inspected: dict[str, Any] = {"model": path.name, "target": target.label if target else None, "totals": totals}
     if groups:
         traced = channels.trace(graph)
         inspected |= {"groups": [_group(group) for group in traced.groups], "fixed": traced.fixed}

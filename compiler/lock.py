@@ -108,5 +108,5 @@ def metadata(job: Job, lock: Mapping[str, Any]) -> dict[str, str]:
         "nnc.recipe": job.recipe.to_toml(),
         "nnc.passes": ",".join(pass_.name for pass_ in job.recipe.passes),
         "nnc.packages": json.dumps(lock["packages"]),
-        "nnc.target": job.target.spec,
+        "nnc.target": job.target.label,
     }

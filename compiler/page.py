@@ -23,7 +23,7 @@ from nnc.report import (
     points,
     share,
     shares,
-    target_spec,
+    target_label,
 )
 
 Entry = Mapping[str, Any]
@@ -46,7 +46,7 @@ def page(report: Entry, lock: Entry) -> str:
     return template.render(
         report=report,
         lock=lock,
-        spec=target_spec(report),
+        target=target_label(report),
         cards=_cards(report),
         passes=[_pass(row, report["before"]) for row in report["passes"]],
         explanations=[_explanation(row) for row in report["passes"] if explained(row) or row["curve"]],
@@ -194,7 +194,7 @@ def _command(report: Entry, lock: Entry) -> str:
     return command(
         lock["recipe"]["name"],
         lock["model"]["name"],
-        target_spec(report),
+        report["target"]["spec"],
         data=[f"{key}=..." for key in lock["data"]["sha256"]],
         overrides=lock["recipe"]["set"],
         shapes=lock["shapes"],

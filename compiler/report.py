@@ -9,7 +9,7 @@ from typing import Any
 
 from nnc import units, wire
 from nnc.simulation.analytic import Layer, Prediction
-from nnc.target import Target
+from nnc.target import Target, spelled
 
 #: What `write` writes.
 FILES = ("report.json", "report.html")
@@ -163,7 +163,7 @@ def _slower(layers: list[Layer], target: Target) -> Iterable[str]:
     if integers > 1.02 * floats:
         yield (
             f"the {units.plural(len(quantized), 'int8 layer')} would take {units.milliseconds(floats)} in floats "
-            f"instead of {units.milliseconds(integers)}: on {target.spec} int8 is smaller, but not faster"
+            f"instead of {units.milliseconds(integers)}: on {target.label} int8 is smaller, but not faster"
         )
 
 
@@ -182,7 +182,7 @@ def _scalar(layers: list[Layer], target: Target) -> Iterable[str]:
         yield (
             f"{units.plural(len(scalar), 'layer')} with {units.percent(share)} of the MACs would compute in floats, "
             "one value at a time and many times slower than predicted: the vectors of "
-            f"{target.spec} hold integers only; the recipe quantize makes int8 of them"
+            f"{target.label} hold integers only; the recipe quantize makes int8 of them"
         )
 
 
@@ -208,10 +208,10 @@ def _vendor(target: Target) -> Iterable[str]:
         )
 
 
-def target_spec(report: Report) -> str:
-    """'jetson-xavier:gpu@30W' of the report's target."""
+def target_label(report: Report) -> str:
+    """What the report's target is called: 'jetson-xavier:gpu@30W'."""
     target = report["target"]
-    return f"{target['name']}:{target['unit']}" + (f"@{target['mode']}" if target["mode"] else "")
+    return spelled(target["name"], target["unit"], target["mode"])
 
 
 def outputs(row: Mapping[str, Any]) -> str:

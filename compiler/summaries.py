@@ -20,7 +20,7 @@ Row = Mapping[str, Any]
 
 def show_compiled(result: Row, folder: Path) -> None:
     out = tables.console()
-    title = f"{result['model']['name']} for {report.target_spec(result)}, recipe {result['recipe']['name']}\n"
+    title = f"{result['model']['name']} for {report.target_label(result)}, recipe {result['recipe']['name']}\n"
     out.print(title, style="bold")
     out.print(before_after(result["before"], result["after"]))
     if packed := report.packed(result["weights"]):

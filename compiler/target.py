@@ -5,6 +5,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import Field
+
 from nnc import efficiency, toml
 from nnc.chip import Clocks, Cluster, Memory, Mode, Unit, listed, parse
 from nnc.errors import NncError
@@ -28,11 +30,22 @@ class Target(Table):
     idle_watts: float | None
     chips: tuple[str, ...] = ()
     """What tables of measurements call the chip."""
+    given: str = Field("", exclude=True)
+    """The path of a board of one's own, as it was given. It is not dumped: a lock says what a board is, not where."""
+
+    @property
+    def label(self) -> str:
+        """What it is called, as in `jetson-xavier:gpu@30W`."""
+        return spelled(self.name, self.unit.name, self.mode)
 
     @property
     def spec(self) -> str:
-        """What selects this target again, as in `jetson-xavier:gpu@30W`."""
-        return f"{self.name}:{self.unit.name}" + (f"@{self.mode}" if self.mode else "")
+        """What --target takes to select it again, as in `jetson-xavier:gpu@30W` and `./my-board.toml:cpu`."""
+        return self.of_unit(self.unit.name)
+
+    def of_unit(self, unit: str) -> str:
+        """The same of another unit of the chip."""
+        return spelled(self.given or self.name, unit, self.mode)
 
     def require_lowerable(self) -> None:
         """Raise where no library can be built for the selected unit."""
@@ -41,18 +54,23 @@ class Target(Table):
             what = self.unit.architecture if self.unit.kind == "cpu" else f"its {self.unit.name}"
             raise NncError(
                 f"{self.name}: no code can be generated for {what} yet",
-                f"use --no-lower, or --target {self.name}:{able[0]}" if able else "use --no-lower",
+                f"use --no-lower, or --target {self.of_unit(able[0])}" if able else "use --no-lower",
             )
 
     def require_threads(self, threads: int | None) -> None:
         """Raise where the selected unit does not have so many cores."""
         if threads is not None and not 1 <= threads <= self.unit.cores:
             raise NncError(
-                f"--threads {threads}: {self.spec} has {self.unit.cores} cores", f"give 1 to {self.unit.cores}"
+                f"--threads {threads}: {self.label} has {self.unit.cores} cores", f"give 1 to {self.unit.cores}"
             )
 
 
 Named = TypeVar("Named", Unit, Mode)
+
+
+def spelled(name: str, unit: str, mode: str | None) -> str:
+    """'jetson-xavier:gpu@30W'; the mode is None where the chip has none."""
+    return f"{name}:{unit}" + (f"@{mode}" if mode else "")
 
 
 def names() -> list[str]:
@@ -68,7 +86,8 @@ def load(spec: str) -> Target:
     in the file.
     """
     chip_name, unit_name, mode_name = _split(spec)
-    if chip_name.endswith(".toml"):
+    is_own = chip_name.endswith(".toml")
+    if is_own:
         name, place, text = Path(chip_name).stem, chip_name, toml.read(Path(chip_name))
     elif chip_name in names():
         name, place = chip_name, f"targets/{chip_name}.toml"
@@ -89,6 +108,7 @@ def load(spec: str) -> Target:
         dram=chip.dram.model_copy(update={"gbps": mode.dram_gbps}) if mode else chip.dram,
         idle_watts=chip.idle_watts,
         chips=chip.chips,
+        given=chip_name if is_own else "",
     )
 
 

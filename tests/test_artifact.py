@@ -55,7 +55,7 @@ def test_a_board_of_ones_own_is_in_the_lock(project: Path) -> None:
     (project / "mine.toml").write_text(text.replace("threads = 2 ", "threads = 1 "))
     out = compiled(project, str(project / "mine.toml"))
     (project / "mine.toml").unlink()
-    assert Artifact.open(out).target.spec == "mine:cpu"
+    assert Artifact.open(out).target.label == "mine:cpu"
     assert Artifact.open(out).threads == 1
 
 

@@ -96,7 +96,7 @@ def test_the_report_has_the_keys_of_the_interface(project: Path) -> None:
     passes = {"name", "effect", "changed", "seconds", "params", "macs", "weight_bytes", "latency_ms", "snr_db"}
     assert report["model"]["name"] == "model.onnx"
     assert report["model"]["inputs"] == [{"name": "image", "shape": [1, 3, 8, 8], "dtype": "float32"}]
-    assert report["target"] == {"name": "qcs605", "unit": "cpu", "mode": None}
+    assert report["target"] == {"name": "qcs605", "unit": "cpu", "mode": None, "spec": "qcs605:cpu"}
     for side in ("before", "after"):
         assert figures | {"accuracy", "accuracy_runtime"} <= report[side].keys()
     assert report["ratios"].keys() == {"size", "macs", "latency", "memory"}
@@ -357,6 +357,24 @@ def test_the_command_that_reproduces_a_failure_has_the_seed(project: Path) -> No
     failed = project / "my out-failed"
     command = f"nnc compile '{failed}/recipe.toml' '{failed}/before.onnx' --target qcs605:cpu --seed 5 --no-lower"
     assert str(caught.value.hint).endswith(f"this reproduces it: {command}")
+
+
+def test_commands_name_a_board_of_ones_own_as_it_was_given(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by the name of a shipped chip that its file happens to have."""
+    shutil.copy(Path(nnc.__file__).parents[1] / "targets/qcs605.toml", project)
+    monkeypatch.chdir(project)
+    mine = target.load("./qcs605.toml")
+    compilation.compile_model(job(project, target=mine))
+    page = (project / "out/report.html").read_text("utf-8")
+    assert "nnc compile recipe.toml model.onnx --target ./qcs605.toml:cpu " in page
+    assert "for qcs605:cpu - nnc</title>" in page
+    assert str(project) not in page
+    compilation.compile_model(job(project, "shipped"))
+    assert results(project / "out") == results(project / "shipped")
+    add_pass(project, "fail")
+    with pytest.raises(NncError) as caught:
+        compilation.compile_model(job(project, "failing", target=mine))
+    assert str(caught.value.hint).endswith("before.onnx --target ./qcs605.toml:cpu --no-lower")
 
 
 def test_a_failing_compile_leaves_the_earlier_result(project: Path) -> None:

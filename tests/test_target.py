@@ -114,7 +114,7 @@ def test_a_copy_of_a_shipped_file_is_a_board_of_ones_own(name: str, tmp_path: Pa
     board.write_text(toml.read(SHIPPED / f"{name}.toml"))
     mine, shipped = target.load(str(board)), target.load(name)
     assert mine.name == "my-board"
-    assert mine.model_copy(update={"name": name}) == shipped
+    assert mine.model_copy(update={"name": name, "given": ""}) == shipped
 
 
 def test_a_mode_sets_cores_clocks_memory_and_energy(board: Path) -> None:
@@ -140,13 +140,31 @@ def test_a_host_target_can_overrule_what_is_detected(tmp_path: Path) -> None:
     assert target.load(str(mine)).unit.clusters == target.load("x86").unit.clusters
 
 
+@pytest.mark.parametrize("selected", ["", ":cpu", "@slow", ":cpu@slow"])
+def test_a_spec_selects_a_board_of_ones_own_again(board: Path, selected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(board.parent)
+    for given in (str(board), "./board.toml", "board.toml"):
+        loaded = target.load(given + selected)
+        assert loaded.spec == f"{given}:cpu@{'slow' if 'slow' in selected else 'full'}"
+        assert target.load(loaded.spec) == loaded
+        assert loaded.label == loaded.spec.replace(given, "board")
+
+
+def test_where_a_board_is_does_not_show_in_what_is_kept_of_it(board: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    board.rename(elsewhere / "board.toml")
+    moved = target.load(str(elsewhere / "board.toml"))
+    assert str(tmp_path) not in moved.model_dump_json()
+
+
 def test_a_unit_without_code_generation_is_refused_with_a_way_out(tmp_path: Path) -> None:
     other = tmp_path / "other.toml"
     other.write_text((SHIPPED / "qcs605.toml").read_text().replace("hexagon-unknown-elf", "tensilica-unknown-elf"))
     with pytest.raises(NncError) as caught:
         target.load(f"{other}:dsp").require_lowerable()
     assert caught.value.message == "other: no code can be generated for its dsp yet"
-    assert caught.value.hint == "use --no-lower, or --target other:cpu"
+    assert caught.value.hint == f"use --no-lower, or --target {other}:cpu"
     target.load("qcs605").require_lowerable()
     target.load("qcs605:dsp").require_lowerable()
 

@@ -966,7 +966,7 @@ COMMANDS = [
     ("tune model.onnx --target x86 --threads 100000", "--threads 100000: x86:cpu has ", "give 1 to "),
     ("records --target x86 --import absent.jsonl", "absent.jsonl: no such file", None),
     ("records --target x86 --import empty", "empty: holds no records", "nnc records --export writes such files"),
-    ("records --target x86 --records empty --export o", "empty: holds no records", "nnc tune MODEL --target x86 makes"),
+    ("records --target x86 --records empty --export o", "empty: holds no records", "nnc tune MODEL --target x86:cpu"),
     ("records --target x86 --records folder.toml", "folder.toml: is a directory", "give the file of nnc records"),
     ("inspect absent.onnx", "absent.onnx: no such file", None),
     ("inspect model.onnx --target x87", "no target 'x87'", "did you mean 'x86'?"),

@@ -34,7 +34,7 @@ class EmulatedLibrary:
     def __init__(self, path: Path, target: Target) -> None:
         """Raises NncError where the emulator, the C library or the TVM runtime for AArch64 can't be had."""
         if target.unit.architecture != "aarch64":
-            raise NncError(f"{target.spec}: only AArch64 libraries are emulated, not {target.unit.architecture}")
+            raise NncError(f"{target.label}: only AArch64 libraries are emulated, not {target.unit.architecture}")
         if not path.is_file():
             raise NncError(f"{path}: no such file")
         self._command = [*emulator(), runner()]

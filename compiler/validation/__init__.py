@@ -45,7 +45,7 @@ def validate(path: Path, spec: str | None, models: Path | None, progress: Progre
     if not kept:
         reason = Counter(each.reason for each in excluded).most_common(1)[0][0] if excluded else "it has no rows"
         raise NncError(f"{path}: nothing to compare: {reason}", "'nnc network list' shows the reference networks")
-    return {"table": path.name, "target": chip.spec if chip else None} | compare(kept, predicted[known], excluded)
+    return {"table": path.name, "target": chip.label if chip else None} | compare(kept, predicted[known], excluded)
 
 
 def predict_ms(kept: Sequence[Sample], chip: Target | None = None) -> np.ndarray:

@@ -83,10 +83,10 @@ def _isa(target: Target) -> Isa:
     if isa is None:
         what = unit.architecture if unit.kind == "cpu" else f"a {unit.kind}"
         hint = "leave out --latency emulated, or choose a target with such a processor (nnc targets)"
-        raise NncError(f"{target.spec}: only code of AArch64 and x86-64 processors is emulated, not {what}", hint)
+        raise NncError(f"{target.label}: only code of AArch64 and x86-64 processors is emulated, not {what}", hint)
     if unit.vector_bits and unit.vector_bits > isa.vector_bits:
         hint = 'leave out --latency emulated, or describe a target with mcpu = "x86-64-v3" and vector_bits = 256'
-        raise NncError(f"{target.spec}: QEMU executes no vectors of {unit.vector_bits} bits", hint)
+        raise NncError(f"{target.label}: QEMU executes no vectors of {unit.vector_bits} bits", hint)
     return isa
 
 
