@@ -61,7 +61,11 @@ def figures(proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> dict[str, A
     }
 
 
-_ASSUMED_FLAGS = frozenset({"avx2", "fma", "bmi1", "bmi2", "f16c", "sse4_2", "popcnt"})
+# What the levels add to each other (x86-64 psABI, 3.1.1), by the kernel's names: "abm" brings lzcnt.
+_V3_FLAGS = frozenset({"avx", "avx2", "fma", "bmi1", "bmi2", "f16c", "abm", "movbe"})
+_V4_FLAGS = _V3_FLAGS | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+
+_ASSUMED_FLAGS = _V3_FLAGS | {"sse4_2", "popcnt"}
 
 
 def _flags(proc: Path) -> frozenset[str]:
@@ -75,9 +79,9 @@ def _level(flags: frozenset[str]) -> str:
     LLVM's name of the host ("emeraldrapids") promises features that a virtual machine may have masked; a level plus the
     flags that were really seen never does, and its code is as fast.
     """
-    if flags >= {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}:
+    if flags >= _V4_FLAGS:
         return "x86-64-v4"
-    return "x86-64-v3" if flags >= {"avx2", "fma", "bmi1", "bmi2", "f16c"} else "x86-64-v2"
+    return "x86-64-v3" if flags >= _V3_FLAGS else "x86-64-v2"
 
 
 def _features(flags: frozenset[str], level: str) -> list[str]:

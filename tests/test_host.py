@@ -6,7 +6,8 @@ import pytest
 
 from nnc import host, target
 
-AVX512 = "avx2 fma bmi1 bmi2 f16c avx512f avx512bw avx512cd avx512dq avx512vl"
+AVX2 = "avx avx2 fma bmi1 bmi2 f16c abm movbe"
+AVX512 = f"{AVX2} avx512f avx512bw avx512cd avx512dq avx512vl"
 
 
 def machine(root: Path, flags: str, **files: str) -> dict:
@@ -24,12 +25,15 @@ def machine(root: Path, flags: str, **files: str) -> dict:
     ("flags", "mcpu", "mattr", "bits", "registers", "dot"),
     [
         ("sse4_2", "x86-64-v2", [], 128, 16, False),
-        ("avx2 fma bmi1 bmi2 f16c", "x86-64-v3", [], 256, 16, False),
-        ("avx2 fma bmi1 bmi2 f16c avx_vnni", "x86-64-v3", ["+avxvnni"], 256, 16, True),
+        (AVX2, "x86-64-v3", [], 256, 16, False),
+        (f"{AVX2} avx_vnni", "x86-64-v3", ["+avxvnni"], 256, 16, True),
         (AVX512, "x86-64-v4", [], 512, 32, False),
         (f"{AVX512} avx512_vnni", "x86-64-v4", ["+avx512vnni"], 512, 32, True),
         # A virtual machine that masks a part of AVX-512 gets code without it.
-        ("avx2 fma bmi1 bmi2 f16c avx512f avx512cd", "x86-64-v3", [], 256, 16, False),
+        (f"{AVX2} avx512f avx512cd", "x86-64-v3", [], 256, 16, False),
+        # And code without what a level has beside its vectors, where that is masked.
+        (AVX2.replace("movbe", ""), "x86-64-v2", [], 128, 16, False),
+        (AVX512.replace("abm", ""), "x86-64-v2", [], 128, 16, False),
     ],
 )
 def test_flags_decide_the_code(
