@@ -34,7 +34,12 @@ def inspect(
     if target is None:
         return inspected | {"layers": [_layer(kernel) for kernel in kernels(graph)], "remarks": []}
     predicted = predict(graph, target, threads)
-    totals |= {"latency_ms": predicted.latency_ms, "energy_mj": predicted.energy_mj, "latency_error": predicted.error}
+    totals |= {
+        "latency_ms": predicted.latency_ms,
+        "peak_activation_bytes": predicted.peak_activation_bytes,  # of what the target executes, perhaps in float32
+        "energy_mj": predicted.energy_mj,
+        "latency_error": predicted.error,
+    }
     layers = [asdict(layer) for layer in predicted.layers]
     return inspected | {"layers": layers, "remarks": remarks(predicted, target)}
 

@@ -7,7 +7,7 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from nnc import graph as graphs
-from nnc import halving, lowering, networks, pipeline, report, target, testing, verify
+from nnc import halving, inspection, lowering, networks, pipeline, report, target, testing, verify
 from nnc.lowering.kernels.unit import Unit
 from nnc.lowering.prepare import prepared
 from nnc.passes.cast_fp16 import CastFp16
@@ -160,3 +160,10 @@ def test_libraries_have_the_kernels_of_float32(chip: str, tmp_path: Path) -> Non
     built = [lowering.build(each, target.load(chip), tmp_path).kernels for each in (before, testing.graph(NATIVE))]
     floats, halves = ([each.template for each in kernels if "Conv" in each.op] for kernels in built)
     assert halves == floats == ["conv2d", "conv2d"]
+
+
+def test_inspect_tells_the_peak_of_what_the_target_executes(tmp_path: Path) -> None:
+    model, board = tmp_path / "model.onnx", target.load("raspberry-pi-4")  # which computes in float32
+    graphs.save(testing.graph(NATIVE), model)
+    without, told = (inspection.inspect(model, each, {})["totals"]["peak_activation_bytes"] for each in (None, board))
+    assert told == predict(graphs.load(model), board).peak_activation_bytes > without
