@@ -7,7 +7,6 @@ nnc's own code, "arm/nnc", that it found in emulation; a unit of a target names 
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from functools import cache
 from importlib import resources
@@ -16,26 +15,34 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeFloat
 
 from nnc import toml
+from nnc.errors import NncError
 
 #: The file of profiles, in targets/.
 FILE = "profiles.toml"
 
+#: Types in the order in which the coefficients of one stand for those of another.
+NEAREST: dict[str, tuple[str, ...]] = {
+    "float32": ("float32", "float16", "int8"),
+    "float16": ("float16", "float32", "int8"),
+    "int8": ("int8", "float16", "float32"),
+}
+
 # Winograd does fewer multiplications than are counted, so that a convolution can pass the peak.
-Share = Annotated[float, Field(gt=0, le=5)]
+Factor = Annotated[float, Field(gt=0, le=5)]
 
 
 class Efficiency(toml.Table):
     """The coefficients of `nnc.simulation.roofline`."""
 
-    winograd: Share
+    winograd: Factor
     """Share of the peak in 3x3 convolutions of stride 1."""
-    conv: Share
+    conv: Factor
     """In other convolutions that sum over channels and places."""
-    pointwise: Share
+    pointwise: Factor
     """In 1x1 convolutions and matrix products."""
-    grouped: Share
+    grouped: Factor
     """In convolutions of several groups of more than one channel."""
-    depthwise: Share
+    depthwise: Factor
     packing: NonNegativeFloat = 0.0
     """Output channels at which half of the share is reached: inputs are rearranged for all of them at once."""
     narrow: NonNegativeFloat
@@ -48,11 +55,11 @@ class Efficiency(toml.Table):
     """Multiplications in whose time a value is read or written, besides what the caches take."""
     function: NonNegativeFloat = 0.0
     """Multiplications in whose time an exponential, a logarithm or a power is computed."""
-    cache: Share
+    cache: Factor
     """Share of the bandwidth of the caches."""
-    dram: Share
+    dram: Factor
     """Share of what streaming code sees of the memory."""
-    alone: Share
+    alone: Factor
     """Share of what one core can draw from the memory."""
     serial: Annotated[float, Field(ge=0, lt=1)]
     """Share of the work that does not spread over the cores (Amdahl)."""
@@ -69,7 +76,8 @@ class Efficiency(toml.Table):
     network_us: NonNegativeFloat
     """Microseconds per inference to reach the unit and come back."""
     error: Annotated[float, Field(ge=0)] | None = None
-    """Mean relative error of predictions for chips that were left out of the fit."""
+    """Mean relative error to expect of predictions: that for networks, or for chips, that were left out of the fit, the
+    larger of the two. None where no chip could be left out, and in a type without a fit of its own."""
 
 
 def names() -> list[str]:
@@ -78,7 +86,7 @@ def names() -> list[str]:
 
 
 def profile(name: str) -> dict[str, dict[str, float]]:
-    """By dtype, the coefficients of a profile; of all dtypes, those of the nearest one where there is no fit.
+    """By dtype, the coefficients of a profile; of a dtype without a fit those of the nearest one, without its error.
 
     Raises ValueError for a name that is none.
     """
@@ -86,14 +94,24 @@ def profile(name: str) -> dict[str, dict[str, float]]:
     if not found:
         near = toml.nearest(name, names()) or f"there are {', '.join(names())}"
         raise ValueError(f"no profile '{name}': {near}")
-    return {dtype: found.get(dtype) or _nearest(found) for dtype in ("float32", "float16", "int8")}
+    return {dtype: found.get(dtype) or _borrowed(found, dtype) for dtype in NEAREST}
 
 
-def _nearest(found: Mapping[str, dict[str, float]]) -> dict[str, float]:
-    return next(found[dtype] for dtype in ("float32", "float16", "int8") if dtype in found)
+def _borrowed(found: Mapping[str, dict[str, float]], dtype: str) -> dict[str, float]:
+    nearest = next(found[other] for other in NEAREST[dtype] if other in found)
+    return {name: value for name, value in nearest.items() if name != "error"}  # nothing was compared in this dtype
 
 
 @cache
 def _profiles() -> list[dict[str, Any]]:
-    files = (resources.files(package).joinpath(FILE) for package in ("nnc.targets", "nnc.simulation"))
-    return [profile for file in files for profile in tomllib.loads(file.read_text("utf-8"))["profile"]]
+    files = {"targets": "nnc.targets", "compiler/simulation": "nnc.simulation"}
+    texts = {f"{folder}/{FILE}": resources.files(package).joinpath(FILE) for folder, package in files.items()}
+    return [profile for place, file in texts.items() for profile in _listed(file.read_text("utf-8"), place)]
+
+
+def _listed(text: str, place: str) -> list[dict[str, Any]]:
+    """The profiles of a file; NncError where there are none."""
+    profiles: list[dict[str, Any]] = toml.parse(text, place).get("profile", [])
+    if not profiles:
+        raise NncError(f"{place}: holds no profiles", "restore it as nnc ships it")
+    return profiles

@@ -83,7 +83,7 @@ def _efficiency(shares: Row) -> str:
     parts = [", ".join(f"{name} {shares[name]:.2g}" for name in classes) + " of the peak"]
     parts.append(f"{shares['kernel_us']:.2g} us per kernel")
     if shares["error"] is not None:
-        parts.append(f"{units.percent(shares['error'])} off on other chips")
+        parts.append(f"{units.percent(shares['error'])} off on other networks or chips")
     return "; ".join(parts)
 
 

@@ -48,7 +48,7 @@ class Prediction:
     """Millijoules of the whole chip, idle power included; None where the target gives no figures of power."""
     layers: list[Layer]
     error: float | None = None
-    """The mean relative error to expect of the latency: the fit's, on chips left out; None where nothing was fitted."""
+    """The mean relative error to expect of the latency, as `Efficiency.error` says; None where nobody knows."""
 
     @property
     def by_layer(self) -> dict[str, float]:
@@ -67,7 +67,8 @@ def predict(graph: gs.Graph, target: Target, threads: int | None = None) -> Pred
     costs = {dtype: _cost(todo, target, threads, dtype) for dtype in target.unit.dtypes}
     cost = Cost(**{name: _pick(costs, dtypes, name) for name in (*CAUSES, "dram_bytes")})
     main: Dtype = max(target.unit.dtypes, key=lambda dtype: todo.macs[dtypes == dtype].sum())
-    seconds = cost.seconds.sum() + target.unit.efficiency[main].network_us * 1e-6
+    fitted = target.unit.efficiency[main]
+    seconds = cost.seconds.sum() + fitted.network_us * 1e-6
     floats = [dtype for dtype in target.unit.dtypes if dtype != "int8"]
     cast = [_cost(todo.cast(WIDTHS[dtype]), target, threads, dtype).seconds for dtype in floats]
     in_floats = np.min(cast, axis=0) if cast else None
@@ -76,7 +77,7 @@ def predict(graph: gs.Graph, target: Target, threads: int | None = None) -> Pred
         peak_activation_bytes=peak_bytes(graph, executed),
         energy_mj=_energy_mj(target, threads, float(seconds), todo, dtypes, cost),
         layers=[_layer(kernel, target, cost, index, in_floats) for index, kernel in enumerate(executed)],
-        error=target.unit.efficiency[main].error,
+        error=None if any(kernel.macs and _is_scalar(kernel, target) for kernel in executed) else fitted.error,
     )
 
 

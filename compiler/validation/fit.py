@@ -32,8 +32,8 @@ _HEADER = """\
 # How well the code of engines uses families of units: what `nnc.simulation` multiplies the figures of a target with.
 #
 # Fitted by `python -m nnc.validation.fit` on published measurements; don't edit. `nnc.efficiency` explains the
-# coefficients. `error` is the mean relative error of the fit, with each network left out, and with each chip left out;
-# the largest of them is what to expect of a prediction.
+# coefficients. `error` is the mean relative error of the fit, with each network left out, and with each chip left out.
+# The largest of them is what to expect of a prediction; where no chip could be left out, nobody knows.
 """
 
 _EMULATED = """\
@@ -78,10 +78,15 @@ def written(full: Fit, kept: Sequence[Sample], errors: dict[str, np.ndarray], em
         rows = {"rows": len(members), "chips": len({kept[index].row.chip for index in members})}
         entries: dict[str, object] = {"name": name, "dtype": dtype, **rows, "error": _named(found)}
         lines = [f"{entry} = {toml.value(content)}" for entry, content in entries.items()]
-        expected = None if emulated else max(error for error in found.values() if error is not None)
+        expected = None if emulated else _expected(found)
         lines += ["", "[profile.efficiency]", *_coefficients(full.profiles[key], expected)]
         parts.append("\n".join(["[[profile]]", *lines]) + "\n")
     return "\n".join(parts)
+
+
+def _expected(found: dict[str, float | None]) -> float | None:
+    """The error to expect of a prediction; None where no chip could be left out."""
+    return None if found["chip"] is None else max(error for error in found.values() if error is not None)
 
 
 def _named(found: dict[str, float | None]) -> dict[str, float | None]:

@@ -15,7 +15,7 @@ from functools import partial
 
 import numpy as np
 
-from nnc.efficiency import Efficiency
+from nnc.efficiency import NEAREST, Efficiency
 from nnc.validation.samples import Progress, Sample, Stack, by_profile
 
 #: The engine of a profile that is fitted on the rows of all engines, for those that have none of their own.
@@ -56,14 +56,6 @@ _LIMITS = {"issue": 1.0, "uneven": 1.0, "regroup": 1.0, "unfused": 1.0, "serial"
 _MOST = 5.0  # of shares; and of channels, so that layers are still worth pruning
 
 
-# Types in the order in which one stands for another.
-_NEAREST: dict[str, tuple[str, ...]] = {
-    "float32": ("float32", "float16", "int8"),
-    "float16": ("float16", "float32", "int8"),
-    "int8": ("int8", "float16", "float32"),
-}
-
-
 @dataclass(frozen=True)
 class Fit:
     """The coefficients of all profiles."""
@@ -75,7 +67,7 @@ class Fit:
         name, dtype = key
         family = name.split("/")[0]
         for nearby in (name, f"{family}/{ANY}"):
-            for other in _NEAREST[dtype]:
+            for other in NEAREST[dtype]:
                 if found := self.profiles.get((nearby, other)):
                     return found
         return None

@@ -112,6 +112,22 @@ def test_everyone_waits_for_the_slowest_core(board: Target) -> None:
     assert predict(CONV, board, threads=2).layers[0].latency_ms == pytest.approx(microseconds / 1e3)
 
 
+def test_no_error_is_claimed_in_a_type_that_was_not_measured() -> None:
+    gpu = target.load("qcs605:gpu")  # whose profile was fitted in float16
+    assert gpu.unit.efficiency["float16"].error
+    assert predict(CONV, gpu).error is None
+
+
+def test_no_error_is_claimed_of_values_that_a_dsp_computes_one_at_a_time() -> None:
+    dsp = target.load("qcs605:dsp")
+    known = dsp.unit.efficiency["int8"].model_copy(update={"error": 0.25})
+    dsp = dsp.model_copy(update={"unit": dsp.unit.model_copy(update={"efficiency": {"int8": known}})})
+    assert predict(CONV, dsp).error is None
+    x, y = gs.Variable("x", np.float32, (1, 16, 16, 16)), gs.Variable("y", np.float32, (1, 16, 16, 16))
+    without_macs = gs.Graph([gs.Node("Relu", "layer", {}, [x], [y])], [x], [y])
+    assert predict(without_macs, dsp).error == 0.25
+
+
 def with_coefficients(board: Target, **changes: float) -> Target:
     """The board with other coefficients for float32."""
     known = board.unit.efficiency

@@ -3,6 +3,7 @@
 import dataclasses
 import tomllib
 from collections.abc import Iterator
+from importlib import resources
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from nnc import efficiency, networks
 from nnc import graph as graphs
 from nnc.efficiency import Efficiency
+from nnc.errors import NncError
 from nnc.simulation.kernels import kernels
 from nnc.simulation.machine import WIDTHS
 from nnc.simulation.work import Work, work
@@ -140,7 +142,10 @@ def test_the_file_of_profiles_is_what_targets_read(works: dict[str, Work]) -> No
     read, kept_in_memory = Efficiency.model_validate(entry["efficiency"]), fitted.profiles["arm/ncnn", "float32"]
     for name, value in kept_in_memory.model_dump(exclude={"error"}).items():
         assert getattr(read, name) == pytest.approx(value, rel=1e-3)
-    assert read.error == entry["error"]["fit"]  # nothing else is known
+    assert read.error is None  # nobody knows how far off the next chip is
+    found["chip"] = 2 * found["fit"]
+    entry = tomllib.loads(command.written(fitted, kept, found))["profile"][1]
+    assert entry["efficiency"]["error"] == entry["error"]["chips"] == pytest.approx(2 * entry["error"]["fit"], abs=2e-3)
     (emulated,) = tomllib.loads(command.written(fitted, kept, found, emulated=True))["profile"]
     assert (emulated["name"], emulated["error"]) == ("arm/ncnn", entry["error"])  # of engines alone
     assert "error" not in emulated["efficiency"]  # no chip was measured, so none is to be expected
@@ -148,7 +153,29 @@ def test_the_file_of_profiles_is_what_targets_read(works: dict[str, Work]) -> No
 
 def test_shipped_profiles_are_read_and_say_what_to_expect() -> None:
     assert {"arm/any", "arm/ncnn", "x86/ncnn", "nvidia/tensorrt", "adreno/tflite"} <= set(efficiency.names())
+    text = resources.files("nnc.targets").joinpath(efficiency.FILE).read_text("utf-8")
+    compared = {(each["name"], each["dtype"]): each["error"] for each in tomllib.loads(text)["profile"]}
     for name in efficiency.names():
-        for coefficients in efficiency.profile(name).values():
-            error = Efficiency.model_validate(coefficients).error
-            assert error is None if name == "arm/nnc" else error
+        for dtype, coefficients in efficiency.profile(name).items():
+            errors = compared.get((name, dtype), {})
+            expected = max(errors.values()) if "chips" in errors else None
+            assert Efficiency.model_validate(coefficients).error == expected
+    for key in (("arm/nnc", "float32"), ("hexagon/tflite", "int8"), ("adreno/tflite", "float32")):
+        assert "chips" not in compared.get(key, {})
+
+
+def test_targets_and_the_fit_take_the_same_coefficients_for_a_type_without_any() -> None:
+    listed = {(each["name"], each["dtype"]): each["efficiency"] for each in efficiency._profiles()}
+    fitted = fitting.Fit({key: Efficiency.model_validate(each) for key, each in listed.items()})
+    for name in efficiency.names():
+        for dtype, coefficients in efficiency.profile(name).items():
+            nearest = fitted.of((name, dtype))
+            assert nearest is not None
+            own = Efficiency.model_validate(coefficients)
+            assert nearest.model_copy(update={"error": own.error}) == own
+
+
+@pytest.mark.parametrize("text", ["", "# fitted on nothing\n", "profile = []\n"])
+def test_a_file_without_profiles_is_one_line(text: str) -> None:
+    with pytest.raises(NncError, match=r"^targets/profiles.toml: holds no profiles$"):
+        efficiency._listed(text, "targets/profiles.toml")

@@ -131,7 +131,7 @@ def test_targets_and_predictions_say_what_to_expect(tmp_path: Path) -> None:
     shown = nnc("targets", "qcs605").stdout
     assert "predicted as" in shown
     assert "arm/ncnn" in shown
-    assert "off on other chips" in shown
+    assert "off on other networks or chips" in shown
     model = tmp_path / "model.onnx"
     onnx.save(networks.build("squeezenet1_1", input_size=64, seed=None), model)
     assert "give or take" in nnc("inspect", model, "--target", "qcs605").stdout
