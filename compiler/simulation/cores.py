@@ -65,10 +65,6 @@ class Core(toml.Table):
             dram_gbps=self.core_dram_gbps,
         )
 
-    def machine(self, threads: int, clock_ghz: float, dtype: Dtype) -> Machine:
-        """`threads` cores of the type at that clock."""
-        return chip([(self, threads, clock_ghz)], threads, dtype)
-
 
 def chip(clusters: list[tuple[Core, int, float]], threads: int, dtype: Dtype) -> Machine:
     """`threads` cores of clusters (core, count, clock in GHz), fastest first."""

@@ -68,6 +68,26 @@ def test_clusters_of_unequal_cores_wait_for_the_slower() -> None:
 
 
 @pytest.mark.parametrize(
+    ("core_type", "count"),
+    [("4xA73+4xA53", 8), ("Kryo 260 (4xA73+4xA53)", 8), ("1xA77+3xA77+4xA55", 8), ("4xCortex-A76", 4)],
+)
+def test_a_row_that_counts_its_cores_has_no_more(core_type: str, count: int) -> None:
+    assert found(core_type=core_type, cores_used=str(count)).machine.threads == count
+    more = str(count + 1)
+    assert of(core_type=core_type, cores_used=more) == f"cores_used is '{more}', of {count} cores"
+
+
+def test_every_cluster_has_its_own_clock() -> None:
+    gold, prime = {"cores_used": "4"}, {"cores_used": "1"}
+    for core_type, clock_ghz in (("1xA77+3xA77+4xA55", "2.8+2.4+1.8"), ("4xA55+3xA77+1xA77", "1.8+2.4+2.8")):
+        taken = {"core_type": core_type, "clock_ghz": clock_ghz}
+        assert found(**taken, **prime).machine.macs_per_second == pytest.approx(8 * 2.8e9)
+        assert found(**taken, **gold).machine.macs_per_second == pytest.approx(8 * 2.4e9)
+        eight = found(**taken, cores_used="8").machine
+        assert (eight.threads, eight.macs_per_second) == (8, pytest.approx(4 * 1.8e9))
+
+
+@pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"cores_used": "?"}, "cores_used is '?'"),
@@ -75,6 +95,7 @@ def test_clusters_of_unequal_cores_wait_for_the_slower() -> None:
         ({"clock_ghz": "0"}, "clock_ghz is '0'"),
         ({"cores_used": "0"}, "cores_used is '0'"),
         ({"clock_ghz": "2.84+3x2.4"}, "clock_ghz is '2.84+3x2.4'"),
+        ({"core_type": "1xX1+3xA78+A55"}, "'1xX1+3xA78+A55' does not say which cores took part"),
         ({"core_type": "Cortex-A72+A53"}, "'Cortex-A72+A53' does not say which cores took part"),
         ({"core_type": "Denver2|Cortex-A57"}, "'Denver2|Cortex-A57' does not say which cores took part"),
         ({"dtype": "fp16|fp32"}, "'fp16|fp32' is not one type of arithmetic"),
@@ -100,6 +121,27 @@ def test_the_row_says_which_cluster_of_a_target_took_part() -> None:
     assert gold.machine.macs_per_second == pytest.approx(4 * 2.8e9)
     assert silver.machine.macs_per_second == pytest.approx(4 * 1.77e9)
     assert gold.machine.private_bytes == 2 * silver.machine.private_bytes
+
+
+def test_mixed_cores_of_a_target() -> None:
+    mixed = {"chip": "sd845", "core_type": "4xCortex-A75+4xCortex-A55"}
+    four, eight = (found(**mixed, clock_ghz="2.6+1.5", cores_used=cores_used).machine for cores_used in ("4", "8"))
+    assert (four.threads, four.macs_per_second) == (4, pytest.approx(4 * 2.6e9))
+    assert (eight.threads, eight.macs_per_second) == (8, pytest.approx(4 * 1.5e9))  # the row's clock, not the target's
+    spelled = found(**mixed | {"core_type": "4xGold+4xCortex-A55"}, clock_ghz="2.6+1.5", cores_used="4").machine
+    assert spelled == four
+    few = found(**mixed | {"core_type": "2xCortex-A75+4xCortex-A55"}, clock_ghz="2.6+1.5", cores_used="3").machine
+    assert few.macs_per_second == pytest.approx(4 * 1.5e9)
+
+
+@pytest.mark.parametrize(
+    ("core_type", "cores_used", "count"), [("Cortex-A75", "5", 4), ("4xA75+4xA55", "9", 8), ("big.LITTLE", "9", 8)]
+)
+def test_a_target_has_no_more_cores_than_it_says(core_type: str, cores_used: str, count: int) -> None:
+    assert (
+        of(chip="sd845", core_type=core_type, cores_used=cores_used)
+        == f"cores_used is '{cores_used}', of {count} cores"
+    )
 
 
 def test_a_gpu_takes_part_as_a_whole() -> None:
@@ -152,4 +194,5 @@ def test_every_core_type_is_found_by_its_names_and_makes_a_machine() -> None:
             other = cores.find(core.kind, name)
             assert other is core, name
         for dtype in core.macs_per_cycle:
-            assert core.machine(core.count or 1, 1.0, dtype).lanes == core.macs_per_cycle[dtype] * (core.count or 1)
+            count = core.count or 1
+            assert cores.chip([(core, count, 1.0)], count, dtype).lanes == core.macs_per_cycle[dtype] * count
