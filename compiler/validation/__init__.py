@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -18,7 +17,7 @@ from nnc.target import Target
 from nnc.validation import settings, table
 from nnc.validation.comparison import compare
 from nnc.validation.fitting import ANY
-from nnc.validation.samples import Excluded, Progress, Sample, Stack, samples
+from nnc.validation.samples import Excluded, Progress, Sample, Stack, main_reason, samples
 from nnc.validation.table import Row
 from nnc.validation.workloads import Workloads
 
@@ -31,8 +30,6 @@ def validate(path: Path, spec: str | None, models: Path | None, progress: Progre
     folder with <model_id>.onnx. Raises NncError where there is nothing to compare.
     """
     rows = table.read(path)
-    if models is not None and not models.is_dir():
-        raise NncError(f"--models {models}: no such folder")
     chip = None if spec is None else targets.load(spec)
     taken = rows if chip is None else _of_chip(rows, chip, path)
     among = (chip,) if chip else settings.known_targets()
@@ -43,8 +40,8 @@ def validate(path: Path, spec: str | None, models: Path | None, progress: Progre
         excluded.append(Excluded(each.row, f"no profile is like {each.profile}"))
     kept = [each for each, is_known in zip(kept, known, strict=True) if is_known]
     if not kept:
-        reason = Counter(each.reason for each in excluded).most_common(1)[0][0] if excluded else "it has no rows"
-        raise NncError(f"{path}: nothing to compare: {reason}", "'nnc network list' shows the reference networks")
+        hint = "'nnc network list' shows the reference networks"
+        raise NncError(f"{path}: nothing to compare: {main_reason(excluded)}", hint)
     return {"table": path.name, "target": chip.label if chip else None} | compare(kept, predicted[known], excluded)
 
 

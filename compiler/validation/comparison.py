@@ -23,7 +23,8 @@ def compare(kept: Sequence[Sample], predicted: np.ndarray, excluded: Sequence[Ex
     "ratios": {"networks", "types", "compression"}}], "rows": [...], "excluded": [{"reason", "rows", "models"}]}
 
     `mape` is the mean absolute relative error, `bias` the mean relative error, and a ratio's error the median of
-    |predicted ratio / measured ratio - 1|; figures of which there are too few rows are None.
+    max(r, 1 / r) - 1, r = predicted ratio / measured ratio: twice as fast as predicted and half as fast are both off by
+    100 %. Figures of which there are too few rows are None.
     """
     measured = np.array([each.row.latency_ms for each in kept])
     groups = [
@@ -76,7 +77,8 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def ratio_errors(kept: Sequence[Sample], logs: np.ndarray, kind: str) -> list[float]:
-    """|predicted / measured - 1| of every ratio of two rows that differ in nothing but what `kind` says.
+    """max(r, 1 / r) - 1 of every ratio of two rows that differ in nothing but what `kind` says, r being the predicted
+    ratio over the measured one: which of the two rows comes first makes no difference.
 
     `logs` are logarithms of predicted over measured milliseconds: a ratio is off by the difference of two of them.
     """

@@ -23,9 +23,10 @@ import numpy as np
 from nnc import tables, toml, units, wire
 from nnc.console import failing, progress
 from nnc.efficiency import Efficiency
+from nnc.errors import NncError
 from nnc.validation import fitting, settings, table
 from nnc.validation.fitting import Fit, Key
-from nnc.validation.samples import Excluded, Sample, samples
+from nnc.validation.samples import Excluded, Sample, main_reason, samples
 from nnc.validation.workloads import Workloads
 
 _HEADER = """\
@@ -57,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with progress(False) as report:
         known = settings.known_targets()
         kept, excluded = samples(table.read(asked.table), known, Workloads(asked.models), report)
+        if not kept:
+            raise NncError(f"{asked.table}: nothing to fit: {main_reason(excluded)}")
         full = fitting.fit(kept)
         errors = {"fit": _errors(kept, fitting.predict_ms(full, kept))}
         for attribute in ("model_id", "chip"):

@@ -26,7 +26,8 @@ def show(found: dict[str, Any]) -> None:
     out.print(
         "\nerror: mean absolute relative error; bias: mean relative error; ranks: Spearman's correlation between the\n"
         "networks of one setting; ratios: median error of how much faster one network is than another; types: of how\n"
-        "much faster it is in a narrower type; compressed: of how much faster than the original.",
+        "much faster it is in a narrower type; compressed: of how much faster than the original. A ratio is off by\n"
+        "the larger of predicted and measured over the smaller, less one.",
         style="dim",
     )
     if found["excluded"]:
@@ -45,5 +46,5 @@ def _reason(entry: dict[str, Any]) -> str:
     models = entry["models"]
     if len(models) == 1 and models[0] in entry["reason"]:
         return str(entry["reason"])
-    rest = f" and {len(models) - _NAMED} others" if len(models) > _NAMED else ""
+    rest = f" and {len(models) - _NAMED} more" if len(models) > _NAMED else ""
     return f"{entry['reason']} ({', '.join(models[:_NAMED])}{rest})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -47,6 +48,11 @@ class Excluded:
     reason: str
 
 
+def main_reason(excluded: Sequence[Excluded]) -> str:
+    """Why nothing is left of a table: what is said of most of its rows."""
+    return Counter(each.reason for each in excluded).most_common(1)[0][0] if excluded else "it has no rows"
+
+
 def samples(
     rows: Sequence[Row], targets: Sequence[Target], workloads: Workloads, progress: Progress = lambda *_: None
 ) -> tuple[list[Sample], list[Excluded]]:
@@ -78,7 +84,6 @@ class Stack:
     """Samples of one profile side by side, so that one evaluation predicts all of them."""
 
     def __init__(self, among: Sequence[Sample]) -> None:
-        self.samples = among
         counts = [len(each.work) for each in among]
         self.work: Work = joined(each.work for each in among)
         self.machine: Machine = stacked([each.setting.machine for each in among], counts)

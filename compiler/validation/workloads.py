@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import onnx
@@ -9,7 +10,7 @@ import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 
 from nnc import graph as graphs
-from nnc import networks, recipe
+from nnc import networks, recipe, units
 from nnc.context import Context
 from nnc.errors import NncError
 from nnc.simulation.kernels import kernels
@@ -36,24 +37,32 @@ _VERSIONS = {"ncnn": _CAFFE, "ncnn-vulkan": _CAFFE}
 
 
 class Workloads:
-    """The networks of a table, each built once."""
+    """The networks of a table, each built once; those of `folder` come before the reference networks.
+
+    Raises NncError where there is no such folder.
+    """
 
     def __init__(self, folder: Path | None = None) -> None:
+        if folder is not None and not folder.is_dir():
+            raise NncError(f"--models {folder}: no such folder")
         self.folder = folder
-        self._made: dict[tuple[str, str, str, bool], Work | str] = {}
+        self._made: dict[tuple[str, str, str, str, bool], Work | str] = {}
 
     def of(self, row: Row) -> Work | str:
         """The kernels of the row's network at its input shape, or why there are none."""
         name = _VERSIONS.get(row.engine, {}).get(row.model_id, row.model_id)
-        key = name, row.input_shape, row.batch, row.engine in _EAGER
+        key = row.model_id, name, row.input_shape, row.batch, row.engine in _EAGER
         if key not in self._made:
             self._made[key] = self._build(row, name)
         return self._made[key]
 
     def _build(self, row: Row, name: str) -> Work | str:
         path = self.folder / f"{row.model_id}.onnx" if self.folder and _is_file_name(row.model_id) else None
+        shape = _shape(row)
+        if isinstance(shape, str):
+            return shape
         try:
-            graph = _from_file(path, row) if path and path.exists() else _reference(row, name)
+            graph = _from_file(path, shape) if path and path.exists() else _reference(name, shape)
         except NncError as error:
             return error.message
         return graph if isinstance(graph, str) else work(kernels(_simplified(graph), fused=row.engine not in _EAGER))
@@ -63,18 +72,32 @@ def _is_file_name(model_id: str) -> bool:
     return bool(model_id) and Path(model_id).name == model_id
 
 
-def _from_file(path: Path, row: Row) -> gs.Graph | str:
-    """The model at the row's shape, which TensorFlow's models have with the channels last."""
+def _shape(row: Row) -> tuple[int, ...] | str:
+    """The shape of the input, the images of a batch included, or why it is not known.
+
+    Some tables say the batch in both columns, others in either of them.
+    """
     if row.shape is None:
         return f"input_shape is '{row.input_shape}'"
+    if not re.fullmatch("[1-9][0-9]{0,8}", row.batch):
+        return f"batch is '{row.batch}'"
+    first, *others = row.shape
+    batch = int(row.batch)
+    if first != batch and 1 not in (first, batch):
+        return f"batch is '{row.batch}', but input_shape '{row.input_shape}'"
+    return (max(first, batch), *others)
+
+
+def _from_file(path: Path, shape: tuple[int, ...]) -> gs.Graph | str:
+    """The model at a shape, whose images TensorFlow's models have with the channels last."""
     names = _input_names(path)
     if len(names) != 1:
         return f"{path.name} has {len(names)} inputs"
-    last = (row.shape[0], *row.shape[2:], row.shape[1])
+    orders = [shape, (shape[0], *shape[2:], shape[1])] if len(shape) > 2 else [shape]
     reasons = []
-    for shape in (row.shape, last):
+    for order in orders:
         try:
-            return graphs.load(path, {names[0]: list(shape)})
+            return graphs.load(path, {names[0]: list(order)})
         except NncError as error:
             reasons.append(error.message)
     return reasons[0]
@@ -88,13 +111,11 @@ def _input_names(path: Path) -> list[str]:
     return [tensor.name for tensor in graph.input if tensor.name not in {each.name for each in graph.initializer}]
 
 
-def _reference(row: Row, name: str) -> gs.Graph | str:
-    if row.shape is None or len(row.shape) != 4:
-        return f"input_shape is '{row.input_shape}'"
-    batch, _, height, width = row.shape
-    if batch != 1 or row.batch not in ("", "1"):
-        return "reference networks have a batch of 1"
-    return graphs.from_model(networks.build(name, input_size=(height, width), seed=None))
+def _reference(name: str, shape: tuple[int, ...]) -> gs.Graph | str:
+    match shape:
+        case (1, 3, height, width):
+            return graphs.from_model(networks.build(name, input_size=(height, width), seed=None))
+    return f"reference networks read one image of 3 channels, not {units.shape(shape)}"
 
 
 def _simplified(graph: gs.Graph) -> gs.Graph:

@@ -13,6 +13,7 @@ import pytest
 
 from nnc import networks, validation
 from nnc.errors import NncError
+from nnc.validation import fit, listing
 
 HEADER = "chip,unit,cores_used,core_type,clock_ghz,framework,dtype,model_id,input_shape,latency_ms"
 ROWS = [
@@ -99,6 +100,37 @@ def test_nothing_to_compare(tmp_path: Path, rows: list[str], spec: str | None, m
 def test_models_must_be_a_folder(tmp_path: Path) -> None:
     with pytest.raises(NncError, match=r"--models .*absent: no such folder"):
         validation.validate(write(tmp_path, *ROWS), None, tmp_path / "absent")
+
+
+def test_a_row_whose_shape_is_no_image_is_left_out(tmp_path: Path) -> None:
+    onnx.save(networks.build("squeezenet1_1", input_size=64, seed=None), tmp_path / "resnet18.onnx")
+    rows = [ROWS[0], ROWS[0].replace("1x3x64x64", "224")]
+    found = validation.validate(write(tmp_path, *rows), None, tmp_path)
+    assert [row["line"] for row in found["rows"]] == [2]
+    assert [entry["lines"] for entry in found["excluded"]] == [[3]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [([], "table.csv: nothing to fit: it has no rows"), ([ROWS[3]], "table.csv: nothing to fit: cores_used is '?'")],
+)
+def test_a_fit_on_nothing_leaves_the_profiles_alone(tmp_path: Path, rows: list[str], message: str) -> None:
+    profiles = tmp_path / "profiles.toml"
+    profiles.write_text("what was there")
+    with pytest.raises(NncError) as caught:
+        fit.main([str(write(tmp_path, *rows)), "-o", str(profiles)])
+    assert caught.value.message.endswith(message)
+    assert profiles.read_text() == "what was there"
+
+
+def test_a_fit_refuses_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(NncError, match=r"--models .*typo: no such folder"):
+        fit.main([str(write(tmp_path, *ROWS)), "--models", str(tmp_path / "typo")])
+
+
+def test_models_beyond_those_named_are_counted() -> None:
+    entry = {"reason": "why", "models": ["a", "b", "c", "d", "e"]}
+    assert listing._reason(entry) == "why (a, b, c, d and 1 more)"
 
 
 def nnc(*arguments: object) -> subprocess.CompletedProcess[str]:
