@@ -75,7 +75,7 @@ def device_of(target: Target, threads: int, tracker: Tracker | None = None) -> D
     if target.unit.architecture == "aarch64":
         from nnc.simulation import emulated
 
-        emulated.require(target)
+        emulated.require(target, threads)
         return Emulated(target, threads)
     return Host(threads, _CACHES * threads * target.unit.l2_bytes)
 

@@ -135,7 +135,7 @@ def _check(job: Job) -> None:
     if job.latency == "emulated":
         if not job.lower:
             raise NncError("--latency emulated: there is no library to execute", "leave out --no-lower")
-        emulation.check(job.target)
+        emulation.check(job.target, job.threads)
     if job.model.resolve() == (job.out / "model.onnx").resolve():
         raise NncError(f"{job.model}: the compile would replace its own model", "choose another output folder with -o")
 

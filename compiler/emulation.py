@@ -26,11 +26,11 @@ class _Kernel:
     nodes: list[str]
 
 
-def check(target: Target) -> None:
-    """Raise NncError where the target's code can't be emulated, or where a tool is missing."""
+def check(target: Target, threads: int | None = None) -> None:
+    """Raise NncError where the target's code can't be emulated on so many cores, or where a tool is missing."""
     from nnc.simulation.emulated import require  # imports tvm
 
-    require(target)
+    require(target, threads)
 
 
 def timed(library: Path, kernels: Sequence[Mapping[str, Any]], graph: gs.Graph, context: Context) -> dict[str, Any]:
@@ -68,10 +68,10 @@ def of_folder(folder: Path, target: str | None, threads: int | None, progress: P
     """
     artifact = Artifact.open(folder)
     chip = artifact.target if target is None else load_target(target)
-    check(chip)
     chip.require_threads(threads)
-    artifact.check_files()
     threads = threads or min(artifact.threads, chip.unit.cores)
+    check(chip, threads)
+    artifact.check_files()
     graph = graphs.load(artifact.model_path)
     context = Context(chip, threads=threads, progress=progress)
     found = timed(artifact.library_path, artifact.report["kernels"], graph, context)

@@ -189,7 +189,7 @@ class Emulated:
 
         from nnc.simulation import emulated
 
-        emulated.require(self.target)
+        emulated.require(self.target, self.threads)
         return _Simulated(self.target, self.threads, tvm.target.Target(machine))
 
 

@@ -1,6 +1,6 @@
 """Latencies of reference networks in emulation, as a table like that of measurements: what nnc's own code costs.
 
-    python -m nnc.validation.emulated emulated.csv [--networks A,B] [--targets qcs605,rpi4] [--dtypes float32,int8]
+    python -m nnc.validation.emulated emulated.csv [--networks A,B] [--targets qcs605,raspberry-pi-4] [--dtypes int8]
     python -m nnc.validation.fit emulated.csv --emulated -o compiler/simulation/profiles.toml
 
 Engines whose measurements are published spread and schedule their work in their own ways. A profile of nnc's code needs
@@ -142,7 +142,7 @@ def _milliseconds(wanted: Wanted, chip: Target) -> float:
     from nnc import lowering
     from nnc.simulation import emulated
 
-    emulated.require(chip)
+    emulated.require(chip, wanted.threads)
     graph = _compressed(graphs.from_model(networks.build(wanted.network, seed=0)), chip, wanted.dtype)
     with tempfile.TemporaryDirectory(prefix="nnc-") as name:
         built = lowering.build(graph, chip, Path(name), threads=wanted.threads)

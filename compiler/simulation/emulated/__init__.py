@@ -39,9 +39,12 @@ __all__ = ["Step", "kernel", "network", "require"]
 _FORGOTTEN = 4
 
 
-def require(target: Target) -> None:
-    """Raise NncError where the target's code can't be emulated, or where QEMU or llvm-mca is missing."""
-    emulation.emulator(chip(target, 1).isa)
+def require(target: Target, threads: int | None = None) -> None:
+    """Raise NncError where the target's code can't be emulated on so many cores, or QEMU or llvm-mca is missing.
+
+    Without `threads`, on as many as the target says.
+    """
+    emulation.emulator(chip(target, threads or target.unit.threads).isa)
     for name in ("llvm-mca", "llvm-mc"):
         mca.tool(name)
 

@@ -14,6 +14,8 @@ from nnc.target import Target
 
 LINE = 64  # bytes; of every core that targets/ describes
 
+_MOST_CORES = 64  # kMaxCores of caches.h
+
 _L3_WAYS = 16
 
 # What is assumed of a core that targets/cores.toml does not know: it runs ahead as far as LLVM's Cortex-A57 does.
@@ -53,8 +55,10 @@ class Chip:
 
     @property
     def cache_bytes(self) -> int:
-        private = sum(sets * ways for core in self.cores for sets, ways in (core.l1d, core.l2))
-        return (private + self.l3[0] * self.l3[1]) * LINE
+        """Of all levels together."""
+        shared = {core.l2_first: core.l2 for core in self.cores}
+        caches = [*(core.l1d for core in self.cores), *shared.values(), self.l3]
+        return sum(sets * ways for sets, ways in caches) * LINE
 
     @property
     def description(self) -> str:
@@ -66,9 +70,13 @@ class Chip:
 def chip(target: Target, threads: int) -> Chip:
     """The first `threads` cores of the target's unit.
 
-    Raises NncError where the unit is no processor whose instructions are known, or has wider vectors than QEMU.
+    Raises NncError where the unit is no processor whose instructions are known, has wider vectors than QEMU, or where
+    there are more threads than the plugin has caches for.
     """
     isa, unit = _isa(target), target.unit
+    if threads > _MOST_CORES:
+        hint = f"give at most {_MOST_CORES} with --threads"
+        raise NncError(f"{target.label}: no more than {_MOST_CORES} cores are emulated, not {threads}", hint)
     memory = LINE / (target.dram.gbps * target.dram.efficiency * 1e9)
     l3 = LINE / (unit.l3_gbps * 1e9) if unit.l3_bytes and unit.l3_gbps else 0.0
     made: list[Core] = []
@@ -84,7 +92,7 @@ def _isa(target: Target) -> Isa:
         what = unit.architecture if unit.kind == "cpu" else f"a {unit.kind}"
         hint = "leave out --latency emulated, or choose a target with such a processor (nnc targets)"
         raise NncError(f"{target.label}: only code of AArch64 and x86-64 processors is emulated, not {what}", hint)
-    if unit.vector_bits and unit.vector_bits > isa.vector_bits:
+    if unit.vector_bits > isa.vector_bits:
         hint = 'leave out --latency emulated, or describe a target with mcpu = "x86-64-v3" and vector_bits = 256'
         raise NncError(f"{target.label}: QEMU executes no vectors of {unit.vector_bits} bits", hint)
     return isa

@@ -14,7 +14,6 @@ Mispredicted branches and translations of addresses are not counted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -176,8 +175,3 @@ def _waiting(seen: Traffic, core: Core, instructions: float) -> float:
 
 def _core(chip: Chip, worker: int) -> Core:
     return chip.cores[max(worker - 1, 0)]
-
-
-def total(steps: Sequence[Step]) -> float:
-    """Milliseconds of all steps."""
-    return sum(step.milliseconds for step in steps)

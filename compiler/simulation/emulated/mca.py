@@ -17,7 +17,7 @@ import re
 import shutil
 import subprocess
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -65,16 +65,15 @@ def cycles_of_code(blocks: Sequence[bytes], processor: Processor) -> np.ndarray:
 
     Raises NncError where LLVM's tools are missing, or have no model of the processor.
     """
-    return _remembered(
-        [block.hex() for block in blocks],
-        processor,
-        lambda missing: _simulate(disassembled([bytes.fromhex(block) for block in missing], processor.isa), processor),
-    )
-
-
-def cycles_of_assembly(blocks: Sequence[str], processor: Processor) -> np.ndarray:
-    """The same for blocks of assembly, one instruction a line, of any processor."""
-    return _remembered(blocks, processor, lambda missing: _simulate(missing, processor))
+    file = _file(processor)
+    known, keys = _known(file), [_key(block) for block in blocks]
+    missing = {key: block for key, block in zip(keys, blocks, strict=True) if key not in known}
+    if missing:
+        cycles = _simulate(disassembled(list(missing.values()), processor.isa), processor)
+        found = dict(zip(missing, cycles, strict=True))
+        _keep(file, found)
+        known |= found
+    return np.array([known[key] for key in keys])
 
 
 def disassembled(blocks: Sequence[bytes], isa: Isa) -> list[str]:
@@ -165,26 +164,14 @@ def _run(command: list[str], text: str) -> str:
 # --- what is known already
 
 
-def _remembered(blocks: Sequence[str], processor: Processor, compute: Callable[[list[str]], list[float]]) -> np.ndarray:
-    """Cycles of the blocks, those that nobody asked for before from `compute`."""
-    file = _file(processor)
-    known, keys = _known(file), [_key(block) for block in blocks]
-    missing = {key: block for key, block in zip(keys, blocks, strict=True) if key not in known}
-    if missing:
-        found = dict(zip(missing, compute(list(missing.values())), strict=True))
-        _keep(file, found)
-        known |= found
-    return np.array([known[key] for key in keys])
-
-
 def _file(processor: Processor) -> Path:
     policy = f"{_WORK} {_LEAST} {_MOST}"
     key = hashlib.sha256(repr((processor, _version(tool("llvm-mca")), policy)).encode()).hexdigest()[:16]
     return cross.cache_folder() / "mca" / f"{processor.cpu}-{key}.txt"
 
 
-def _key(block: str) -> str:
-    return hashlib.sha256(block.encode()).hexdigest()[:32]
+def _key(block: bytes) -> str:
+    return hashlib.sha256(block).hexdigest()[:32]
 
 
 def _known(file: Path) -> dict[str, float]:
