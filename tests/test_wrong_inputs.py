@@ -825,7 +825,7 @@ DSPS = [
         "hexagon-unknown-elf",
         "xtensa-unknown-elf",
         "board: no code can be generated for its dsp yet",
-        "use --no-lower, or --target board:cpu",
+        "use --no-lower, or --target ./board.toml:cpu",
     ),
     (
         '"+hvxv65", "+hvx-length128b"',
