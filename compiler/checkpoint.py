@@ -104,9 +104,9 @@ class Checkpoints:
 
     def _locate(self, values: np.ndarray) -> tuple[str, int]:
         """Where the bytes of `values` are on disk; they are written there first when they are new."""
-        path, offset = wire.origin(values) or (Path(), 0)
-        if path.absolute().parent == self._source.parent:
-            return f"{_SOURCE}/{path.name}", offset
+        origin = wire.origin(values)
+        if origin and origin[0].absolute().parent == self._source.parent:
+            return f"{_SOURCE}/{origin[0].name}", origin[1]
         known, name = self._stored.get(id(values), (None, ""))
         if known is None or known() is not values:
             name = _weights_name(values)

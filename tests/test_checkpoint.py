@@ -60,6 +60,18 @@ def test_new_weights_are_stored_once(tmp_path: Path, model: Path) -> None:
     testing.check_outputs(graph, found[0])
 
 
+def test_new_weights_are_stored_from_any_folder(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also from one beside the model, whose parent is the model's folder."""
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    graph = graphs.load(model)
+    graph.nodes[0].inputs[1].values = np.ones((400, 40), np.float32)
+    Checkpoints(tmp_path / "c", model, "inputs").save("one", graph, [])
+    found = Checkpoints(tmp_path / "c", model, "inputs").last(["one"])
+    assert found is not None
+    testing.check_outputs(graph, found[0])
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"not a checkpoint"])
 def test_damaged_files_count_as_missing(tmp_path: Path, model: Path, content: bytes) -> None:
     graph, folder = graphs.load(model), tmp_path / "c"
