@@ -222,9 +222,13 @@ def channels_per_unit(group: Group) -> int:
 
 def widths(group: Group, multiple: int) -> np.ndarray:
     """Units that a group may keep, falling: all of them, or so many that the channels are a multiple of `multiple`."""
-    count = len(group.ids)
-    step = multiple // math.gcd(multiple, channels_per_unit(group))
-    return np.array([count, *range((count - 1) // step * step, 0, -step)])
+    count, apart = len(group.ids), spacing(group, multiple)
+    return np.array([count, *range((count - 1) // apart * apart, 0, -apart)])
+
+
+def spacing(group: Group, multiple: int) -> int:
+    """Units of a group that together have a multiple of `multiple` channels."""
+    return multiple // math.gcd(multiple, channels_per_unit(group))
 
 
 def readers(groups: Sequence[Group], ids: np.ndarray) -> set[str]:

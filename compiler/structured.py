@@ -2,9 +2,9 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self, TypeAlias
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -19,6 +19,9 @@ from nnc.importance import Importance
 from nnc.measure import macs, measure, params
 from nnc.pruning import Pruning
 from nnc.rewrite import Context, Effect, Pass, selected
+
+#: The name of a group, and its number among those of that name: one layer may write several.
+_Key: TypeAlias = tuple[str, int]
 
 
 class StructuredPruning(Pass):
@@ -59,7 +62,8 @@ class StructuredPruning(Pass):
             hint = "give it with --data calibration=PATH or in the recipe's [data]"
             raise NncError(f"importance '{self.importance}' needs calibration data", hint)
         traced = channels.trace(graph)
-        groups = self._groups(graph, traced, context, is_first)
+        chosen = self._groups(graph, traced, context, start, is_first)
+        groups = list(chosen.values())
         if not groups:
             if is_first and self.budget is not None and self.budget.share < 1:
                 raise unreachable(self.budget.share, 1.0)
@@ -69,26 +73,27 @@ class StructuredPruning(Pass):
         rankings = importance.rank(criterion, graph, traced, groups, samples, context)
         options = [pruning.widths(group, self._multiple(context)) for group in groups]
         plan = Pruning(graph, traced, groups, rankings, options, context)
-        solution = self._solve(plan, start, kept)
+        solution = self._solve(plan, chosen, start, kept)
         if is_last:
             self._predict(plan, solution, criterion == "reconstruction" and is_first)
         ids = plan.removed(solution.state)
         _remove(plan, ids, samples, self.refit)
         return len(ids)
 
-    def _groups(self, graph: gs.Graph, traced: Channels, context: Context, is_first: bool) -> list[Group]:
-        """The groups that may lose channels; of the others the first step tells the reason."""
+    def _groups(
+        self, graph: gs.Graph, traced: Channels, context: Context, start: "Start", is_first: bool
+    ) -> dict[_Key, Group]:
+        """The groups that may lose channels, the same in every step; of the others the first step tells the reason."""
         nodes = {node.name: node for node in graph.nodes}
         left = [(nodes[name], reason) for name, reason in traced.fixed.items()]
-        chosen = []
-        for group in traced.groups:
+        chosen = {}
+        for key, group in _numbered(traced.groups):
             writers = [nodes[use.node.name] for use in group.producers] or [nodes[group.name]]
-            if reason := self._refusal(group, writers):
+            reason = self._refusal(group, writers) or self._too_narrow(group, start.channels[key], context)
+            if reason:
                 left += [(node, reason) for node in writers]
-            elif not is_first or not (reason := self._too_narrow(group, context)):
-                chosen.append(group)
             else:
-                left += [(node, reason) for node in writers]
+                chosen[key] = group
         for node, reason in left if is_first else ():
             context.skip(node, reason)
         return chosen
@@ -99,23 +104,23 @@ class StructuredPruning(Pass):
             return "excluded by the recipe"
         return "" if group.consumers else "no layer with weights reads its channels"
 
-    def _too_narrow(self, group: Group, context: Context) -> str:
+    def _too_narrow(self, group: Group, width: int, context: Context) -> str:
+        """Why a group that began with so many channels can't become narrower, or nothing."""
         multiple = self._multiple(context)
-        if len(pruning.widths(group, multiple)) > 1:
+        if width > pruning.spacing(group, multiple) * pruning.channels_per_unit(group):
             return ""
-        width = len(group.ids) * pruning.channels_per_unit(group)
         return f"{width} channels are no more than the multiple of {multiple}, which 'round_to' can change"
 
     def _multiple(self, context: Context) -> int:
         return self.round_to or context.target.unit.channel_multiple
 
-    def _solve(self, plan: Pruning, start: "Start", kept: float) -> Solution:
+    def _solve(self, plan: Pruning, groups: Mapping[_Key, Group], start: "Start", kept: float) -> Solution:
         """The state in which `kept` of what there was at the start is left, or all where that is less already."""
         if self.budget is None:
-            now = _channels(plan.groups)
+            now = {key: _width(group) for key, group in groups.items()}
             if self.ranking == "per-layer":
-                return plan.uniform([kept * start.channels[group.name] / now[group.name] for group in plan.groups])
-            share = kept * sum(start.channels[name] for name in now) / now.total()
+                return plan.uniform([kept * start.channels[key] / width for key, width in now.items()])
+            share = kept * sum(start.channels[key] for key in now) / sum(now.values())
             return plan.within("channels", min(1.0, share + 1e-9))  # 7 / 12 of 12 channels are 7
         metric = self.budget.metric
         whole, left = (plan.context.cost(graph, metric) for graph in (start.graph, plan.graph))
@@ -140,14 +145,15 @@ class StructuredPruning(Pass):
 
 @dataclass(frozen=True)
 class Start:
-    """A network before the first of several steps that prune it, and how many channels its groups have by name."""
+    """A network before the first of several steps that prune it, and how many channels its groups have."""
 
     graph: gs.Graph
-    channels: Counter[str]
+    channels: Counter[_Key]
 
     @classmethod
     def of(cls, graph: gs.Graph) -> Self:
-        return cls(graphs.copy(graph), _channels(channels.trace(graph).groups))
+        widths = {key: _width(group) for key, group in _numbered(channels.trace(graph).groups)}
+        return cls(graphs.copy(graph), Counter(widths))
 
     def explain(self, after: gs.Graph, context: Context) -> None:
         """Say what became of every layer."""
@@ -164,12 +170,17 @@ class Start:
             )  # fmt: skip
 
 
-def _channels(groups: Sequence[Group]) -> Counter[str]:
-    """Channels by the groups' names."""
-    found: Counter[str] = Counter()
+def _numbered(groups: Iterable[Group]) -> Iterator[tuple[_Key, Group]]:
+    """All groups of a network, each with what it is called in every step."""
+    seen: Counter[str] = Counter()
     for group in groups:
-        found[group.name] += len(group.ids) * pruning.channels_per_unit(group)
-    return found
+        yield (group.name, seen[group.name]), group
+        seen[group.name] += 1
+
+
+def _width(group: Group) -> int:
+    """How many channels a group has."""
+    return len(group.ids) * pruning.channels_per_unit(group)
 
 
 def _remove(plan: Pruning, ids: np.ndarray, samples: Mapping[str, np.ndarray] | None, refit: bool) -> None:

@@ -229,6 +229,38 @@ def test_multiples_of_the_target() -> None:
     assert "12 channels are no more than the multiple" in result.skipped["b"] or width(result, "b") % 8 == 0
 
 
+@pytest.mark.parametrize("ranking", ["global", "per-layer"])
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_what_is_too_narrow_counts_in_no_step(ranking: str, iterations: int) -> None:
+    """Half of the 24 channels that may go, and not of all 28."""
+    graph = testing.graph(CHAIN.replace("16", "4").replace("12", "24"))
+    result = pruned(graph, sparsity=0.5, round_to=4, ranking=ranking, iterations=iterations)
+    assert (width(result, "a"), width(result, "b")) == (4, 12)
+    assert "4 channels are no more than the multiple of 4" in result.skipped["a"]
+
+
+SHARED = """
+net (float[1, 3, 8, 8] image) => (float scores)
+<float[28, 3, 3, 3] U, float[28] A, int64[2] parts = {4, 24}, float[6, 4, 3, 3] V, float[6, 24, 3, 3] W, float[10, 6] Z>
+{
+    a = Conv(image, U, A)
+    few, many = Split<axis = 1>(a, parts)
+    b = Conv(few, V)
+    c = Conv(many, W)
+    s = Add(b, c)
+    p = GlobalAveragePool(s)
+    f = Flatten(p)
+    scores = Gemm<transB = 1>(f, Z)
+}
+"""
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_parts_of_a_layer_have_widths_of_their_own(iterations: int) -> None:
+    result = pruned(testing.graph(SHARED), sparsity=0.5, round_to=4, exclude=("b", "c"), iterations=iterations)
+    assert width(result, "a") == 16, "4 are too narrow, and half of the other 24 stay"
+
+
 def test_reasons() -> None:
     result = pruned(testing.graph(CHAIN), sparsity=0.5)
     assert result.skipped == {"scores": "'scores' is an output of the graph"}
