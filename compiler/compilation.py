@@ -116,11 +116,12 @@ def bisect(job: Job, progress: Progress = silent) -> list[tuple[str, float]]:
     context = open_context(job, graph, progress)
     if context.test is None:
         raise NncError("bisect needs test data", "give it with --data test=PATH or in the recipe's [data]")
+    # check-accuracy would stop the search at the very pass that is looked for
+    passes = [pass_ for pass_ in job.recipe.passes if not pass_.only_looks]
+    pipeline.check(passes, context)
     states = [("(model)", _accuracy(context, graph))]
-    for index, pass_ in enumerate(job.recipe.passes):
-        if pass_.only_looks:
-            continue  # check-accuracy would stop the search at the very pass that is looked for
-        progress(pass_.name, index, len(job.recipe.passes))
+    for index, pass_ in enumerate(passes):
+        progress(pass_.name, index, len(passes))
         graph, (row,) = pipeline.run(graph, [pass_], context)
         if row.changed:
             states.append((pass_.name, _accuracy(context, graph) if row.accuracy is None else row.accuracy))

@@ -70,6 +70,7 @@ def open_context(job: Job, graph: gs.Graph, progress: Progress) -> Context:
         train=data.get("train"),
         teacher=job.recipe.data.teacher,
         data_key=data_key(job.recipe),
+        imported=graph,
         store=Memory(OutputFolder(job.out)),
         threads=job.threads,
         progress=progress,

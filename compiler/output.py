@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from copy import deepcopy
@@ -18,6 +19,9 @@ from nnc.errors import NncError
 
 #: The file that is written last: a folder without it holds no finished compile.
 LOCK = "nnc.lock"
+
+#: Seconds of work that nobody wants to do again.
+_LONG = 10.0
 
 #: Values that a folder remembers at most.
 _REMEMBERED = 500
@@ -118,22 +122,23 @@ def as_json(value: Value) -> Value:
 def opened(path: Path) -> Iterator[OutputFolder]:
     """The folder for one compile at a time.
 
-    On an error, folders that were made here disappear again, unless they hold epochs of training, which are worth more
-    than a clean place. Folders that were there keep what they held; an interrupted compile leaves its checkpoints too.
+    On an error, folders that were made here disappear again, unless they hold epochs of training, or checkpoints that
+    took longer than `_LONG` to get to, which are worth more than a clean place. Folders that were there keep what they
+    held; an interrupted compile leaves its checkpoints too.
     """
     if path.exists() and not path.is_dir():
         raise NncError(f"{path}: a file, not a folder", "choose another output folder with -o")
-    folder, made = OutputFolder(path), _first_missing(path)
+    folder, made, started = OutputFolder(path), _first_missing(path), time.time()
     try:
         folder.hidden.mkdir(parents=True, exist_ok=True)
         with _alone(folder.hidden / "running", path), _staged(folder.staging):
             yield folder
     except OSError as error:
-        _clear(folder, made)
+        _clear(folder, made, started)
         ours = error.filename is None or Path(error.filename).is_relative_to(folder.hidden)
         raise NncError(f"{path if ours else error.filename}: {reason(error)}") from error
     except Exception:
-        _clear(folder, made)
+        _clear(folder, made, started)
         raise
 
 
@@ -160,8 +165,10 @@ def _first_missing(path: Path) -> Path | None:
     return missing[-1] if missing else None
 
 
-def _clear(folder: OutputFolder, made: Path | None) -> None:
-    if made is not None and not any(folder.training.glob("*.pt")):
+def _clear(folder: OutputFolder, made: Path | None, started: float) -> None:
+    saved = [path.stat().st_mtime - started for path in folder.checkpoints.glob("*.onnx")]
+    is_worth_it = any(folder.training.glob("*.pt")) or max(saved, default=0.0) > _LONG
+    if made is not None and not is_worth_it:
         shutil.rmtree(made, ignore_errors=True)
 
 

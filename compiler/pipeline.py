@@ -10,7 +10,8 @@ import inspect
 import math
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,10 +87,10 @@ def run(
     Raises PassFailed when a pass raises, leaves an invalid graph, or is called exact and moves the outputs; not where
     memory or the disk ran out, whose MemoryError or OSError it lets through.
     """
-    _check_data(passes, context)
     context.imported = context.imported or graph
     keys = checkpoints.keys(passes) if checkpoints else []
     graph, rows = _resumed(graph, passes, context, checkpoints, keys) if checkpoints else (graph, [])
+    check(passes[len(rows) :], context)
     for together in _runs(passes[len(rows) :]):
         steps = _apply_together(together, graph, context, len(rows), len(passes))
         for step, row in zip(steps, _rows(steps, context), strict=True):
@@ -119,12 +120,20 @@ def _resumed(
     return found[0], rows
 
 
-def _check_data(passes: Sequence[Pass], context: Context) -> None:
+def check(passes: Sequence[Pass], context: Context) -> None:
+    """Raise NncError for what is wrong with a pass, or with the data that it needs, before any of them runs."""
     for pass_ in passes:
-        for key in pass_.data_needed():
-            if getattr(context, key) is None:
-                hint = f"give it with --data {key}=PATH or in the recipe's [data]"
-                raise NncError(f"pass {pass_.name}: needs {key} data", hint)
+        with _naming(pass_):
+            pass_.check(context)
+
+
+@contextmanager
+def _naming(pass_: Pass) -> Iterator[None]:
+    """Errors of the user say which pass found them."""
+    try:
+        yield
+    except NncError as error:
+        raise NncError(f"pass {pass_.name}: {error.message}", error.hint) from error
 
 
 def _runs(passes: Sequence[Pass]) -> list[list[Pass]]:
@@ -170,7 +179,8 @@ def _apply(pass_: Pass, given: _Copy, context: Context) -> _Step:
     context.start(pass_)
     started = time.perf_counter()
     try:
-        changed = pass_.run(after, context)
+        with _naming(pass_):
+            changed = pass_.run(after, context)
         if not isinstance(changed, int):
             raise TypeError(f"run must return the number of places changed, not {type(changed).__name__}")
         seconds = time.perf_counter() - started
@@ -179,8 +189,8 @@ def _apply(pass_: Pass, given: _Copy, context: Context) -> _Step:
             verify.check_interface(after, graph)
         elif given.is_edited():
             raise verify.BrokenGraph("the pass changed it and returned 0")
-    except NncError as error:
-        raise NncError(f"pass {pass_.name}: {error.message}", error.hint) from error
+    except NncError:
+        raise
     except verify.BrokenGraph as error:
         raise PassFailed(pass_, graph, f"the graph after it is not valid: {error}") from error
     except Exception as error:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from nnc import graph as graphs
 from nnc.context import Context
+from nnc.errors import NncError
 from nnc.pattern import Match, NoMatch, Pattern, match
 
 Effect = Literal["exact", "approximate", "trained"]
@@ -42,6 +43,15 @@ class Pass(BaseModel):
     def data_needed(self) -> tuple[str, ...]:
         """Keys of the recipe's [data] that the pass can't do without, with the parameters that it has."""
         return self.needs
+
+    def check(self, context: Context) -> None:
+        """Raise NncError for what is wrong whatever the passes before make of `context.imported`, such as data.
+
+        It is called before any of them runs.
+        """
+        for key in self.data_needed():
+            if getattr(context, key) is None:
+                raise NncError(f"needs {key} data", f"give it with --data {key}=PATH or in the recipe's [data]")
 
     def run(self, graph: gs.Graph, context: Context) -> int:
         """Change `graph` in place and return the number of places changed."""

@@ -29,6 +29,19 @@ class TrainingPass(Options, Pass):
         """Accuracy says whether training went well; who learns from a teacher may have no labels."""
         return ("train",) if self.distill else ("train", "test")
 
+    def check(self, context: Context) -> None:
+        """What doesn't fit of the training data, and of the teacher, is told before any pass runs."""
+        super().check(context)
+        if not self.epochs:
+            return
+        from nnc.training.module import GraphModule
+
+        assert context.imported is not None, "the pipeline has started"
+        plan = self.plan(context)
+        plan.check(context.imported)
+        if plan.teacher is not None:
+            GraphModule(plan.teacher)
+
     def plan(self, context: Context) -> Plan:
         """What the loop of nnc.training is told."""
         from nnc.training.loop import Plan

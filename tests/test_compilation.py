@@ -338,6 +338,17 @@ def test_a_failing_compile_leaves_nothing(project: Path) -> None:
     assert f"nnc compile {project}/deep/out-failed/recipe.toml" in str(caught.value.hint)
 
 
+def test_a_failing_compile_goes_on_where_its_work_took_long(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nnc.output._LONG", -1.0)
+    add_pass(project, "fail")
+    with pytest.raises(NncError, match="pass fail: ZeroDivisionError: oops"):
+        compilation.compile_model(job(project, "deep/out"))
+    assert [file.name for file in (project / "deep/out").iterdir()] == [".nnc"]
+    edit(project / "deadly.py", 'raise ZeroDivisionError("oops")', "return 0")
+    report = compilation.compile_model(job(project, "deep/out"))
+    assert [row["reused"] for row in report["passes"]] == [True, True, False]
+
+
 def test_the_reproduction_holds_the_pass_and_its_input(project: Path) -> None:
     add_pass(project, "fail")
     with pytest.raises(NncError):
@@ -611,6 +622,14 @@ def test_bisect_finds_the_pass_that_costs(project: Path) -> None:
     assert [name for name, _ in states] == ["(model)", "drop-one", "round-weights"]
     accuracies = [accuracy for _, accuracy in states]
     assert accuracies[0] == accuracies[1] == 1.0 > accuracies[2]
+
+
+def test_bisect_tells_what_is_missing_before_it_begins(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edit(project / "recipe.toml", 'name = "round-weights"', 'name = "compress"\nbudget = { macs = 0.5 }')
+    evaluated = counted(monkeypatch, "nnc.accuracy.evaluate")
+    with pytest.raises(NncError, match="pass compress: needs calibration data"):
+        compilation.bisect(job(project))
+    assert evaluated == []
 
 
 def test_bisect_needs_data(project: Path) -> None:

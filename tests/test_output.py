@@ -2,6 +2,8 @@
 
 import errno
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,23 @@ def test_an_error_leaves_epochs_of_training(tmp_path: Path, error: Exception) ->
     left = output.OutputFolder(tmp_path / "out")
     assert (left.training / "run.pt").exists()
     assert not left.staging.exists()
+
+
+@pytest.mark.parametrize(("seconds", "stays"), [(9, False), (20, True)])
+def test_an_error_leaves_checkpoints_of_long_work(tmp_path: Path, seconds: float, stays: bool) -> None:
+    checkpoint = output.OutputFolder(tmp_path / "out").checkpoints / "key.onnx"
+
+    def work() -> None:
+        with output.opened(tmp_path / "out") as folder:
+            folder.checkpoints.mkdir()
+            checkpoint.touch()
+            os.utime(checkpoint, (time.time() + seconds,) * 2)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()
+    assert checkpoint.exists() == (tmp_path / "out").exists() == stays
+    assert not output.OutputFolder(tmp_path / "out").staging.exists()
 
 
 def test_an_interrupted_compile_keeps_its_checkpoints(tmp_path: Path) -> None:

@@ -206,6 +206,27 @@ def test_missing_data_are_told_before_any_pass_runs(
     assert ran == []
 
 
+class Choosy(Halve):
+    """The same, for models of one input that is called x."""
+
+    name = "choosy"
+    effect = "approximate"
+
+    def check(self, context: Context) -> None:
+        assert context.imported is not None
+        raise NncError(f"'{context.imported.inputs[0].name}' doesn't fit", "give another")
+
+
+def test_what_a_pass_checks_is_told_before_any_runs(
+    net: gs.Graph, context: pipeline.Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = _counting(monkeypatch)
+    with pytest.raises(NncError, match=r"^pass choosy: 'x' doesn't fit$") as error:
+        pipeline.run(net, [DropOne(), Choosy()], context)
+    assert error.value.hint == "give another"
+    assert ran == []
+
+
 def test_unchanged_passes_are_not_run_again(
     context: pipeline.Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from nnc.data import Dataset
-from nnc.errors import NncError
 from nnc.training.options import Augment
 
 Arrays = dict[str, np.ndarray]
@@ -107,15 +106,6 @@ class Feed:
     @cached_property
     def _whole(self) -> Arrays:
         return next(self.data.batches(len(self.data)))
-
-    def check_labels(self, classes: int) -> None:
-        """Raises NncError for a label that is not one of the classes."""
-        labels = self.data.labels
-        if labels is not None and labels.max() >= classes:
-            raise NncError(
-                f"{self.data.path}: label {labels.max()} is out of range: the model has {classes} classes",
-                "leave the labels out and give 'distill' to learn from a teacher alone",
-            )
 
 
 def varied(pixels: np.ndarray, augment: Augment, rng: np.random.Generator) -> np.ndarray:

@@ -44,13 +44,10 @@ def without_stop(plan: Plan) -> Plan:
 
     What is pruned less is the better network: to judge is for the end.
     """
-    options, data = plan.options, plan.data
-    if options.patience is None:
+    if plan.options.patience is None:
         return plan
-    if options.samples is not None:
-        data = data.subset(plan.seed, options.samples)
-    data, _ = data.split(plan.seed, options.holdout)
-    return replace(plan, data=data, options=options.model_copy(update={"patience": None, "samples": None}))
+    data, _ = plan.parts()
+    return replace(plan, data=data, options=plan.options.model_copy(update={"patience": None, "samples": None}))
 
 
 class Masks:

@@ -42,8 +42,19 @@ def pairs(student: gs.Graph, teacher: gs.Graph, layers: Sequence[str]) -> list[P
         if not found:
             raise NncError("distill: student and teacher have no hidden layers of the same size", "name them: 'layers'")
         return found
-    split = [(name, equals[0] if equals else name) for name, *equals in (each.split("=", 1) for each in layers)]
-    return [_pair(_named(one, own, "model"), _named(another, other, "teacher")) for one, another in split]
+    return [_pair(_named(one, own, "model"), _named(another, other, "teacher")) for one, another in _split(layers)]
+
+
+def check_taught(teacher: gs.Graph, layers: Sequence[str]) -> None:
+    """Raises NncError for a name in `layers` that the teacher doesn't have; passes may yet make the student's."""
+    known = _maps(teacher)
+    for _, name in _split(layers):
+        _named(name, known, "teacher")
+
+
+def _split(layers: Sequence[str]) -> list[tuple[str, str]]:
+    """The names of student and teacher."""
+    return [(name, equals[0] if equals else name) for name, *equals in (each.split("=", 1) for each in layers)]
 
 
 def _maps(graph: gs.Graph) -> dict[str, gs.Tensor]:

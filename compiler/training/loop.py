@@ -13,8 +13,10 @@ from typing import Any
 import onnx_graphsurgeon as gs
 import torch
 
+from nnc import accuracy
 from nnc.data import Dataset
 from nnc.errors import NncError
+from nnc.measure import has_shape
 from nnc.training import hidden, steps
 from nnc.training.feed import Batch, Feed
 from nnc.training.losses import Loss, Teacher
@@ -39,6 +41,28 @@ class Plan:
     folder: Path | None = None
     """Where checkpoints are kept; without it a run that is killed begins anew."""
     progress: Progress = lambda step, done, total: None
+
+    def parts(self) -> tuple[Dataset, Dataset | None]:
+        """The samples to train on and, with early stop, those that it judges on."""
+        data = self.data if self.options.samples is None else self.data.subset(self.seed, self.options.samples)
+        return (data, None) if self.options.patience is None else data.split(self.seed, self.options.holdout)
+
+    def check(self, graph: gs.Graph) -> None:
+        """Raises NncError where data or teacher don't fit a network with the inputs and outputs of `graph`."""
+        data, held = self.parts()
+        if len(data) < 2:
+            hint = f"leave out 'patience', which holds {len(held)} back" if held else None
+            raise NncError(f"{data.path}: 1 sample is not enough to train on", hint)
+        if data.labels is None and self.options.distill is None:
+            hint = "add labels, or distill = {} to learn from what the model says"
+            raise NncError(f"{data.path}: has no labels to train with", hint)
+        for part in (data, held) if held else (data,):
+            _check_labels(part, graph)
+        if self.options.distill is not None:
+            assert self.teacher is not None, "the caller has the teacher"
+            _check_outputs(graph, self.teacher)
+            if self.options.distill.compares:
+                hidden.check_taught(self.teacher, self.options.distill.layers)
 
 
 @dataclass(frozen=True)
@@ -92,15 +116,10 @@ class _Run:
         self.plan, self.span, self.constrain, self.options = plan, span, constrain, plan.options
         self.state = State.of(module, plan, span)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        plan.check(module.graph)
         self.module = module.to(self.device)
         steps.put_channels_last(module)
-        data = plan.data if self.options.samples is None else plan.data.subset(plan.seed, self.options.samples)
-        held: Dataset | None = None
-        if self.options.patience is not None:
-            data, held = data.split(plan.seed, self.options.holdout)
-        if len(data) < 2:
-            hint = f"leave out 'patience', which holds {len(held)} back" if held else None
-            raise NncError(f"{data.path}: 1 sample is not enough to train on", hint)
+        data, held = plan.parts()
         self.held = self._feed(held) if held else None
         self.feed = self._feed(data)
         self.loss = Loss(module, self.options, self._teacher()).to(self.device)
@@ -115,22 +134,14 @@ class _Run:
 
     def _feed(self, data: Dataset) -> Feed:
         options, progress = self.options, self.plan.progress
-        feed = Feed(data, options.batch, options.augment, self.plan.seed, lambda d, t: progress("decode images", d, t))
-        if data.labels is None and options.distill is None:
-            hint = "add labels, or distill = {} to learn from what the model says"
-            raise NncError(f"{data.path}: has no labels to train with", hint)
-        if data.labels is not None:
-            feed.check_labels(math.prod(self.module.graph.outputs[0].shape[1:]))
-        return feed
+        return Feed(data, options.batch, options.augment, self.plan.seed, lambda d, t: progress("decode images", d, t))
 
     def _teacher(self) -> Teacher | None:
         distill, graph = self.options.distill, self.plan.teacher
         if distill is None:
             return None
-        assert graph is not None, "the caller has the teacher"
-        _check_outputs(self.module.graph, graph)
-        compared = distill.activation_boundary or distill.features
-        found = hidden.pairs(self.module.graph, graph, distill.layers) if compared else []
+        assert graph is not None, "the plan was checked"
+        found = hidden.pairs(self.module.graph, graph, distill.layers) if distill.compares else []
         teacher = Teacher(GraphModule(graph), distill, found)
         teacher.to_device(self.device)
         return teacher
@@ -282,8 +293,20 @@ def _right(outputs: torch.Tensor, labels: torch.Tensor | None) -> int:
     return 0 if labels is None else int((outputs.detach().flatten(1).argmax(1) == labels).sum())
 
 
+def _check_labels(data: Dataset, graph: gs.Graph) -> None:
+    classes = accuracy.classes(graph)
+    if classes and data.labels is not None and data.labels.max() >= classes:
+        raise NncError(
+            f"{data.path}: label {data.labels.max()} is out of range: the model has {classes} classes",
+            "leave the labels out and give 'distill' to learn from a teacher alone",
+        )
+
+
 def _check_outputs(student: gs.Graph, teacher: gs.Graph) -> None:
     for what in ("inputs", "outputs"):
-        own, other = ([list(each.shape[1:]) for each in getattr(graph, what)] for graph in (student, teacher))
+        tensors = getattr(student, what), getattr(teacher, what)
+        if not all(has_shape(*each) for each in tensors):
+            continue
+        own, other = ([list(tensor.shape[1:]) for tensor in each] for each in tensors)
         if own != other:
             raise NncError(f"distill: the teacher's {what} are {other}, and the model's {own}", "take another teacher")

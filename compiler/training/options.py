@@ -46,6 +46,11 @@ class Distill(BaseModel):
         description="hidden tensors to compare, 'student' or 'student=teacher'; without it the last of each size",
     )
 
+    @property
+    def compares(self) -> bool:
+        """Whether hidden layers are compared."""
+        return bool(self.activation_boundary or self.features)
+
 
 class Options(BaseModel):
     """How a network is trained."""

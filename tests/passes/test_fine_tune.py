@@ -1,8 +1,10 @@
 """fine-tune: weights change, the graph doesn't, and a recipe says before any work what is missing."""
 
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -13,6 +15,7 @@ from nnc import pipeline, recipe, target, testing
 from nnc.data import Dataset, Preprocess
 from nnc.errors import NncError
 from nnc.passes.fine_tune import FineTune
+from nnc.rewrite import Pass
 from nnc.training.options import Distill
 
 pytest.importorskip("torch")
@@ -113,12 +116,58 @@ def test_a_teacher_of_another_input(context: pipeline.Context, tmp_path: Path, t
         testing.run(FineTune(distill=Distill()), network(), context)
 
 
-def test_a_teacher_of_other_outputs(context: pipeline.Context, tmp_path: Path) -> None:
-    other = NET.replace("float[1, 4] y", "float[1, 5] y").replace("8, 4] W3, float[4]", "8, 5] W3, float[5]")
-    graphs.save(testing.graph(other), tmp_path / "teacher.onnx")
-    context.teacher = tmp_path / "teacher.onnx"
-    with pytest.raises(NncError, match=r"the teacher's outputs are \[\[5\]\], and the model's \[\[4\]\]"):
-        testing.run(FineTune(distill=Distill()), network(), context)
+OTHER_OUTPUTS = NET.replace("float[1, 4] y", "float[1, 5] y").replace("8, 4] W3, float[4]", "8, 5] W3, float[5]")
+UNTRAINABLE = NET.replace("y = Gemm(f, W3, B3)", "z = Gemm(f, W3, B3)\n y = Hardmax(z)")
+
+
+class First(Pass):
+    """Stand in front of a pass that finds something wrong."""
+
+    name = "first"
+    effect = "approximate"
+
+    def run(self, graph: gs.Graph, context: pipeline.Context) -> int:
+        pytest.fail("it was told too late")
+
+
+# fmt: off
+@pytest.mark.parametrize(("options", "labels", "teacher", "message"), [
+    ({}, None, None, "has no labels to train with"),
+    ({"patience": 2}, None, None, "has no labels to train with"),
+    ({}, 5, None, "label 8 is out of range: the model has 4 classes"),
+    ({"distill": {}}, 5, None, "label 8 is out of range: the model has 4 classes"),
+    ({"patience": 1, "samples": 2}, 0, None, "1 sample is not enough to train on"),
+    ({"distill": {}}, 0, OTHER_OUTPUTS, r"the teacher's outputs are \[\[5\]\], and the model's \[\[4\]\]"),
+    ({"distill": {}}, 0, NET.replace("8] x", "8] z").replace("(x, W1)", "(z, W1)"), r"teacher\.onnx has no input 'x'"),
+    ({"distill": {}}, 0, UNTRAINABLE, "no operator Hardmax can be trained"),
+    ({"distill": {"features": 1.0, "layers": ["c2"]}}, 0, None, "the teacher has no layer 'c2'"),
+    ({"distill": {"features": 1.0, "layers": ["later=c2"]}}, 0, NET, "the teacher has no layer 'c2'"),
+])
+def test_what_does_not_fit_is_told_before_any_pass_runs(
+    context: pipeline.Context, tmp_path: Path, options: dict[str, Any], labels: int | None, teacher: str | None,
+    message: str,
+) -> None:
+    with np.load(tmp_path / "images.npz") as data:
+        arrays = {"images": data["images"]} | ({} if labels is None else {"labels": data["labels"] + labels})
+    np.savez(tmp_path / "train.npz", **arrays)
+    context.train = Dataset.open(tmp_path / "train.npz", None, network().inputs)
+    if teacher:
+        graphs.save(testing.graph(teacher), tmp_path / "teacher.onnx")
+        context.teacher = tmp_path / "teacher.onnx"
+    pass_ = FineTune.model_validate_json(json.dumps(options))
+    with pytest.raises(NncError, match=f"^pass fine-tune: .*{message}"):
+        pipeline.run(network(), [First(), pass_], context)
+    with pytest.raises(pytest.fail.Exception):  # where nothing is trained, nothing has to fit
+        pipeline.run(network(), [First(), pass_.model_copy(update={"epochs": 0})], context)
+# fmt: on
+
+
+def test_layers_that_a_pass_makes_may_be_compared(context: pipeline.Context) -> None:
+    """Only of the teacher it is known beforehand which ones it has."""
+    pass_ = FineTune(epochs=1, distill=Distill(features=1.0, layers=("later=n1",)))
+    pipeline.check([pass_], context)
+    with pytest.raises(NncError, match="the model has no layer 'later'"):
+        pipeline.run(network(), [pass_], context)
 
 
 def test_integers_are_not_trained(context: pipeline.Context) -> None:
