@@ -5,6 +5,7 @@ onnx2torch makes modules of ONNX files, too, but names parameters anew and has n
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ import onnx_graphsurgeon as gs
 import torch
 from torch import nn
 
+from nnc import graph as graphs
 from nnc import measure
 from nnc.errors import NncError
 from nnc.proto import is_standard
@@ -44,15 +46,21 @@ class GraphModule(nn.Module):
         self.inputs = [tensor.name for tensor in graph.inputs]
         self.outputs = [tensor.name for tensor in graph.outputs]
         table = OPERATORS | dict(rules or {})
-        self._nodes = [(node, _compute(Site(node, graph, self.mode), table)) for node in _computed(graph)]
-        self._last = {tensor.name: node for node, _ in self._nodes for tensor in node.inputs}
+        computed = _computed(graph)
+        self._own = _own_statistics(graph)
+        self._nodes = [(node, self._names(node), _compute(Site(node, graph, self.mode), table)) for node in computed]
+        self._last = {name: node for node, names, _ in self._nodes for name in names}
         self._add_constants(learned)
 
+    def _names(self, node: gs.Node) -> list[str]:
+        """What the values are called that a node reads."""
+        return [self._own.get((node.name, index), tensor.name) for index, tensor in enumerate(node.inputs)]
+
     def _add_constants(self, learned: Mapping[str, np.ndarray]) -> None:
-        trained = {tensor.name for node, _ in self._nodes for tensor in measure.parameters(node) if _is_learned(node)}
-        for node, _ in self._nodes:
-            for tensor in node.inputs:
-                name = tensor.name
+        nodes = [node for node, _, _ in self._nodes]
+        trained = {tensor.name for node in nodes for tensor in measure.parameters(node) if _is_learned(node)}
+        for node, names, _ in self._nodes:
+            for tensor, name in zip(node.inputs, names, strict=True):
                 if not isinstance(tensor, gs.Constant) or name in self._parameters or name in self._buffers:
                     continue
                 # torch's own register_parameter refuses the dots in the names that torch itself writes into ONNX.
@@ -77,22 +85,25 @@ class GraphModule(nn.Module):
         values: dict[str, Any] = {**self._buffers, **self._parameters, **inputs}
         kept = {*self.outputs, *wanted}
         found = {name: values[name] for name in kept if name in inputs}
-        for node, compute in self._nodes:
-            results = compute(*(values.get(tensor.name) for tensor in node.inputs))
+        for node, names, compute in self._nodes:
+            results = compute(*(values.get(name) for name in names))
             for tensor, result in zip(
                 node.outputs, results if isinstance(results, tuple) else (results,), strict=False
             ):
                 values[tensor.name] = result
                 if tensor.name in kept:
                     found[tensor.name] = result
-            for tensor in node.inputs:  # autograd holds what it needs
-                if self._last[tensor.name] is node and tensor.name not in self._parameters:
-                    values.pop(tensor.name, None)
+            for name in names:  # autograd holds what it needs
+                if self._last[name] is node and name not in self._parameters:
+                    values.pop(name, None)
         return found
 
     def write_back(self) -> int:
-        """Give the graph the trained values, under the same names; returns how many constants changed."""
-        changed = 0
+        """Give the graph the trained values; returns how many constants changed.
+
+        They keep their names, but for statistics that BatchNormalization shared with somebody: these become its own.
+        """
+        changed = self._write_statistics()
         for tensor in _constants(self.graph):
             trained = self._parameters.get(tensor.name, self._buffers.get(tensor.name))
             if trained is None or tuple(trained.shape) != tuple(tensor.shape) or tensor.dtype != np.float32:
@@ -102,6 +113,36 @@ class GraphModule(nn.Module):
                 tensor.values = np.array(values, np.float32)
                 changed += 1
         return changed
+
+    def _write_statistics(self) -> int:
+        """Give BatchNormalization constants of its own where what it shared came to differ; returns how many."""
+        changed = 0
+        for node, _, _ in self._nodes:
+            for index, tensor in enumerate(node.inputs):
+                name = self._own.get((node.name, index))
+                if name is None:
+                    continue
+                found = self.constant(name).cpu().numpy()
+                if not np.array_equal(found, tensor.values):
+                    node.inputs[index] = gs.Constant(name, np.array(found))
+                    changed += 1
+        return changed
+
+
+def _own_statistics(graph: gs.Graph) -> dict[tuple[str, int], str]:
+    """Names for means and variances of BatchNormalization that somebody else reads too, by node and input.
+
+    Where batches are normalized, each follows its own; equal ones may have been merged.
+    """
+    taken = graphs.tensor_names(graph)
+    reads = Counter(id(tensor) for node in graph.nodes for tensor in node.inputs)
+    return {
+        (node.name, index): graphs.unique(f"{tensor.name}.{node.name}", taken)
+        for node in graph.nodes
+        if node.op == "BatchNormalization"
+        for index, tensor in enumerate(node.inputs)
+        if index in (3, 4) and isinstance(tensor, gs.Constant) and reads[id(tensor)] > 1
+    }
 
 
 def _constants(graph: gs.Graph) -> list[gs.Constant]:

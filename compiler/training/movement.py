@@ -100,7 +100,16 @@ def _transpose(site: Site) -> Compute:
 
 
 def _concat(site: Site) -> Compute:
-    return lambda *xs: torch.cat(xs, site.attr("axis"))
+    """A constant among the inputs, which has a batch of 1, goes to every sample."""
+    axis = site.attr("axis") % site.rank
+    if axis == 0:
+        return lambda *xs: torch.cat(xs)
+
+    def compute(*xs: Tensor) -> Tensor:
+        count = max(len(x) for x in xs)
+        return torch.cat([x.expand(count, *x.shape[1:]) if len(x) == 1 else x for x in xs], axis)
+
+    return compute
 
 
 def _depth_to_space(site: Site) -> Compute:

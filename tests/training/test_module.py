@@ -38,6 +38,8 @@ LINES = {
     "hard-sigmoid": ("y = HardSigmoid<alpha = 0.3>(x)", "", [4, 9, 9]),
     "mean": ("y = ReduceMean<axes = [2, 3], keepdims = 1>(x)", "", [4, 1, 1]),
     "expand": ("e = Expand(c, t)\n y = Add(x, e)", "float[4, 1, 1] c, int64[4] t = {1, 4, 9, 9}", [4, 9, 9]),
+    "concat": ("y = Concat<axis = 1>(x, c)", "float[1, 2, 9, 9] c", [6, 9, 9]),
+    "concat-in-front": ("y = Concat<axis = -1>(c, x, c)", "float[1, 4, 9, 1] c", [4, 9, 11]),
     "space-to-depth": ("p = Pad(x, z)\n y = SpaceToDepth<blocksize = 2>(p)", "int64[8] z", [16, 5, 5]),
 }  # fmt: skip
 
@@ -159,6 +161,40 @@ def test_statistics_follow_the_batches_as_onnx_says() -> None:
     )
     unbiased = conv.var((0, 2, 3), ddof=0) * (n := 16 * 64) / (n - 1)
     np.testing.assert_allclose(after["norm_v"], 0.8 * before["norm_v"] + 0.2 * unbiased, rtol=1e-4)
+
+
+SHARED = """
+net (float[1, 3, 8, 8] x) => (float[1, 4, 8, 8] y) <float[3] s, float[3] z, float[3] v, float[4, 3, 1, 1] W>
+{
+    n = BatchNormalization<momentum = 0.5>(x, s, z, z, v)
+    m = BatchNormalization<momentum = 0.5>(n, s, z, z, v)
+    y = Conv(m, W)
+}
+"""
+
+
+def test_statistics_that_were_merged_part() -> None:
+    """z is what both normalizations begin with, as mean and as bias; each mean follows its own batches."""
+    graph = testing.graph(SHARED, s=np.ones(3), z=np.zeros(3), v=np.full(3, 4.0))
+    apart = graphs.copy(graph)
+    for node in apart.nodes[:2]:
+        for index in (3, 4):
+            node.inputs[index] = gs.Constant(f"{node.name}-{index}", node.inputs[index].values)
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((16, 3, 8, 8)).astype(np.float32) + 3)
+    modules = [GraphModule(each).train() for each in (graph, apart)]
+    for _ in range(2):
+        for module in modules:
+            module({"x": x})["y"].square().mean().backward()
+    assert [module.write_back() for module in modules] == [4, 4]
+    for one, other in zip(graph.nodes[:2], apart.nodes[:2], strict=True):
+        for index in range(1, 5):
+            np.testing.assert_array_equal(one.inputs[index].values, other.inputs[index].values)
+    assert not np.array_equal(graph.nodes[0].inputs[3].values, graph.nodes[1].inputs[3].values)
+    verify.check_invariants(graph)
+    with torch.no_grad():
+        found = [GraphModule(each).eval()({"x": x})["y"] for each in (graph, apart)]
+    assert torch.equal(*found)
+    assert [GraphModule(graph).write_back(), modules[0].write_back()] == [0, 0]
 
 
 def test_the_same_graph_comes_back() -> None:
