@@ -5,16 +5,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from nnc import graph as graphs
 from nnc.errors import NncError
 from nnc.gradient import Gradients
-from nnc.proto import is_standard
+from nnc.logits import before_softmax
 from nnc.rewrite import Context
 
 #: Samples of calibration data that the mean is taken over: it is one figure per channel.
 SAMPLES = 256
-
-_SOFTMAX = ("Softmax", "LogSoftmax")
 
 
 def output_sensitivity(
@@ -91,16 +88,6 @@ def _by_channel(values: np.ndarray, axis: int, samples: int) -> np.ndarray:
     """float64 [K, samples, positions] of a layer's output, whose batch comes first."""
     moved = np.moveaxis(values, axis, 0).astype(np.float64)
     return moved.reshape(len(moved), samples if moved.shape[1] == samples else 1, -1)
-
-
-def before_softmax(graph: gs.Graph) -> gs.Graph:
-    """A copy whose outputs are what the Softmax nodes at its end read."""
-    copied = graphs.copy(graph)
-    for index, tensor in enumerate(copied.outputs):
-        if tensor.inputs and is_standard(tensor.inputs[0], *_SOFTMAX):
-            copied.outputs[index] = tensor.inputs[0].inputs[0]
-    copied.outputs = list({tensor.name: tensor for tensor in copied.outputs}.values())
-    return copied
 
 
 def _scales(graph: gs.Graph, samples: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -100,12 +100,13 @@ def test_the_last_layer_counts_its_share_of_the_output() -> None:
     assert (result == result[0]).all()
 
 
-@pytest.mark.parametrize("activation", ["Softmax", "LogSoftmax"])
-def test_a_softmax_at_the_end_does_not_count(activation: str) -> None:
+@pytest.mark.parametrize(
+    "end", ["y = Softmax(z)", "y = LogSoftmax(z)", "p = Softmax(z)\n q = Reshape(p, shape)\n y = Identity(q)"]
+)
+def test_a_softmax_at_the_end_does_not_count(end: str) -> None:
     plain = testing.graph(NETS["features"])
-    behind = testing.graph(
-        NETS["features"].replace("y = Gemm", "z = Gemm").replace("B)\n", f"B)\n y = {activation}(z)\n")
-    )
+    text = NETS["features"].replace("y = Gemm", "z = Gemm").replace("W, B)\n", f"W, B)\n {end}\n")
+    behind = testing.graph(text.replace("float[5] B>", "float[5] B, int64[3] shape = {3, 5, 1}>"))
     samples = drawn(plain, 20)
     expected, result = found(plain, samples), found(behind, samples)
     np.testing.assert_array_equal(result["a"], expected["a"])

@@ -20,10 +20,11 @@ from nnc import verify
 from nnc.errors import NncError
 from nnc.gradient.backward import Backward
 from nnc.gradient.value import Value, Writer, apply, zeros
+from nnc.logits import logits
 from nnc.measure import numpy_dtype
 from nnc.session import Session
 
-__all__ = ["Gradients", "Loss", "gradients", "logits"]
+__all__ = ["Gradients", "Loss", "gradients"]
 
 Arrays: TypeAlias = Mapping[str, np.ndarray]
 
@@ -172,20 +173,6 @@ def _cross_entropy(writer: Writer) -> list[tuple[gs.Tensor, Value]]:
     label = apply("ArgMax", z + Value(writer, draw), axis=1, keepdims=1)
     one_hot = apply("Equal", label, np.arange(classes)).cast(z.dtype)
     return [(tensor, (apply("Softmax", z, axis=1) - one_hot).reshape(tensor.shape))]
-
-
-def logits(output: gs.Tensor) -> gs.Tensor:
-    """The output, or what the Softmax or LogSoftmax reads that it shows in another shape or type."""
-    tensor = output
-    while tensor.inputs and tensor.inputs[0].op in _KEEPS_VALUES:
-        tensor = tensor.inputs[0].inputs[0]
-    ends_in_softmax = tensor.inputs and tensor.inputs[0].op in ("LogSoftmax", "Softmax")
-    return tensor.inputs[0].inputs[0] if ends_in_softmax else output
-
-
-_KEEPS_VALUES = frozenset(
-    {"Cast", "DequantizeLinear", "Flatten", "Identity", "QuantizeLinear", "Reshape", "Squeeze", "Unsqueeze"}
-)
 
 
 def _samples_and_classes(logits: gs.Tensor) -> tuple[int, int]:

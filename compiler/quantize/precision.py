@@ -16,8 +16,8 @@ from nnc import verify
 from nnc.accuracy import Accuracy, ranks
 from nnc.data import Dataset
 from nnc.errors import NncError
+from nnc.logits import before_softmax
 from nnc.measure import tensor_bytes
-from nnc.sensitivity import before_softmax
 from nnc.session import Session
 
 Arrays = Mapping[str, np.ndarray]
