@@ -7,12 +7,13 @@ from typing import TypeAlias
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from nnc import elimination, importance, sensitivity
+from nnc import elimination, importance
 from nnc import graph as graphs
 from nnc.bottlenecks.blocks import Block, leave_out
 from nnc.calibrate import Flow
 from nnc.channels import Channels, Group
 from nnc.elimination import Ranking
+from nnc.logits import before_softmax
 from nnc.proto import is_standard
 from nnc.rewrite import Context
 
@@ -41,8 +42,9 @@ def without(
     """What it costs to leave out each block of `left_out`, by name and counted as `rank` does, among all `blocks`."""
     if samples is None:
         return {block.name: _information(block, blocks) for block in left_out}
-    few = {name: values[:_COMPARED] for name, values in samples.items()}
-    whole = sensitivity.before_softmax(graph)
+    batches = max(1, _COMPARED // int(graph.inputs[0].shape[0]))
+    few = {name: values[:batches] for name, values in samples.items()}
+    whole = before_softmax(graph)
     expected = {name: values for name, values in Flow(whole, few).outputs().items() if values.dtype.kind == "f"}
     lost = {}
     for index, block in enumerate(left_out):
@@ -54,12 +56,25 @@ def without(
 
 
 def _lost(expected: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> float:
-    """The share of the outputs' variance over the samples that is lost; errors in the mean are up to biases."""
-    shares = [
-        float((found[name] - values).var(0, dtype=np.float64).sum() / (values.var(0, dtype=np.float64).sum() or 1.0))
-        for name, values in expected.items()
-    ]
-    return float(np.mean(shares))
+    """The mean over the outputs of the share that is lost; values are [batches, batch, ...]."""
+    return float(np.mean([_share(*map(_by_sample, (found[name], values))) for name, values in expected.items()]))
+
+
+def _by_sample(values: np.ndarray) -> np.ndarray:
+    """[batches, batch, ...] -> [samples, ...]."""
+    return values.reshape(-1, *values.shape[2:])
+
+
+def _share(found: np.ndarray, expected: np.ndarray) -> float:
+    """The share of the variance over samples that is lost, since errors in the mean are up to biases.
+
+    Where nothing varies, as over one sample, the share of the energy.
+    """
+    lost = found - expected
+    if variance := expected.var(0, dtype=np.float64).sum():
+        return float(lost.var(0, dtype=np.float64).sum() / variance)
+    noise, energy = (np.square(each, dtype=np.float64).sum() for each in (lost, expected))
+    return float(noise / (energy or 1.0))
 
 
 def _information(block: Block, blocks: Sequence[Block]) -> float:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from nnc import bottlenecks, channels, networks, pipeline, target, testing, verify
 from nnc import graph as graphs
+from nnc.bottlenecks import worth
 from nnc.data import Dataset
 from nnc.errors import NncError
 from nnc.measure import measure
@@ -245,6 +246,28 @@ def test_a_budget_leaves_out_what_contributes_least(folded: bool, measured: bool
         assert not any(node.name.startswith(block) for node in result.graph.nodes)
         assert len(shapes(result.graph)) == 3
         testing.check_outputs(graph, result.graph)
+
+
+def worths(graph: gs.Graph, batch: int, count: int) -> list[float]:
+    """What the last two blocks are worth on `count` samples."""
+    for tensor in (*graph.inputs, *(each for node in graph.nodes for each in node.outputs)):
+        tensor.shape = [batch, *tensor.shape[1:]]
+    values = np.random.default_rng(0).standard_normal((count // batch, batch, 3, 16, 16), np.float32)
+    blocks = bottlenecks.find(graph)
+    return list(worth.without(graph, blocks[2:], blocks, {"input": values}, context(graph)).values())
+
+
+def test_what_a_block_is_worth_is_the_same_in_batches_of_any_size() -> None:
+    expected = worths(network(), 1, 48)
+    assert min(expected) > 1e-3
+    for batch in (4, 48):
+        assert worths(network(), batch, 48) == pytest.approx(expected, rel=1e-3)
+
+
+def test_one_sample_tells_what_a_block_is_worth() -> None:
+    second, third = worths(edited(network(), silent), 1, 1)
+    assert second > 1e-3
+    assert third == pytest.approx(0, abs=1e-9)
 
 
 def test_blocks_one_behind_the_other_are_left_out() -> None:
