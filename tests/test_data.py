@@ -12,6 +12,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from nnc.data import Dataset, Preprocess
+from nnc.data.arrays import Member
 from nnc.errors import NncError
 
 IMAGE = [gs.Variable("input", np.float32, [1, 3, 8, 8])]
@@ -196,6 +197,27 @@ def test_reading_a_large_file_takes_the_memory_of_a_batch(tmp_path: Path) -> Non
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1_000_000
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_rows_in_any_order(tmp_path: Path, save: Callable[..., None]) -> None:
+    save(tmp_path / "data.npz", first=np.arange(7), images=PIXELS)
+    member = Member(tmp_path / "data.npz", "images")
+    for order in ([0, 1, 2, 3, 4], [4, 1, 3], [2], [3, 3, 0]):
+        np.testing.assert_array_equal(np.stack(list(member.rows(order))), PIXELS[order])
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [4, 1]])
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_rows_that_are_not_there(tmp_path: Path, compression: int, order: list[int]) -> None:
+    """Also where other members follow."""
+    array = io.BytesIO()
+    np.save(array, PIXELS)
+    with zipfile.ZipFile(tmp_path / "data.npz", "w", compression) as archive:
+        archive.writestr("images.npy", array.getvalue()[:-100])
+        archive.writestr("more.npy", array.getvalue())
+    with pytest.raises(NncError, match="'images' is damaged: it ends early"):
+        list(Member(tmp_path / "data.npz", "images").rows(order))
 
 
 # What can be wrong

@@ -1,8 +1,10 @@
 """Arrays of an .npz, read row by row, and samples that are ready for the model."""
 
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -12,6 +14,10 @@ import onnx_graphsurgeon as gs
 from nnc.errors import NncError
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+#: Where the header of a member says how long its name and its extra field are, which follow, and the data then.
+_LENGTHS = 26
+
 BROKEN = (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError, RuntimeError)
 
 
@@ -26,6 +32,8 @@ class Member:
                 read_header = _HEADERS[np.lib.format.read_magic(file)]
                 self.shape, fortran, self.dtype = read_header(file)
                 self._start = file.tell()
+                info = archive.getinfo(self._file_name)
+                self._bytes, self._stored_at = info.file_size, _stored_at(path, info)
         except BROKEN as error:
             raise NncError(f"{self._place} is not a readable array", "write the file with numpy.savez") from error
         if self.dtype.kind not in "biuf":
@@ -37,27 +45,54 @@ class Member:
             raise NncError(f"{self._place} is stored in Fortran order", "save numpy.ascontiguousarray(...) of it")
 
     def rows(self, indices: Iterable[int]) -> Iterator[np.ndarray]:
-        """The rows at `indices`; ascending ones cost one pass through the file."""
+        """The rows at `indices`. Ascending ones of a compressed array cost one pass through it, others one each."""
+        indices = list(indices)
         size = int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
-        with zipfile.ZipFile(self._path) as archive, archive.open(self._file_name) as file:
+        with self._opened(whole=indices == list(range(self.shape[0]))) as (file, origin):
             for index in indices:
-                data = self._read(file, self._start + index * size, size)
+                data = self._read(file, origin, self._start + index * size, size)
                 yield np.frombuffer(data, self.dtype).reshape(self.shape[1:])
 
     def values(self) -> np.ndarray:
-        with zipfile.ZipFile(self._path) as archive, archive.open(self._file_name) as file:
+        with self._opened(whole=True) as (file, origin):
             size = int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
-            return np.frombuffer(self._read(file, self._start, size), self.dtype).reshape(self.shape)
+            return np.frombuffer(self._read(file, origin, self._start, size), self.dtype).reshape(self.shape)
 
-    def _read(self, file: IO[bytes], start: int, count: int) -> bytes:
+    @contextmanager
+    def _opened(self, whole: bool) -> Iterator[tuple[IO[bytes], int]]:
+        """What the array is read from, and where it begins there.
+
+        Where it isn't compressed and not read as a whole, that is the file itself, in which every place is as near.
+        Python's reader of archives checks the sum of what it reads from the begin to the end, and goes back to the
+        begin for what lies behind it.
+        """
+        if self._stored_at is not None and not whole:
+            with open(self._path, "rb") as file:
+                yield file, self._stored_at
+        else:
+            with zipfile.ZipFile(self._path) as archive, archive.open(self._file_name) as member:
+                yield member, 0
+
+    def _read(self, file: IO[bytes], origin: int, start: int, count: int) -> bytes:
+        if start + count > self._bytes:
+            raise NncError(f"{self._place} is damaged: it ends early")
         try:
-            file.seek(start)
+            file.seek(origin + start)
             data = file.read(count)
         except BROKEN as error:
             raise NncError(f"{self._place} is damaged: {error}") from error
         if len(data) != count:
             raise NncError(f"{self._place} is damaged: it ends early")
         return data
+
+
+def _stored_at(path: Path, info: zipfile.ZipInfo) -> int | None:
+    """Where the bytes of a member begin in the archive; None where they are compressed or encrypted."""
+    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
+        return None
+    with open(path, "rb") as file:
+        file.seek(info.header_offset + _LENGTHS)
+        return info.header_offset + _LENGTHS + 4 + sum(struct.unpack("<HH", file.read(4)))
 
 
 def _require_batch(path: Path, inputs: Sequence[gs.Variable]) -> None:

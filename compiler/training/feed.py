@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,8 +15,9 @@ from nnc.data import Dataset
 from nnc.training.options import Augment
 
 Arrays = dict[str, np.ndarray]
+Read = TypeVar("Read")
 
-#: Bytes of decoded samples that are held; of more, each epoch decodes them anew.
+#: Bytes of samples that are held, of images decoded ones; more are read anew in each epoch.
 _MOST_BYTES = 2 << 30
 
 
@@ -68,7 +70,7 @@ class Feed:
     def _batch(self, chosen: np.ndarray, rng: np.random.Generator | None) -> Batch:
         images, labels, shares = self.data.images, self.data.labels, None
         if images is None:
-            arrays = {name: values[chosen] for name, values in self._whole.items()}
+            arrays = self._arrays(chosen)
         elif rng is None:
             arrays = images.prepared(self._pixels(chosen))
         else:
@@ -86,7 +88,13 @@ class Feed:
             return self._decoded[chosen]
         images = self.data.images
         assert images is not None
-        return np.stack(list(images.pixels(self.data.indices[chosen].tolist())))
+        return np.stack(ascending(lambda places: images.pixels(self.data.indices[places].tolist()), chosen))
+
+    def _arrays(self, chosen: np.ndarray) -> Arrays:
+        if self._whole is not None:
+            return {name: values[chosen] for name, values in self._whole.items()}
+        samples = ascending(self.data.samples, chosen)
+        return {name: np.stack([each[name] for each in samples]) for name in samples[0]}
 
     @cached_property
     def _decoded(self) -> np.ndarray | None:
@@ -104,8 +112,19 @@ class Feed:
         return decoded
 
     @cached_property
-    def _whole(self) -> Arrays:
+    def _whole(self) -> Arrays | None:
+        """Samples that are ready for the model, all of them, where they fit into memory."""
+        sample = next(self.data.batches(1))
+        if len(self.data) * sum(values.nbytes for values in sample.values()) > _MOST_BYTES:
+            return None
         return next(self.data.batches(len(self.data)))
+
+
+def ascending(read: Callable[[np.ndarray], Iterable[Read]], places: np.ndarray) -> list[Read]:
+    """What `read` gives for `places`, in their order; it is asked in the order in which files are read fastest."""
+    order = np.argsort(places)
+    found = dict(zip(order.tolist(), read(places[order]), strict=True))
+    return [found[index] for index in range(len(places))]
 
 
 def varied(pixels: np.ndarray, augment: Augment, rng: np.random.Generator) -> np.ndarray:

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -311,6 +313,38 @@ def test_images_move_and_turn_by_the_seed_alone(images: Path) -> None:
     assert not torch.equal(first.labels, other.labels)
     seen = torch.cat([each.labels for each in feed.Feed(data, 32, Augment(), 0).epoch(0) if each.labels is not None])
     assert sorted(seen.tolist()) == sorted(data.labels.tolist()), "every sample once"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("kind", ["images", "arrays"])
+def test_more_than_memory_holds_is_read_batch_by_batch(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, save: Callable[..., None]
+) -> None:
+    """The samples are the same, and no batch reads a file more than once."""
+    with np.load(images) as data:
+        ready = data["images"].transpose(0, 3, 1, 2) / np.float32(255)
+        save(
+            tmp_path / "large.npz",
+            labels=data["labels"],
+            **({"images": data["images"]} if kind == "images" else {"x": ready}),
+        )
+    data = opened(tmp_path / "large.npz", network()).subset(0, 90)
+    expected = list(feed.Feed(data, 16, Augment(crop=1), 0).epoch(3))
+    monkeypatch.setattr(feed, "_MOST_BYTES", 1)
+    count, original = [0], zipfile.ZipExtFile.read
+
+    def read(file: zipfile.ZipExtFile, size: int | None = -1) -> bytes:
+        found = original(file, size)
+        count[0] += len(found)
+        return found
+
+    monkeypatch.setattr(zipfile.ZipExtFile, "read", read)
+    large = feed.Feed(data, 16, Augment(crop=1), 0)
+    for one, other in zip(large.epoch(3), expected, strict=True):
+        torch.testing.assert_close(vars(one), vars(other), rtol=0, atol=0)
+    size = 96 * ready[0].size * (1 if kind == "images" else 4)
+    passes = large.steps if save is np.savez_compressed else 0
+    assert count[0] <= passes * size + 2000
 
 
 def test_crops_are_parts_of_the_image_over_black() -> None:
