@@ -4,7 +4,7 @@ Only shapes and dtypes are read, so that weights which are still on disk stay th
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -93,6 +93,14 @@ def parameters(node: gs.Node) -> Iterator[gs.Constant]:
             continue
         if node.op in _LAYERS or (_holds_weights(tensor) and math.prod(tensor.shape) > 1):
             yield tensor
+
+
+def is_matrix(shape: Sequence[int]) -> bool:
+    """Whether learned values of this shape mix others, as kernels and matrices do.
+
+    Biases, slopes and scales are a value per channel, however many axes of size 1 are around it.
+    """
+    return sum(size > 1 for size in shape) > 1
 
 
 def scales_channels(node: gs.Node) -> bool:

@@ -102,8 +102,8 @@ class PruneGradually(TrainingPass, StructuredPruning):
 
         module, plan = GraphModule(graph), self.plan(context)
         layers = self._layers(graph, context)
-        names = {tensor.name for node in layers for tensor in measure.parameters(node)}
-        weights = {name: each for name, each in module.named_parameters() if name in names and each.dim() > 1}
+        names = {tensor.name for node in layers for tensor in _matrices(node)}
+        weights = {name: each for name, each in module.named_parameters() if name in names}
         if not weights:
             raise NncError("no weights are left to prune", "check 'include' and 'exclude'")
         masks = gradual.Masks(weights, self.sparsity or 0.0, self.ranking, self.ramp, self.steps)
@@ -118,16 +118,38 @@ class PruneGradually(TrainingPass, StructuredPruning):
         return changed
 
     def _layers(self, graph: gs.Graph, context: Context) -> list[gs.Node]:
-        layers = [node for node in graph.nodes if macs(node) and params(node)]
-        for node in layers:
-            if not selected(node.name, self.include, self.exclude):
-                context.skip(node, "excluded by the recipe")
-        return [node for node in layers if selected(node.name, self.include, self.exclude)]
+        """The layers whose weights can become zero; of the others the reasons are told."""
+        chosen = []
+        for node in graph.nodes:
+            if not macs(node):
+                continue
+            if reason := self._whole(node):
+                context.skip(node, reason)
+            else:
+                chosen.append(node)
+        return chosen
+
+    def _whole(self, node: gs.Node) -> str:
+        """Why a layer keeps all of its weights, or nothing."""
+        if not selected(node.name, self.include, self.exclude):
+            return "excluded by the recipe"
+        if _matrices(node):
+            return ""
+        if any(isinstance(tensor, gs.Constant) for tensor in node.inputs[:2]):
+            return "its weights are one value per channel"
+        makers = [tensor.inputs[0] for tensor in node.inputs[:2] if tensor.inputs]
+        quantized = any(each.op == "DequantizeLinear" and isinstance(each.inputs[0], gs.Constant) for each in makers)
+        return "its weights are quantized" if quantized else "its weights are computed"
+
+
+def _matrices(node: gs.Node) -> list[gs.Constant]:
+    """The constant weights of a layer that mix channels or positions."""
+    return [each for each in node.inputs[:2] if isinstance(each, gs.Constant) and measure.is_matrix(each.shape)]
 
 
 def _explain(node: gs.Node, context: Context) -> None:
     """Say how many weights of a layer are zero."""
-    arrays = [each.values for each in measure.parameters(node) if len(each.shape) > 1]
+    arrays = [each.values for each in _matrices(node)]
     count = sum(each.size for each in arrays)
     zeros = count - sum(map(np.count_nonzero, arrays))
     choice = f"{units.percent(zeros / count)} of {units.amount(count)} weights zero"

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from nnc.measure import is_matrix
 from nnc.training.options import Options
 
 
@@ -23,9 +24,9 @@ def rate(done: float, warmup: float) -> float:
 
 
 def grouped(module: torch.nn.Module, options: Options) -> list[dict[str, Any]]:
-    """Parameters with weight decay, which are those of more than one axis, and those without."""
+    """Parameters with weight decay, which are kernels and matrices, and those without."""
     parameters = [each for each in module.parameters() if each.requires_grad]
-    wide, narrow = ([each for each in parameters if (each.dim() > 1) is matrix] for matrix in (True, False))
+    wide, narrow = ([each for each in parameters if is_matrix(each.shape) is matrix] for matrix in (True, False))
     groups = [{"params": wide, "weight_decay": options.weight_decay}, {"params": narrow, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 

@@ -155,6 +155,41 @@ def test_layers_left_out_keep_their_weights(context: pipeline.Context) -> None:
         testing.run(gradually(**options | {"exclude": ("*",)}), network(), context)
 
 
+PARTS = """
+net (float[1, 3, 8, 8] x) => (float[1, 4] y)
+<
+    int8[16, 3, 3, 3] Q, float step, float[16] B1, float[16, 1, 1, 1] k, float[16] B2, float[16, 16, 1, 1] V,
+    float[16] B3, float[24, 16, 3, 3] W2, float[24] B4, float[24, 4] W3, float[1, 4] B5
+>
+{
+    W1 = DequantizeLinear(Q, step)
+    quantized = Conv(x, W1, B1)
+    scaled = Conv<group = 16>(quantized, k, B2)
+    U = Sigmoid(V)
+    computed = Conv(scaled, U, B3)
+    c2 = Conv(computed, W2, B4)
+    p = GlobalAveragePool(c2)
+    f = Flatten(p)
+    y = Gemm(f, W3, B5)
+}
+"""
+
+
+def test_layers_without_weights_of_their_own_are_left_alone(context: pipeline.Context) -> None:
+    rng = np.random.default_rng(0)
+    given = {"Q": rng.integers(-9, 9, (16, 3, 3, 3)), "step": 0.02, "B5": [[0.1, 0.2, 0.3, 0.4]]}
+    graph = testing.graph(PARTS, **given)
+    result = testing.run(gradually(granularity="weights", sparsity=0.5, epochs=0), graph, context)
+    assert result.skipped == {
+        "quantized": "its weights are quantized",
+        "scaled": "its weights are one value per channel",
+        "computed": "its weights are computed",
+    }
+    found = testing.weights(result.graph)
+    assert {name for name, each in found.items() if not each.all()} - {"Q"} == {"W2", "W3"}
+    assert context.explanation.decisions.keys() == {"c2", "y"}
+
+
 def test_zeros_are_packed(context: pipeline.Context) -> None:
     dense = testing.weights(network())["W2"]
     assert packing.packed_bytes(dense) > 0.8 * dense.nbytes

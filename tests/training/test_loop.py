@@ -434,6 +434,26 @@ def test_a_teacher_says_what_blends_are(images: Path) -> None:
     assert taught.losses[0] < 0.2 * apart.losses[0]
 
 
+def test_what_is_decayed_are_kernels_and_matrices() -> None:
+    """Slopes and factors per channel are none, whatever axes of size 1 they have."""
+    text = """
+    net (float[1, 4, 8, 8] x) => (float[1, 5, 6, 6] y)
+    <float[4, 1, 1] s, float[1, 4, 1, 1] f, float[4, 1, 1, 1] d, float[4, 1, 3, 3] W, float[5, 4, 1, 1] V, float[5] B>
+    {
+        p = PRelu(x, s)
+        m = Mul(p, f)
+        c = Conv<group = 4>(m, d)
+        e = Conv<group = 4>(c, W)
+        y = Conv(e, V, B)
+    }
+    """
+    module = GraphModule(testing.graph(text))
+    names = {id(each): name for name, each in module.named_parameters()}
+    groups = steps.grouped(module, Options(weight_decay=0.1))
+    found = {group["weight_decay"]: {names[id(each)] for each in group["params"]} for group in groups}
+    assert found == {0.1: {"W", "V"}, 0.0: {"s", "f", "d", "B"}}
+
+
 def test_gradients_are_cut_to_a_length() -> None:
     weights = [torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(2, 2))]
     optimizer = torch.optim.SGD([{"params": weights[:1]}, {"params": weights[1:]}], 1.0)
