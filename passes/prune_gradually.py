@@ -54,7 +54,14 @@ class PruneGradually(TrainingPass, StructuredPruning):
         for name in ("budget", "importance", "round_to") if self.granularity == "weights" else ():
             if getattr(self, name) is not None:
                 raise ValueError(f"'{name}' is for channels: for weights give 'sparsity'")
+        if self.granularity == "weights" and self.patience and 0 < self.epochs <= self._ramped:
+            raise ValueError("'patience' judges the epochs behind the ramp, and there are none: lower 'ramp'")
         return self
+
+    @property
+    def _ramped(self) -> int:
+        """The epochs in which weights go."""
+        return math.ceil(self.ramp * self.epochs)
 
     def run(self, graph: gs.Graph, context: Context) -> int:
         from nnc.training.module import GraphModule
@@ -109,7 +116,7 @@ class PruneGradually(TrainingPass, StructuredPruning):
         masks = gradual.Masks(weights, self.sparsity or 0.0, self.ranking, self.ramp, self.steps)
         if not self.epochs:
             masks(1.0)
-        judged = 0 if self.patience is None else math.ceil(self.ramp * self.epochs)
+        judged = 0 if self.patience is None else self._ramped
         train(module, gradual.without_stop(plan), Span(0, judged, self.epochs), masks)
         train(module, plan, Span(judged, self.epochs, self.epochs), masks)
         changed = module.write_back()

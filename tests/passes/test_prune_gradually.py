@@ -190,6 +190,15 @@ def test_layers_without_weights_of_their_own_are_left_alone(context: pipeline.Co
     assert context.explanation.decisions.keys() == {"c2", "y"}
 
 
+def test_patience_needs_epochs_behind_the_ramp() -> None:
+    """There is nothing to judge while weights go: samples would be held back for nothing."""
+    for options in ({"ramp": 1.0}, {"ramp": 0.95, "epochs": 10}):
+        with pytest.raises(ValidationError, match="'patience' judges the epochs behind the ramp, and there are none"):
+            gradually(granularity="weights", sparsity=0.5, patience=2, **options)
+    gradually(granularity="weights", sparsity=0.5, patience=2, ramp=0.5)
+    gradually(patience=2, ramp=1.0)
+
+
 def test_zeros_are_packed(context: pipeline.Context) -> None:
     dense = testing.weights(network())["W2"]
     assert packing.packed_bytes(dense) > 0.8 * dense.nbytes

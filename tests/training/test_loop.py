@@ -18,7 +18,7 @@ from nnc import graph as graphs
 from nnc import testing
 from nnc.data import Dataset, Preprocess
 from nnc.errors import NncError
-from nnc.training import feed, hidden, losses, state, steps
+from nnc.training import feed, hidden, loop, losses, state, steps
 from nnc.training.loop import Plan, Result, Span, train
 from nnc.training.module import GraphModule
 from nnc.training.options import Augment, Distill, Options
@@ -184,8 +184,55 @@ def test_images_that_are_prepared_otherwise_are_another_run(
     assert trained(images, folder=tmp_path / "training")[1].resumed == 0
 
 
-def test_early_stop_keeps_the_best_weights(images: Path) -> None:
-    """The task is learned after few epochs: then nothing is better any more."""
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> dict[int, dict[str, torch.Tensor]]:
+    """The weights after each epoch of a run that is best after its second."""
+    seen: dict[int, dict[str, torch.Tensor]] = {}
+
+    def held_out(run: loop._Run) -> float:
+        number = len(run.result.losses)
+        seen[number] = run._values()
+        return {1: 0.5, 2: 0.8, 3: 0.8, 4: 0.7}[number]
+
+    monkeypatch.setattr(loop._Run, "_held_out", held_out)
+    return seen
+
+
+def test_early_stop_keeps_the_best_weights(
+    images: Path, tmp_path: Path, judged: dict[int, dict[str, torch.Tensor]]
+) -> None:
+    """In one go, killed in any epoch, and once more when it has stopped."""
+
+    def run(killed_in: int | None = None) -> tuple[dict[str, np.ndarray], Result]:
+        def kill(step: str, done: int, total: int) -> None:
+            if f"epoch {killed_in} of 9" in step and done % 2:
+                raise Killed
+
+        graph, options = network(), Options(epochs=9, batch=16, learning_rate=0.05, patience=2, holdout=0.25)
+        module = GraphModule(graph)
+        result = train(module, Plan("test", options, opened(images, graph), 0, None, tmp_path / "training", kill))
+        return {name: each.detach().numpy() for name, each in module.named_parameters()}, result
+
+    for epoch in (2, 4):
+        with pytest.raises(Killed):
+            run(epoch)
+    found, result = run()
+    assert (len(result.losses), result.resumed) == (4, 3)
+    again, result = run()
+    assert (len(result.losses), result.resumed) == (4, 4)
+    assert judged.keys() == {1, 2, 3, 4}
+    assert not any(torch.equal(judged[2][name], judged[4][name]) for name in found)
+    for name in found:
+        np.testing.assert_array_equal(found[name], judged[2][name].numpy())
+        np.testing.assert_array_equal(again[name], found[name])
+
+
+def test_early_stop_stops_where_nothing_gets_better(images: Path) -> None:
+    """The task is learned after few epochs."""
     _, result = trained(images, epochs=40, patience=2, holdout=0.25, learning_rate=0.05)
     assert 3 <= len(result.losses) < 40
 
