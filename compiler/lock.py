@@ -18,22 +18,24 @@ from nnc import __version__, wire
 from nnc.digests import digest, file_digest
 from nnc.errors import NncError
 from nnc.recipe import Recipe
+from nnc.trained import TrainingPass
 
 if TYPE_CHECKING:
     from nnc.job import Job
 
 #: Packages whose version can change what a compile leaves behind.
-PACKAGES = ("onnx", "onnx-graphsurgeon", "onnxruntime", "numpy", "apache-tvm", "apache-tvm-ffi", "ziglang")
+PACKAGES = ("onnx", "onnx-graphsurgeon", "onnxruntime", "numpy", "pillow", "apache-tvm", "apache-tvm-ffi", "ziglang")
 
 
 def lock(job: Job) -> dict[str, Any]:
     """What determines the results, whose digests are added when they are there."""
     recipe = job.recipe
+    trains = any(isinstance(pass_, TrainingPass) and pass_.epochs for pass_ in recipe.passes)
     return {
         "nnc": __version__,
         "python": platform.python_version(),
         "zlib": zlib.ZLIB_RUNTIME_VERSION,
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": {name: version(name) for name in (*PACKAGES, *(("torch",) if trains else ()))},
         "model": {
             "name": job.model.name,
             "sha256": _digests(model_files(job.model), job.model.parent),
@@ -48,6 +50,7 @@ def lock(job: Job) -> dict[str, Any]:
         "target": job.target.model_dump(mode="json", by_alias=True),
         "shapes": {name: list(shape) for name, shape in job.shapes.items()},
         "threads": job.threads,
+        **({"training": _training()} if trains else {}),
         "seed": job.seed,
         "recipe": {
             "name": recipe.called,
@@ -56,6 +59,17 @@ def lock(job: Job) -> dict[str, Any]:
             "resolved": recipe.to_toml(),
         },
     }
+
+
+def _training() -> dict[str, Any]:
+    """What trained weights depend on besides the packages: what computes them, and on how many threads."""
+    import torch
+
+    from nnc.training import steps
+
+    device = steps.device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"device": name, "threads": torch.get_num_threads()}
 
 
 def inputs_digest(lock: Mapping[str, Any]) -> str:

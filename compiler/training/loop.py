@@ -92,9 +92,10 @@ def train(
     """Train the parameters of `module` in place, and the statistics of BatchNormalization.
 
     `constrain` is called after every step with the share of the schedule that is done, 0 to 1, and at the begin of
-    every epoch: it may change parameters, but may depend on nothing except them and that share. The same plan gives
-    the same weights, interrupted or not, on the same number of threads. Raises NncError where the plan doesn't fit
-    the network or the GPU's memory, and where the loss or its gradient stops being a number.
+    every epoch: it may change parameters, but may depend on nothing except them and that share. On a processor the same
+    plan gives the same weights, interrupted or not, with the same number of threads; some sums of a GPU have no fixed
+    order. Raises NncError where the plan doesn't fit the network or the GPU's memory, and where the loss or its
+    gradient stops being a number.
     """
     span = span or Span(0, plan.options.epochs, plan.options.epochs)
     if span.first >= span.last:
@@ -115,7 +116,7 @@ class _Run:
     def __init__(self, module: GraphModule, plan: Plan, span: Span, constrain: Callable[[float], None]) -> None:
         self.plan, self.span, self.constrain, self.options = plan, span, constrain, plan.options
         self.state = State.of(module, plan, span)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = steps.device()
         plan.check(module.graph)
         self.module = module.to(self.device)
         steps.put_channels_last(module)

@@ -13,6 +13,11 @@ from nnc.measure import is_matrix
 from nnc.training.options import Options
 
 
+def device() -> torch.device:
+    """What trains: a GPU, where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def rate(done: float, warmup: float) -> float:
     """The learning rate as a share of its peak: up over the warm-up, then down to 0 along a cosine.
 

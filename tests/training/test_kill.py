@@ -1,13 +1,16 @@
 """A compile that trains and is killed goes on from its last epoch, to the same bytes."""
 
+import json
 import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from nnc import graph as graphs
@@ -72,6 +75,19 @@ def test_a_compile_that_fails_keeps_its_epochs(here: Path, monkeypatch: pytest.M
     (here / "recipe.toml").write_text(recipe)
     compiled("out")
     assert not training.exists(), "a complete one needs them no more"
+
+
+def test_the_lock_says_what_trained(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(here)
+    for epochs in (1, 0):
+        (here / "recipe.toml").write_text(RECIPE.format(epochs=epochs))
+        compiled("out")
+        lock = json.loads((here / "out/nnc.lock").read_text())
+        assert ("torch" in lock["packages"], "training" in lock) == (epochs > 0, epochs > 0)
+        if epochs:
+            assert lock["packages"]["torch"] == version("torch")
+            assert lock["training"]["threads"] == torch.get_num_threads()
+            assert lock["training"]["device"]
 
 
 @pytest.mark.slow
