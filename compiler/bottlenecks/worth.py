@@ -42,8 +42,8 @@ def without(
     """What it costs to leave out each block of `left_out`, by name and counted as `rank` does, among all `blocks`."""
     if samples is None:
         return {block.name: _information(block, blocks) for block in left_out}
-    batches = max(1, _COMPARED // int(graph.inputs[0].shape[0]))
-    few = {name: values[:batches] for name, values in samples.items()}
+    batch = int(graph.inputs[0].shape[0])
+    few = {name: values[: max(1, _COMPARED // batch)] for name, values in samples.items()}
     whole = before_softmax(graph)
     expected = {name: values for name, values in Flow(whole, few).outputs().items() if values.dtype.kind == "f"}
     lost = {}
@@ -51,18 +51,16 @@ def without(
         context.progress("leave out blocks", index, len(left_out))
         rest = graphs.copy(whole)
         leave_out(rest, [block])
-        lost[block.name] = _lost(expected, Flow(rest, few).outputs())
+        found = Flow(rest, few).outputs()
+        pairs = ((_by_sample(found[name], batch), _by_sample(values, batch)) for name, values in expected.items())
+        lost[block.name] = float(np.mean([_share(*pair) for pair in pairs]))
     return lost
 
 
-def _lost(expected: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> float:
-    """The mean over the outputs of the share that is lost; values are [batches, batch, ...]."""
-    return float(np.mean([_share(*map(_by_sample, (found[name], values))) for name, values in expected.items()]))
-
-
-def _by_sample(values: np.ndarray) -> np.ndarray:
-    """[batches, batch, ...] -> [samples, ...]."""
-    return values.reshape(-1, *values.shape[2:])
+def _by_sample(values: np.ndarray, batch: int) -> np.ndarray:
+    """[batches, rows, ...], of which each sample of a batch has as many -> [samples, values]."""
+    samples = len(values) * batch if values.shape[1:2] and values.shape[1] % batch == 0 else len(values)
+    return values.reshape(samples, -1)
 
 
 def _share(found: np.ndarray, expected: np.ndarray) -> float:

@@ -264,6 +264,21 @@ def test_what_a_block_is_worth_is_the_same_in_batches_of_any_size() -> None:
         assert worths(network(), batch, 48) == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("shape", "batch", "expected"),
+    [
+        ((5, 1, 7), 1, (5, 7)),
+        ((5, 4, 7), 4, (20, 7)),
+        ((5, 12, 7), 4, (20, 21)),
+        ((5, 3, 7), 4, (5, 21)),
+        ((5,), 4, (5, 1)),
+    ],
+)
+def test_outputs_are_compared_by_sample(shape: tuple[int, ...], batch: int, expected: tuple[int, ...]) -> None:
+    """Detectors have many rows for each image; other outputs are of a batch as a whole."""
+    assert worth._by_sample(np.zeros(shape), batch).shape == expected
+
+
 def test_one_sample_tells_what_a_block_is_worth() -> None:
     second, third = worths(edited(network(), silent), 1, 1)
     assert second > 1e-3
