@@ -13,7 +13,7 @@ from nnc.errors import NncError
 
 if TYPE_CHECKING:
     from nnc.artifact import Artifact
-    from nnc.compilation import Job
+    from nnc.compiling.compilation import Job
 
 COLUMNS = (
     "A CSV file of measured latencies, one per row: chip, unit, cores_used, core_type, clock_ghz, framework, dtype, "
@@ -84,7 +84,7 @@ def job(
     """Everything that the arguments name, read and checked."""
     from nnc import recipe as recipes
     from nnc import target as targets
-    from nnc.compilation import Job
+    from nnc.compiling.compilation import Job
 
     chip = targets.load(target)
     default = Path(f"{model.stem}-{chip.name}" + (f"-{chip.unit.name}" if chip.unit != chip.units[0] else ""))

@@ -11,11 +11,13 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from nnc import host, units, wire
+from nnc.compiling.output import LOCK
 from nnc.data import Preprocess
 from nnc.digests import file_digest
+from nnc.display import units
 from nnc.errors import NncError
-from nnc.output import LOCK
+from nnc.hardware import host
+from nnc.model import wire
 from nnc.target import Target
 from nnc.verify import probe
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from nnc import units
 from nnc.artifact import Artifact
+from nnc.display import units
 from nnc.errors import NncError
 
 #: Seconds that one side is timed for before it is the other's turn; at least one inference.

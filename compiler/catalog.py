@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from nnc import parameters, recipe, toml, units
+from nnc import parameters, recipe, toml
 from nnc import target as chips
+from nnc.display import units
 from nnc.errors import NncError
 from nnc.rewrite import Pass
 

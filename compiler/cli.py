@@ -43,7 +43,7 @@ class _Commands(TyperGroup):
     """Turns the errors of every command into a message and an exit status."""
 
     def invoke(self, ctx: Any) -> Any:
-        from nnc.console import failing
+        from nnc.display.console import failing
 
         with failing():
             return super().invoke(ctx)

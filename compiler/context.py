@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import onnx_graphsurgeon as gs
 
-from nnc.budget import Metric
+from nnc.compiling.output import Memory
+from nnc.compression.budget import Metric
 from nnc.digests import code_digest, digest, file_digest
 from nnc.measure import measure
-from nnc.output import Memory
 from nnc.simulation.analytic import Prediction, predict
 from nnc.target import Target
 
@@ -31,7 +31,7 @@ def silent(step: str, done: int, total: int) -> None:
 
 
 class Store(Protocol):
-    """Where measurements are kept: nnc.output.OutputFolder, or Memory where nothing is written."""
+    """Where measurements are kept: nnc.compiling.output.OutputFolder, or Memory where nothing is written."""
 
     def once(self, name: str, key: str, compute: Callable[[], Measured]) -> Measured: ...
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from nnc import proto
+from nnc.model import proto
 
 
 def digest(*parts: str | bytes | memoryview) -> str:

@@ -11,11 +11,11 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import shape_inference
 
-from nnc import proto, wire
 from nnc.errors import NncError
-from nnc.importing import Shapes, conformed
-from nnc.inference import UNKNOWN_DOMAIN, first_reason, hide_unknown, infer
-from nnc.proto import OPSET, STANDARD_DOMAINS, constants, opset, split
+from nnc.model import proto, wire
+from nnc.model.importing import Shapes, conformed
+from nnc.model.inference import UNKNOWN_DOMAIN, first_reason, hide_unknown, infer
+from nnc.model.proto import OPSET, STANDARD_DOMAINS, constants, opset, split
 
 __all__ = [
     "OPSET", "Shapes", "constants", "copy", "first_reason", "from_model", "infer_node", "infer_shapes", "join", "load",

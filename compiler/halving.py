@@ -8,7 +8,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from nnc import graph as graphs
-from nnc.proto import is_standard
+from nnc.model.proto import is_standard
 
 #: The largest finite float16.
 LARGEST = float(np.finfo(np.float16).max)

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc.measure import has_shape
-from nnc.proto import is_standard
+from nnc.model.proto import is_standard
 from nnc.quantize import scheme
 from nnc.rewrite import Driver
 

@@ -6,7 +6,7 @@ import onnx_graphsurgeon as gs
 
 from nnc import graph as graphs
 from nnc.measure import has_shape
-from nnc.proto import is_standard
+from nnc.model.proto import is_standard
 
 #: Operators that show values in another shape or type.
 _VIEWS = ("Cast", "DequantizeLinear", "Flatten", "Identity", "QuantizeLinear", "Reshape", "Squeeze", "Unsqueeze")

@@ -18,11 +18,13 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from nnc import __version__, units, verify, wire
+from nnc import __version__, verify
 from nnc import graph as graphs
 from nnc.artifact import Artifact
 from nnc.context import Progress
+from nnc.display import units
 from nnc.errors import NncError
+from nnc.model import wire
 from nnc.session import Session
 
 _SUFFIXES = (".tar.gz", ".tgz")

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from nnc import measure, proto
+from nnc import measure
 from nnc.digests import array_bytes
+from nnc.model import proto
 
 #: The key of metadata_props that names the packed constants; ONNX carries it to whoever lowers the model.
 METADATA = "nnc.packed"

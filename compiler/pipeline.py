@@ -18,11 +18,13 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from nnc import evidence, verify, wire
 from nnc import graph as graphs
-from nnc.checkpoint import Checkpoints
+from nnc import verify
+from nnc.compiling import evidence
+from nnc.compiling.checkpoint import Checkpoints
 from nnc.context import Context, Explanation
 from nnc.errors import NncError
+from nnc.model import wire
 from nnc.rewrite import Pass
 
 #: What the system says of a disk that takes no more.

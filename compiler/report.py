@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nnc import units, wire
+from nnc.display import units
+from nnc.model import wire
 from nnc.simulation.analytic import Layer, Prediction
 from nnc.target import Target, spelled
 
@@ -19,7 +20,7 @@ Report = Mapping[str, Any]
 
 def write(report: Report, lock: Mapping[str, Any], folder: Path) -> None:
     """Write FILES into the folder."""
-    from nnc.page import page  # imports jinja2, which only this needs
+    from nnc.display.page import page  # imports jinja2, which only this needs
 
     with wire.replacing(folder / "report.json") as file:
         file.write(json.dumps(strict(report), indent=1, ensure_ascii=False, allow_nan=False).encode())

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from nnc import proto, wire
 from nnc.errors import NncError
+from nnc.model import proto, wire
 
 
 class Session:

@@ -7,9 +7,10 @@ from typing import Any, TypeVar
 
 from pydantic import Field
 
-from nnc import efficiency, toml
-from nnc.chip import Clocks, Cluster, Memory, Mode, Unit, listed, parse
+from nnc import toml
 from nnc.errors import NncError
+from nnc.hardware import efficiency
+from nnc.hardware.chip import Clocks, Cluster, Memory, Mode, Unit, listed, parse
 from nnc.toml import Table
 
 #: Files of targets/ that describe no chip: the fitted profiles, and the figures of cores.

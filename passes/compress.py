@@ -7,20 +7,21 @@ from typing import ClassVar, Literal
 import onnx_graphsurgeon as gs
 from pydantic import Field
 
-from nnc import calibrate, channels, pruning, resolution, splitting
+from nnc import calibrate, channels, splitting
 from nnc import graph as graphs
-from nnc.budget import Budget, Solution
 from nnc.channels import Channels, Group
-from nnc.compression import Network
+from nnc.compression import pruning, resolution
+from nnc.compression.budget import Budget, Solution
+from nnc.compression.network import Network
 from nnc.layers import Layer
 from nnc.measure import macs, measure, params
+from nnc.model.proto import is_standard
 from nnc.passes.split_conv_cp import SplitConvCp
 from nnc.passes.split_conv_spatial import SplitConvSpatial
 from nnc.passes.split_conv_svd import SplitConvSvd
 from nnc.passes.split_conv_tucker import SplitConvTucker
 from nnc.passes.split_gemm_svd import SplitGemmSvd
 from nnc.pattern import NoMatch
-from nnc.proto import is_standard
 from nnc.rewrite import Context, Effect, Pass, selected
 from nnc.splitting import Split
 

@@ -6,12 +6,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from pydantic import Field
 
-from nnc import biases, calibrate, expectation, verify
+from nnc import calibrate, verify
 from nnc.errors import NncError
 from nnc.layers import Layer
+from nnc.quantize import biases, expectation
+from nnc.quantize.twins import Twins, samples, unquantized
 from nnc.rewrite import Context, Effect, Pass, selected
 from nnc.session import Session
-from nnc.twins import Twins, samples, unquantized
 
 #: Shifts of a smaller share of an output's deviation are rounding.
 _WORTH = 1e-4

@@ -6,12 +6,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from pydantic import Field
 
-from nnc import absorb, equalize, extremes, verify
+from nnc import equalize, verify
 from nnc import graph as graphs
 from nnc.attributes import bounds
-from nnc.equalize import Noise, Scalable
-from nnc.extremes import Extremes
-from nnc.proto import is_standard
+from nnc.calibrate import extremes
+from nnc.calibrate.extremes import Extremes
+from nnc.equalize import Noise, Scalable, absorb
+from nnc.model.proto import is_standard
 from nnc.rewrite import Context, Driver, Effect, Pass, node, selected
 from nnc.session import Session
 

@@ -7,9 +7,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from pydantic import Field
 
-from nnc import affine, proto
+from nnc import affine
 from nnc.affine import Affine
 from nnc.measure import has_shape
+from nnc.model import proto
 from nnc.pattern import Match, NoMatch, Pattern, op, through
 from nnc.rewrite import Draft, Effect, PatternPass, node
 

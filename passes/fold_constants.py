@@ -5,7 +5,7 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 from pydantic import Field
 
-from nnc import folding
+from nnc.model import folding
 from nnc.pattern import NoMatch
 from nnc.rewrite import Context, Effect, Pass
 

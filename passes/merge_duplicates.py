@@ -7,10 +7,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc import graph as graphs
+from nnc.model.proto import STANDARD_DOMAINS
+from nnc.model.shapes import RANDOM
 from nnc.pattern import COMMUTATIVE, NoMatch
-from nnc.proto import STANDARD_DOMAINS
 from nnc.rewrite import Context, Driver, Effect, Pass, replace_input
-from nnc.shapes import RANDOM
 
 #: Random operators, and those that runtimes fuse with the one operator that reads them.
 _APART = RANDOM | {"DequantizeLinear", "Dropout", "QuantizeLinear"}

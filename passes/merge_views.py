@@ -5,9 +5,9 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from nnc import proto
 from nnc.attributes import permutation, reduced_axes, slices
 from nnc.measure import has_shape
+from nnc.model import proto
 from nnc.pattern import Match, NoMatch, Pattern, op
 from nnc.rewrite import Effect, PatternPass, node
 

@@ -5,7 +5,8 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 from pydantic import Field
 
-from nnc import packing, units
+from nnc import packing
+from nnc.display import units
 from nnc.measure import macs, params, tensor_bytes
 from nnc.rewrite import Context, Effect, Pass, selected
 

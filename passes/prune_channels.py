@@ -5,8 +5,8 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 from pydantic import Field
 
+from nnc.compression.structured import Start, StructuredPruning
 from nnc.rewrite import Context
-from nnc.structured import Start, StructuredPruning
 
 
 class PruneChannels(StructuredPruning):

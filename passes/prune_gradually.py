@@ -9,12 +9,13 @@ import onnx_graphsurgeon as gs
 from pydantic import Field, model_validator
 
 from nnc import graph as graphs
-from nnc import measure, units
+from nnc import measure
+from nnc.compression.structured import Start, StructuredPruning
+from nnc.display import units
 from nnc.errors import NncError
 from nnc.measure import macs, params
 from nnc.rewrite import Context, selected
-from nnc.structured import Start, StructuredPruning
-from nnc.trained import TrainingPass
+from nnc.training.base import TrainingPass
 
 if TYPE_CHECKING:
     from nnc.training.loop import Span

@@ -8,12 +8,13 @@ from typing import ClassVar, Self
 import onnx_graphsurgeon as gs
 from pydantic import Field, PositiveInt, model_validator
 
-from nnc import evidence, resolution
-from nnc.budget import Budget, unreachable
+from nnc.compiling import evidence
+from nnc.compression import resolution
+from nnc.compression.budget import Budget, unreachable
+from nnc.compression.resolution import Size
 from nnc.errors import NncError
 from nnc.measure import measure
 from nnc.pattern import NoMatch
-from nnc.resolution import Size
 from nnc.rewrite import Context, Effect, Pass
 
 #: Sizes that are tried on calibration data: the largest within the budget, and so many below it.

@@ -5,9 +5,9 @@ from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
-from nnc import proto
 from nnc.attributes import permutation
 from nnc.measure import has_shape
+from nnc.model import proto
 from nnc.passes.merge_views import is_view
 from nnc.pattern import Match, NoMatch, op
 from nnc.rewrite import Effect, PatternPass

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from nnc import bottlenecks, calibrate, channels
 from nnc.bottlenecks import Before, Block, Change, Choice, Method, surgery
 from nnc.bottlenecks.places import Places
-from nnc.budget import Budget, Solution, unreachable
+from nnc.compression.budget import Budget, Solution, unreachable
 from nnc.measure import measure
 from nnc.rewrite import Context, Effect, Pass
 

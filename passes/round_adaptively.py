@@ -6,15 +6,15 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from pydantic import Field
 
-from nnc import biases, calibrate, rounding
+from nnc import calibrate
 from nnc.calibrate import Moments
+from nnc.compression.reconstruct import MOST_COLUMNS
 from nnc.layers import Layer
 from nnc.measure import macs, params
-from nnc.quantize import QuantizedLayer
-from nnc.reconstruct import MOST_COLUMNS
+from nnc.quantize import QuantizedLayer, biases, rounding
+from nnc.quantize.rounding import Grid
+from nnc.quantize.twins import Twins, samples, unquantized
 from nnc.rewrite import Context, Effect, Pass, selected
-from nnc.rounding import Grid
-from nnc.twins import Twins, samples, unquantized
 
 
 class RoundAdaptively(Pass):

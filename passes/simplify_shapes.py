@@ -5,8 +5,8 @@ from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from nnc import folding, proto
 from nnc.measure import has_shape
+from nnc.model import folding, proto
 from nnc.pattern import NoMatch
 from nnc.rewrite import Context, Driver, Effect, Pass
 

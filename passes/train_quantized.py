@@ -9,15 +9,15 @@ import onnx_graphsurgeon as gs
 from pydantic import Field
 
 from nnc import quantize
+from nnc.compiling.output import Memory
 from nnc.integers import LAYERS
-from nnc.output import Memory
+from nnc.model.proto import is_standard
 from nnc.passes.fold_batchnorm import FoldBatchNorm
 from nnc.passes.insert_qdq import InsertQdq
-from nnc.proto import is_standard
 from nnc.quantize import Method
-from nnc.quantized import Bits, LayerOptions, QuantizingPass, WeightMethod
+from nnc.quantize.base import Bits, LayerOptions, QuantizingPass, WeightMethod
 from nnc.rewrite import Context
-from nnc.trained import TrainingPass
+from nnc.training.base import TrainingPass
 
 
 class TrainQuantized(QuantizingPass, TrainingPass):

@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nnc import benchmark, compilation, host, recipe, target
+from nnc import benchmark, recipe, target
 from nnc.artifact import Artifact, load_arrays, save_arrays
-from nnc.compilation import Job
+from nnc.compiling import compilation
+from nnc.compiling.compilation import Job
 from nnc.errors import NncError
+from nnc.hardware import host
 from nnc.session import Session
 
 x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="this machine runs no x86 library")

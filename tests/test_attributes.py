@@ -6,8 +6,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 
-from nnc import attributes, expectation, testing
+from nnc import attributes, testing
 from nnc.attributes import Computed
+from nnc.quantize import expectation
 
 
 def node(text: str, **values: object) -> gs.Node:

@@ -17,8 +17,10 @@ import onnx
 import pytest
 from typer.testing import CliRunner, Result
 
-from nnc import __version__, benchmark, compilation, measurements
+from nnc import __version__, benchmark
 from nnc.cli import app
+from nnc.compiling import compilation
+from nnc.display import runs
 
 COMMANDS = [
     *("bench", "bisect", "compile", "doctor", "eval", "inspect", "network", "passes", "plan", "recipes", "run"),
@@ -99,7 +101,7 @@ def test_the_other_side_of_bench(here: Path) -> None:
 
 
 def test_two_compiles_are_called_by_their_folders(capsys: pytest.CaptureFixture[str]) -> None:
-    measurements.show_timing(benchmark.Timing([2.0], [4.0], 2, "before", "after"))
+    runs.show_timing(benchmark.Timing([2.0], [4.0], 2, "before", "after"))
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["before", "/", "after", "2.00x", "2.00x", "2.00x"] in lines
 

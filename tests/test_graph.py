@@ -14,8 +14,9 @@ import pytest
 from onnx import TensorProto, helper
 from onnx.parser import parse_model
 
-from nnc import graph, passes, pipeline, target, testing, verify, wire
+from nnc import graph, passes, pipeline, target, testing, verify
 from nnc.errors import NncError
+from nnc.model import wire
 from nnc.session import Session
 
 CHAIN = """

@@ -15,9 +15,10 @@ import numpy as np
 import onnx
 import pytest
 
-from nnc import compilation, package, recipe, target, testing
+from nnc import package, recipe, target, testing
 from nnc.artifact import Artifact
-from nnc.compilation import Job
+from nnc.compiling import compilation
+from nnc.compiling.compilation import Job
 from nnc.errors import NncError
 from nnc.lowering import cross, emulate
 from nnc.lowering.build import _includes

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from nnc import compilation, recipe, report, target
-from nnc.compilation import Job
+from nnc import recipe, report, target
+from nnc.compiling import compilation
+from nnc.compiling.compilation import Job
 from nnc.simulation.analytic import Layer, Prediction
 
 NASTY = '<script>alert("x")</script> & </title>'

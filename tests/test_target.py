@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from nnc import chip, efficiency, target, toml
+from nnc import target, toml
 from nnc.errors import NncError
+from nnc.hardware import chip, efficiency
 
 SHIPPED = Path(target.__file__).parents[1] / "targets"
 

@@ -16,8 +16,8 @@ import onnx_graphsurgeon as gs
 
 from nnc.layers import Layer
 from nnc.measure import has_shape
+from nnc.model.proto import is_standard
 from nnc.pattern import NoMatch
-from nnc.proto import is_standard
 from nnc.rewrite import Driver
 
 _ACTIVATIONS = (

@@ -7,13 +7,14 @@ from typing import Literal, TypeAlias
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from nnc import channels, pruning
+from nnc import channels
 from nnc import graph as graphs
 from nnc.bottlenecks import worth
 from nnc.bottlenecks.blocks import Block, leave_out
 from nnc.bottlenecks.places import Places, drop_refusal
 from nnc.bottlenecks.worth import Samples
-from nnc.pruning import Pruning
+from nnc.compression import pruning
+from nnc.compression.pruning import Pruning
 from nnc.rewrite import Context
 
 Method: TypeAlias = Literal["expansion", "width", "drop"]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from nnc import calibrate, channels, importance, pruning, reconstruct
+from nnc import calibrate, channels
 from nnc import graph as graphs
 from nnc.bottlenecks import worth
 from nnc.bottlenecks.blocks import Block, leave_out
@@ -13,7 +13,8 @@ from nnc.bottlenecks.changes import Wanted
 from nnc.bottlenecks.places import Places, drop_refusal
 from nnc.bottlenecks.worth import Samples
 from nnc.channels import Channels
-from nnc.elimination import Ranking
+from nnc.compression import importance, pruning, reconstruct
+from nnc.compression.elimination import Ranking
 from nnc.rewrite import Context
 
 

@@ -7,14 +7,14 @@ from typing import TypeAlias
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from nnc import elimination, importance
 from nnc import graph as graphs
 from nnc.bottlenecks.blocks import Block, leave_out
 from nnc.calibrate import Flow
 from nnc.channels import Channels, Group
-from nnc.elimination import Ranking
+from nnc.compression import elimination, importance
+from nnc.compression.elimination import Ranking
 from nnc.logits import before_softmax
-from nnc.proto import is_standard
+from nnc.model.proto import is_standard
 from nnc.rewrite import Context
 
 #: Calibration data as `nnc.calibrate.samples` gives them, or none.

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import onnx_graphsurgeon as gs
 
 from nnc.calibrate.flow import Flow
-from nnc.proto import is_standard
+from nnc.model.proto import is_standard
 
 _PAIR = ("DequantizeLinear", "QuantizeLinear")
 

@@ -14,7 +14,7 @@ from nnc import graph as graphs
 from nnc.attributes import pads
 from nnc.channels.groups import Channels, Use
 from nnc.channels.removal import ADAPTED
-from nnc.proto import is_standard
+from nnc.model.proto import is_standard
 
 
 def duplicate(graph: gs.Graph, channels: Channels, copies: Mapping[int, int], seed: int = 0) -> None:

@@ -8,9 +8,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc import graph as graphs
-from nnc import proto
 from nnc.attributes import integers, pads, permutation, slices
 from nnc.channels.groups import Channels
+from nnc.model import proto
 
 #: The indices that are kept along some axes, as booleans.
 Kept = dict[int, np.ndarray]

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from nnc import proto
 from nnc.channels.labels import varied
 from nnc.channels.movement import VIEWS, moved
 from nnc.channels.walk import Shuffle, is_constant
 from nnc.measure import has_shape
+from nnc.model import proto
 
 
 def shuffles(graph: gs.Graph) -> Iterator[Shuffle]:

@@ -11,10 +11,10 @@ from typing import Literal
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from nnc import proto
 from nnc.attributes import Computed
 from nnc.channels.labels import Labels, distinct_pairs, varied
 from nnc.measure import has_shape
+from nnc.model import proto
 
 Role = Literal["producers", "consumers", "others"]
 

@@ -32,8 +32,8 @@ def run(
     quiet: QuietOption = False,
 ) -> None:
     """Run a compiled model: here, or an AArch64 one in an emulator."""
-    from nnc import measurements
     from nnc.artifact import Artifact, load_arrays, save_arrays
+    from nnc.display import runs
 
     artifact = Artifact.open(folder)
     given = artifact.random_inputs(seed) if inputs == "random" else load_arrays(Path(inputs))
@@ -41,9 +41,9 @@ def run(
     if out is not None:
         save_arrays(out, outputs)
     if as_json:
-        print_json({"runtime": artifact.runtime, "outputs": measurements.described(outputs)})
+        print_json({"runtime": artifact.runtime, "outputs": runs.described(outputs)})
     elif not quiet:
-        measurements.show_outputs(outputs, artifact.runtime, out)
+        runs.show_outputs(outputs, artifact.runtime, out)
 
 
 def bench(
@@ -66,18 +66,19 @@ def bench(
         raise typer.BadParameter(f"{folder} is a model, not the folder of a compile: {hint}", param_hint="DIR")
     if profile and against != "onnxruntime":
         raise typer.BadParameter("it times the kernels of one library, there is no other side", param_hint="--profile")
-    from nnc import benchmark, console, measurements
+    from nnc import benchmark
     from nnc.artifact import Artifact
+    from nnc.display import console, runs
 
     artifact = Artifact.open(folder)
     if profile:
         kernels = benchmark.profile(artifact, threads or artifact.threads)
-        print_json(kernels) if as_json else measurements.show_profile(kernels)
+        print_json(kernels) if as_json else runs.show_profile(kernels)
         return
     other = None if against == benchmark.ONNXRUNTIME else arguments.other_side(against)
     with console.progress(quiet) as progress:
         timing = benchmark.compare(artifact, rounds, threads, progress, other)
-    print_json(timing.to_dict()) if as_json else measurements.show_timing(timing)
+    print_json(timing.to_dict()) if as_json else runs.show_timing(timing)
 
 
 def evaluate(
@@ -105,7 +106,8 @@ def evaluate(
 
     The preprocessing is that of the recipe where the model is a compiled one; options replace parts of it.
     """
-    from nnc import console, evaluation, measurements
+    from nnc import evaluation
+    from nnc.display import console, runs
 
     options, shapes = {"size": size, "crop": crop, "mean": mean, "std": std, "layout": layout}, arguments.shapes(shape)
     with console.progress(quiet) as progress:
@@ -122,7 +124,7 @@ def evaluate(
     if as_json:
         print_json(measured.to_dict())
     else:
-        measurements.show_accuracy(measured)
+        runs.show_accuracy(measured)
 
 
 def package_(
@@ -134,7 +136,7 @@ def package_(
     quiet: QuietOption = False,
 ) -> None:
     """Pack a compiled model into one file that runs on the board, with nothing to install there."""
-    from nnc import console, measurements
+    from nnc.display import console, runs
     from nnc.package import package
 
     with console.progress(quiet) as progress:
@@ -142,4 +144,4 @@ def package_(
     if as_json:
         print_json(made.to_dict())
     elif not quiet:
-        measurements.show_package(made)
+        runs.show_package(made)

@@ -42,7 +42,8 @@ def compile_(
     quiet: QuietOption = False,
 ) -> None:
     """Compress a model and compile it for a target."""
-    from nnc import compilation, console, summaries
+    from nnc.compiling import compilation
+    from nnc.display import console, summaries
 
     job = arguments.job(
         recipe,
@@ -78,7 +79,8 @@ def plan(
     quiet: QuietOption = False,
 ) -> None:
     """Show what each pass would do, and what it would leave alone and why. Writes nothing."""
-    from nnc import compilation, console, summaries
+    from nnc.compiling import compilation
+    from nnc.display import console, summaries
 
     job = arguments.job(recipe, model, target, data, set_, shape, threads=threads, seed=seed)
     with console.progress(quiet) as progress:
@@ -103,7 +105,8 @@ def bisect(
     quiet: QuietOption = False,
 ) -> None:
     """Find the pass that costs the accuracy: it is measured after each one."""
-    from nnc import compilation, console, summaries
+    from nnc.compiling import compilation
+    from nnc.display import console, summaries
 
     keyed = [each if "=" in each else f"test={each}" for each in data]
     job = arguments.job(recipe, model, target, keyed, set_, shape, seed=seed)

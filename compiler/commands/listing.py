@@ -8,7 +8,8 @@ from nnc.commands.output import print_json
 
 def passes(name: NameArgument = None, use: UseOption = [], as_json: JsonOption = False) -> None:  # noqa: B006
     """List the passes that a recipe can name."""
-    from nnc import catalog, listings
+    from nnc import catalog
+    from nnc.display import listings
 
     entries = catalog.passes(use)
     if name is None:
@@ -20,7 +21,8 @@ def passes(name: NameArgument = None, use: UseOption = [], as_json: JsonOption =
 
 def targets(name: NameArgument = None, as_json: JsonOption = False) -> None:
     """List the targets, or show the figures of one; x86 shows what was detected here."""
-    from nnc import catalog, listings
+    from nnc import catalog
+    from nnc.display import listings
 
     if name is None:
         entries = catalog.targets()
@@ -32,7 +34,8 @@ def targets(name: NameArgument = None, as_json: JsonOption = False) -> None:
 
 def recipes(name: NameArgument = None, as_json: JsonOption = False) -> None:
     """List the recipes that nnc ships, or print one: a start for your own."""
-    from nnc import catalog, listings
+    from nnc import catalog
+    from nnc.display import listings
 
     entries = catalog.recipes()
     if name is None:
@@ -53,7 +56,7 @@ def doctor(as_json: JsonOption = False) -> None:
     """Show which optional tools are there, and how to get the others."""
     from dataclasses import asdict
 
-    from nnc import listings
+    from nnc.display import listings
     from nnc.doctor import checks
 
     found = checks()

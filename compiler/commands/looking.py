@@ -36,11 +36,13 @@ def inspect(
 
     --latency emulated shows what the library in DIR costs, kernel by kernel, beside the predictions.
     """
-    from nnc import inspection, summaries
+    from nnc import inspection
     from nnc import target as targets
+    from nnc.display import summaries
 
     if latency == "emulated":
-        from nnc import console, emulation
+        from nnc.compiling import emulation
+        from nnc.display import console
 
         with console.progress(quiet) as progress:
             timed = emulation.of_folder(model, target, threads, progress)
@@ -72,7 +74,9 @@ def validate(
     quiet: QuietOption = False,
 ) -> None:
     """Compare predicted latencies with a table of measured ones."""
-    from nnc import console, validation, wire
+    from nnc import validation
+    from nnc.display import console
+    from nnc.model import wire
     from nnc.validation import listing, scatter
 
     with console.progress(quiet) as progress:

@@ -29,7 +29,9 @@ def network(
     quiet: QuietOption = False,
 ) -> None:
     """Write a reference network of the literature, with seeded weights."""
-    from nnc import console, inspection, listings, networks, summaries, wire
+    from nnc import inspection, networks
+    from nnc.display import console, listings, summaries
+    from nnc.model import wire
 
     if name == "list":
         with console.progress(quiet) as progress:
@@ -54,8 +56,8 @@ def example(
     quiet: QuietOption = False,
 ) -> None:
     """Write an example to try nnc on: a small trained network, labelled images and a recipe."""
-    from nnc import console
     from nnc import example as examples
+    from nnc.display import console
 
     with console.progress(quiet) as progress:
         files = examples.write(folder, seed, progress)

@@ -47,7 +47,8 @@ def tune(
     Of a model, what the recipe simplify makes of it is tuned; of the folder of a compile, the model in it. Code for
     this machine is measured here, code for an AArch64 board in emulation or, with --rpc, on the board.
     """
-    from nnc import autotune, console, listings
+    from nnc import autotune
+    from nnc.display import console, listings
     from nnc.tuning.records import own_file
     from nnc.tuning.tune import Budget
 
@@ -76,8 +77,9 @@ def records_(
     as_json: JsonOption = False,
 ) -> None:
     """Show the tuning records that nnc compile uses for a target; give them to others, or take theirs."""
-    from nnc import autotune, console, listings
+    from nnc import autotune
     from nnc import target as targets
+    from nnc.display import console, listings
     from nnc.tuning.records import own_file
 
     chip = targets.load(target)

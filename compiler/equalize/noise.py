@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from nnc.calibrate.extremes import Extremes
 from nnc.equalize.ranges import MOST_LOG, extent, groups
 from nnc.equalize.scalable import Scalable
-from nnc.extremes import Extremes
 
 
 @dataclass(frozen=True)

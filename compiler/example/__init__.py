@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from nnc import wire
 from nnc.context import Progress, silent
 from nnc.errors import NncError
 from nnc.example import drawing, training
+from nnc.model import wire
 from nnc.networks.network import Network, Value
 
 #: What `write` leaves in the folder.

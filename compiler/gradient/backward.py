@@ -9,7 +9,7 @@ from nnc.gradient.rules import RULES
 from nnc.gradient.step import NoGradient, Step
 from nnc.gradient.value import Value, Writer, apply
 from nnc.measure import has_shape, numpy_dtype
-from nnc.proto import STANDARD_DOMAINS
+from nnc.model.proto import STANDARD_DOMAINS
 
 
 class Backward:

@@ -5,9 +5,10 @@ import math
 import numpy as np
 import onnx
 
-from nnc import proto, session
+from nnc import session
 from nnc.gradient.step import NoGradient, Rule, Step, first
 from nnc.gradient.value import Value, apply, scatter_add, zeros
+from nnc.model import proto
 
 
 def _same_elements(step: Step) -> Value:

@@ -7,9 +7,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from nnc import proto, session
+from nnc import session
 from nnc.gradient.value import Value
 from nnc.measure import has_shape
+from nnc.model import proto
 
 
 class NoGradient(Exception):

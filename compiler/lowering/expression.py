@@ -17,7 +17,7 @@ from nnc.attributes import bounds
 from nnc.integers import Quantization
 from nnc.lowering import scalar
 from nnc.measure import scales_channels
-from nnc.proto import is_standard
+from nnc.model.proto import is_standard
 
 Slot = int  # an input or an earlier step
 Argument = Slot | float  # a float is a constant

@@ -24,7 +24,7 @@ from nnc.lowering.kernels.unit import Unit
 from nnc.lowering.operators import MOVES, OPERATORS
 from nnc.lowering.pieces import Piece, Refused, Value, Work, constant, reason
 from nnc.lowering.schedule import schedule
-from nnc.proto import is_standard
+from nnc.model.proto import is_standard
 
 _OF_SHAPES = ("EyeLike", "Shape", "Size")
 

@@ -31,7 +31,7 @@ from nnc.lowering.schedule import is_large, schedule
 from nnc.lowering.shapes import dtype_of, shape_of
 from nnc.lowering.tail import Tail, block_constant
 from nnc.lowering.workload import Choice, Schedules, Workload
-from nnc.proto import STANDARD_DOMAINS
+from nnc.model.proto import STANDARD_DOMAINS
 
 
 @dataclass(frozen=True)

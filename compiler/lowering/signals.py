@@ -9,7 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc.lowering.expression import FLOATS, is_elementwise
-from nnc.proto import STANDARD_DOMAINS
+from nnc.model.proto import STANDARD_DOMAINS
 
 _LAYERS = {"AveragePool", "Conv", "ConvTranspose", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"}
 

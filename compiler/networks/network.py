@@ -15,8 +15,8 @@ from onnx import TensorProto
 
 from nnc import __version__
 from nnc.errors import NncError
+from nnc.model.wire import MAX_MESSAGE_BYTES
 from nnc.networks.moments import STANDARD, Moments, mixture
-from nnc.wire import MAX_MESSAGE_BYTES
 
 OPSET = 17
 IR_VERSION = 8

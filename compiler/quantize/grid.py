@@ -11,7 +11,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc.attributes import bounds
-from nnc.proto import is_standard
+from nnc.model.proto import is_standard
 
 
 def ends(scale: np.ndarray, zero: np.ndarray, least: int, largest: int) -> tuple[np.ndarray, np.ndarray]:

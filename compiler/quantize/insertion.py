@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from nnc import graph as graphs
 from nnc.attributes import bounds, number
 from nnc.digests import digest
-from nnc.proto import is_standard
+from nnc.model.proto import is_standard
 from nnc.quantize import grid
 from nnc.quantize.calibration import Ranges
 from nnc.quantize.placement import Placement, made_of_integers, moves, operands

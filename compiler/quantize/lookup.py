@@ -7,7 +7,7 @@ import onnx_graphsurgeon as gs
 
 from nnc.integers import LAYERS
 from nnc.measure import has_shape
-from nnc.proto import is_standard
+from nnc.model.proto import is_standard
 from nnc.quantize.insertion import MOST_BIAS
 from nnc.quantize.placement import made_of_integers
 from nnc.quantize.scheme import Scheme, dequantized

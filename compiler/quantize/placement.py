@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 
 from nnc.integers import LAYERS, MOVES, PRODUCTS
 from nnc.measure import has_shape
-from nnc.proto import is_standard
+from nnc.model.proto import is_standard
 
 #: Operators that compute on few values each: integers come in, and integers go out with a scale of their own.
 ELEMENTWISE = (

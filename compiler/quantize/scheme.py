@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from nnc import chip
+from nnc.hardware import chip
 from nnc.integers import spread
 
 #: The least scale: the product of two of them, the scale of a bias, is still a normal float32.

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc import halving, measure
-from nnc.chip import Dtype
+from nnc.hardware.chip import Dtype
 from nnc.simulation import roofline
 from nnc.simulation.kernels import Kernel, kernels, peak_bytes
 from nnc.simulation.machine import WIDTHS, fastest, host_ghz, machine

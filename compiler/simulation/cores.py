@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from nnc import toml
-from nnc.chip import Cluster, Dtype, Memory, Unit
+from nnc.hardware.chip import Cluster, Dtype, Memory, Unit
 from nnc.simulation.machine import HOST_GHZ, Machine, machine
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from nnc.chip import Cluster, Dtype, Memory, Unit
+from nnc.hardware.chip import Cluster, Dtype, Memory, Unit
 
 WIDTHS: dict[Dtype, int] = {"float32": 4, "float16": 2, "int8": 1}
 

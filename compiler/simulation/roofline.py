@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nnc.efficiency import Efficiency
+from nnc.hardware.efficiency import Efficiency
 from nnc.simulation.machine import HOST_GHZ, Machine
 from nnc.simulation.work import CLASSES, Work
 

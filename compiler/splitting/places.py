@@ -10,7 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc import graph as graphs
-from nnc.budget import Allocation, Budget, Metric, Solution, corrected
+from nnc.compression.budget import Allocation, Budget, Metric, Solution, corrected
 from nnc.errors import NncError
 from nnc.layers import Layer
 from nnc.measure import macs, measure, params

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from nnc import reconstruct
+from nnc.compression import reconstruct
 from nnc.factorize import Stage
 from nnc.layers import Layer
 from nnc.rewrite import Driver

@@ -10,14 +10,16 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from pydantic import Field, model_validator
 
-from nnc import calibrate, factorize, reconstruct, units
+from nnc import calibrate, factorize
 from nnc import graph as graphs
-from nnc.budget import Budget, Metric
 from nnc.calibrate import Flow, Moments
+from nnc.compression import reconstruct
+from nnc.compression.budget import Budget, Metric
 from nnc.digests import digest, graph_digest
+from nnc.display import units
 from nnc.factorize import Factors, Spectrum, Stage
 from nnc.layers import Layer
-from nnc.proto import is_standard
+from nnc.model.proto import is_standard
 from nnc.rewrite import Context, Driver, Effect, Pass, selected
 from nnc.splitting.places import Option, Splits
 from nnc.splitting.ranks import Rank, largest, steps, undominated

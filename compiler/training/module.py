@@ -17,7 +17,7 @@ from torch import nn
 from nnc import graph as graphs
 from nnc import measure
 from nnc.errors import NncError
-from nnc.proto import is_standard
+from nnc.model.proto import is_standard
 from nnc.training import elementwise, movement, windows
 from nnc.training.site import Compute, Mode, Operator, Site, Tensor
 

@@ -10,7 +10,8 @@ import onnx
 import torch
 from torch.nn import functional as F  # as everybody calls it
 
-from nnc import proto, session
+from nnc import session
+from nnc.model import proto
 from nnc.training.site import Compute, Operator, Site, Tensor
 
 

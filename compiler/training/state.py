@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nnc import wire
 from nnc.data import Dataset
 from nnc.digests import array_bytes, code_digest, digest, file_digest, graph_digest
+from nnc.model import wire
 from nnc.training.module import GraphModule
 
 if TYPE_CHECKING:

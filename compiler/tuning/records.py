@@ -21,9 +21,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from nnc import output, units
-from nnc.console import say
+from nnc.compiling import output
 from nnc.digests import digest
+from nnc.display import units
+from nnc.display.console import say
 from nnc.errors import NncError
 from nnc.target import Target
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import onnx_graphsurgeon as gs
 
-from nnc import units
+from nnc.display import units
 from nnc.target import Target
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from nnc import units
-from nnc.console import say
+from nnc.display import units
+from nnc.display.console import say
 from nnc.target import Target
 from nnc.tuning import records, tasks
 from nnc.tuning.devices import Device

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from nnc import efficiency
 from nnc import target as targets
-from nnc.efficiency import Efficiency
 from nnc.errors import NncError
+from nnc.hardware import efficiency
+from nnc.hardware.efficiency import Efficiency
 from nnc.target import Target
 from nnc.validation import settings, table
 from nnc.validation.comparison import compare

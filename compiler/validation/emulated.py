@@ -27,9 +27,9 @@ import onnx_graphsurgeon as gs
 from nnc import graph as graphs
 from nnc import networks, pipeline, recipe
 from nnc import target as targets
-from nnc.console import failing, progress
 from nnc.context import Context, Progress
 from nnc.data import Dataset
+from nnc.display.console import failing, progress
 from nnc.errors import NncError
 from nnc.rewrite import Pass
 from nnc.target import Target

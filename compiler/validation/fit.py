@@ -20,10 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
-from nnc import tables, toml, units, wire
-from nnc.console import failing, progress
-from nnc.efficiency import Efficiency
+from nnc import toml
+from nnc.display import tables, units
+from nnc.display.console import failing, progress
 from nnc.errors import NncError
+from nnc.hardware.efficiency import Efficiency
+from nnc.model import wire
 from nnc.validation import fitting, settings, table
 from nnc.validation.fitting import Fit, Key
 from nnc.validation.samples import Excluded, Sample, main_reason, samples
@@ -32,7 +34,7 @@ from nnc.validation.workloads import Workloads
 _HEADER = """\
 # How well the code of engines uses families of units: what `nnc.simulation` multiplies the figures of a target with.
 #
-# Fitted by `python -m nnc.validation.fit` on published measurements; don't edit. `nnc.efficiency` explains the
+# Fitted by `python -m nnc.validation.fit` on published measurements; don't edit. `nnc.hardware.efficiency` explains the
 # coefficients. `error` is the mean relative error of the fit, with each network left out, and with each chip left out.
 # The largest of them is what to expect of a prediction; where no chip could be left out, nobody knows.
 """

@@ -15,7 +15,7 @@ from functools import partial
 
 import numpy as np
 
-from nnc.efficiency import NEAREST, Efficiency
+from nnc.hardware.efficiency import NEAREST, Efficiency
 from nnc.validation.samples import Progress, Sample, Stack, by_profile
 
 #: The engine of a profile that is fitted on the rows of all engines, for those that have none of their own.

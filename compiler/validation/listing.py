@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nnc import tables, units
+from nnc.display import tables, units
 
 _COLUMNS = (
     "chip", "unit", "framework", "type", "rows", "error", "bias", "ranks", "ratios", "types", "compressed",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nnc.efficiency import Efficiency
+from nnc.hardware.efficiency import Efficiency
 from nnc.simulation import roofline
 from nnc.simulation.machine import WIDTHS, Machine, stacked
 from nnc.simulation.work import Work, joined

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
-from nnc import units
+from nnc.display import units
 
 _SIZE, _LEFT, _TOP, _RIGHT, _BOTTOM = 640, 64, 24, 616, 576
 

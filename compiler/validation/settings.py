@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import cache
 
 from nnc import target as targets
-from nnc import units
-from nnc.chip import Cluster, Dtype, Unit
+from nnc.display import units
+from nnc.hardware.chip import Cluster, Dtype, Unit
 from nnc.simulation import cores
 from nnc.simulation.machine import Machine, host_ghz, machine
 from nnc.target import Target

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nnc import toml
-from nnc.chip import Dtype
 from nnc.errors import NncError
+from nnc.hardware.chip import Dtype
 
 #: Columns that a table must have; others are read where they are there.
 REQUIRED = (

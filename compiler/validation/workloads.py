@@ -10,8 +10,9 @@ import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 
 from nnc import graph as graphs
-from nnc import networks, recipe, units
+from nnc import networks, recipe
 from nnc.context import Context
+from nnc.display import units
 from nnc.errors import NncError
 from nnc.simulation.kernels import kernels
 from nnc.simulation.work import Work, work

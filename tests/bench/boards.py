@@ -30,9 +30,10 @@ import table
 import tvm
 from table import DATA, Row, facts, samples
 
-from nnc import compilation, lowering, recipe, target, testing, verify
 from nnc import graph as graphs
+from nnc import lowering, recipe, target, testing, verify
 from nnc.artifact import Artifact
+from nnc.compiling import compilation
 from nnc.data import Dataset, Preprocess
 from nnc.lowering.dsp.unit import dsp_unit
 from nnc.lowering.emulate import EmulatedLibrary

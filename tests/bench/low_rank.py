@@ -25,7 +25,8 @@ from cifar import PREPROCESS, Pass, compiled, decoded, from_scratch, vgg
 from table import DATA, THREADS, Row, Workshop, facts, nnc, samples
 
 from nnc import graph as graphs
-from nnc import packing, units
+from nnc import packing
+from nnc.display import units
 
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5)
 EPOCHS, STEPS = 3, 8

@@ -11,9 +11,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 
-from nnc import accuracy, compression, measure, pipeline, target, testing
+from nnc import accuracy, measure, pipeline, target, testing
 from nnc import graph as graphs
-from nnc.budget import Budget
+from nnc.compression.budget import Budget
+from nnc.compression.network import roots, scaled
 from nnc.data import Dataset, Preprocess
 from nnc.errors import NncError
 from nnc.passes.compress import Compress
@@ -211,7 +212,7 @@ def test_calibration_data_is_needed() -> None:
 def test_outputs_that_matter_are_kept_best() -> None:
     rng = np.random.default_rng(0)
     W = rng.standard_normal((6, 10, 3, 3))
-    factors = compression.roots(np.array([1.0, 0.0, 4.0, 1.0, 1.0, 1.0]))
+    factors = roots(np.array([1.0, 0.0, 4.0, 1.0, 1.0, 1.0]))
     assert factors[2] == 2.0
     assert 0 < factors[1] < 0.2
-    assert np.allclose(compression.scaled(compression.scaled(W, factors), 1 / factors), W)
+    assert np.allclose(scaled(scaled(W, factors), 1 / factors), W)

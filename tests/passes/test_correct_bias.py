@@ -9,10 +9,10 @@ import pytest
 from nnc import pipeline, quantize, target, testing
 from nnc.data import Dataset, Preprocess
 from nnc.errors import NncError
-from nnc.expectation import clipped_mean
 from nnc.passes.correct_bias import CorrectBias
 from nnc.passes.fold_batchnorm import FoldBatchNorm
 from nnc.passes.insert_qdq import InsertQdq
+from nnc.quantize.expectation import clipped_mean
 from nnc.rewrite import Pass
 from nnc.session import Session
 

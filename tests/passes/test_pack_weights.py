@@ -8,9 +8,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 
-from nnc import compilation, packing, pipeline, recipe, target, testing
 from nnc import graph as graphs
+from nnc import packing, pipeline, recipe, target, testing
 from nnc.artifact import Artifact
+from nnc.compiling import compilation
 from nnc.passes.merge_duplicates import MergeDuplicates
 from nnc.passes.pack_weights import PackWeights
 

@@ -9,7 +9,8 @@ import onnx
 import pytest
 
 from nnc import graph as graphs
-from nnc import networks, passes, pipeline, target, testing, verify, wire
+from nnc import networks, passes, pipeline, target, testing, verify
+from nnc.model import wire
 from nnc.rewrite import Pass
 
 GRAPH_PASSES = [pass_() for pass_ in passes.GRAPH_PASSES]

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from nnc import graph as graphs
 from nnc import networks, pipeline, recipe, target, testing
-from nnc.budget import Budget
 from nnc.calibrate import Flow
+from nnc.compression.budget import Budget
 from nnc.data import Dataset
 from nnc.errors import NncError
 from nnc.measure import measure

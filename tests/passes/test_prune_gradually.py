@@ -12,11 +12,11 @@ from pydantic import ValidationError
 
 from nnc import graph as graphs
 from nnc import packing, pipeline, target, testing
-from nnc.budget import Budget
+from nnc.compiling.output import OutputFolder
+from nnc.compression.budget import Budget
 from nnc.data import Dataset, Preprocess
 from nnc.errors import NncError
 from nnc.measure import measure
-from nnc.output import OutputFolder
 from nnc.passes.pack_weights import PackWeights
 from nnc.passes.prune_channels import PruneChannels
 from nnc.passes.prune_gradually import PruneGradually

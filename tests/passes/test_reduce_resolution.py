@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from nnc import graph as graphs
 from nnc import measure, networks, pipeline, target, testing, verify
-from nnc.budget import Budget
+from nnc.compression.budget import Budget
 from nnc.errors import NncError
 from nnc.passes.reduce_resolution import ReduceResolution
 from nnc.session import Session

@@ -6,8 +6,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 
-from nnc import chip, efficiency, graph, measure, networks, target
-from nnc.efficiency import Efficiency
+from nnc import graph, measure, networks, target
+from nnc.hardware import chip, efficiency
+from nnc.hardware.efficiency import Efficiency
 from nnc.simulation.analytic import Prediction, predict
 from nnc.target import Target
 

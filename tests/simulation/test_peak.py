@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from nnc import entries, networks, recipe, target, testing
 from nnc import graph as graphs
+from nnc import networks, recipe, target, testing
+from nnc.compiling import entries
 from nnc.context import Context
 from nnc.lowering.build import build
 from nnc.passes.cast_fp16 import CastFp16

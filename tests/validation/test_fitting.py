@@ -8,10 +8,11 @@ from importlib import resources
 import numpy as np
 import pytest
 
-from nnc import efficiency, networks
 from nnc import graph as graphs
-from nnc.efficiency import Efficiency
+from nnc import networks
 from nnc.errors import NncError
+from nnc.hardware import efficiency
+from nnc.hardware.efficiency import Efficiency
 from nnc.simulation.kernels import kernels
 from nnc.simulation.machine import WIDTHS
 from nnc.simulation.work import Work, work

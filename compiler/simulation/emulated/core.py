@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nnc.chip import Cluster
 from nnc.errors import NncError
+from nnc.hardware.chip import Cluster
 from nnc.simulation import cores
 from nnc.simulation.cores import Core as Type
 from nnc.simulation.emulated.isa import BY_ARCHITECTURE, Isa

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nnc.chip import Dtype
+from nnc.hardware.chip import Dtype
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 import onnx_graphsurgeon as gs
 
-from nnc import halving, units
+from nnc import halving
+from nnc.display import units
 from nnc.simulation.analytic import Layer, Prediction
 from nnc.simulation.emulated.latency import Step
 from nnc.simulation.kernels import Kernel, kernels

@@ -15,10 +15,11 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 
-from nnc import compilation, evaluation, lowering, package, recipe, target, testing
+from nnc import evaluation, lowering, package, recipe, target, testing
 from nnc import graph as graphs
 from nnc.artifact import Artifact
-from nnc.compilation import Job
+from nnc.compiling import compilation
+from nnc.compiling.compilation import Job
 from nnc.errors import NncError
 from nnc.lowering.dsp import emulate
 

@@ -1,0 +1,161 @@
+"""The flow behind `nnc compile`, `nnc plan` and `nnc bisect`: model and recipe in, a folder of results out."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import onnx_graphsurgeon as gs
+
+from nnc import graph as graphs
+from nnc import pipeline, report
+from nnc.compiling import emulation, entries, output
+from nnc.compiling import library as libraries
+from nnc.compiling import lock as locks
+from nnc.compiling.checkpoint import Checkpoints
+from nnc.compiling.job import Job, command, open_context
+from nnc.compiling.output import OutputFolder
+from nnc.context import Context, Progress, silent
+from nnc.digests import digest, file_digest
+from nnc.errors import NncError
+from nnc.pipeline import Row
+
+
+def compile_model(job: Job, progress: Progress = silent) -> dict[str, Any]:
+    """Run the recipe, lower the result, and write model.onnx, module.so, report.json, report.html and nnc.lock.
+
+    Returns the report. When anything fails, the files of an earlier compile stay and no new ones appear; what a pass
+    that failed by itself was given is saved beside the output folder.
+    """
+    _check(job)
+    graph = graphs.load(job.model, job.shapes)
+    context = open_context(job, graph, progress)
+    try:
+        with output.opened(job.out) as folder:
+            context.store = folder
+            return _compile(job, graph, context, folder)
+    except pipeline.PassFailed as failure:
+        raise _reproduced(failure, job) from failure
+
+
+def _compile(job: Job, graph: gs.Graph, context: Context, folder: OutputFolder) -> dict[str, Any]:
+    lock = locks.lock(job)
+    inputs = locks.inputs_digest(lock)
+    checkpoints = Checkpoints(folder.checkpoints, job.model, inputs)
+    keys = checkpoints.keys(job.recipe.passes)
+    before = entries.figures(graph, context, locks.model_files(job.model))
+    before["accuracy"] = folder.once("before", inputs, lambda: context.accuracy(graph))
+    compressed, rows = pipeline.run(graph, job.recipe.passes, context, checkpoints)
+    files = graphs.save(compressed, folder.staging / "model.onnx", locks.metadata(job, lock))
+    after = entries.figures(compressed, context, files)
+    after["accuracy"] = _accuracy_after(rows, before, context, compressed, folder, digest(inputs, *keys))
+    library = libraries.built(job, compressed, context, folder) if job.lower else None
+    if library is not None:
+        after |= entries.of_pairs(compressed, library, job.target.unit.halves)
+    layers = entries.emulate(job, graph, compressed, library, context, folder, before, after) if library else None
+    result = (
+        entries.assembled(job, context, compressed, rows, before, after)
+        | entries.library_entries(library)
+        | (layers or {})
+    )
+    result["weights"] = entries.weights(compressed, before, after, library)
+    if library is not None:
+        lock["tuning"] = libraries.tuning_entry(library)
+        result["layers"] = [layer | {"tuned": layer["name"] in library["tuned"]} for layer in result["layers"]]
+    lock["results"] = {file.name: file_digest(file) for file in files} | (library["files"] if library else {})
+    result["files"] = [*lock["results"], *report.FILES]
+    report.write(result, lock, folder.staging)
+    (folder.staging / output.LOCK).write_text(json.dumps(lock, indent=2) + "\n", "utf-8")
+    folder.publish(result["files"])
+    if library is not None:
+        folder.remember("library", library["key"], library)
+    checkpoints.prune(keys)
+    shutil.rmtree(folder.training, ignore_errors=True)  # what its epochs led to is in the checkpoints
+    return result
+
+
+def _reproduced(failure: pipeline.PassFailed, job: Job) -> NncError:
+    """The error of a pass that failed by itself; what it was given is saved beside the output folder."""
+    out = job.out if job.out.name not in ("", "..") else job.out.resolve()
+    folder = out.with_name(f"{out.name}-failed")
+    alone = replace(job.recipe, passes=(failure.pass_,))
+    pipeline.save_reproduction(failure, folder, alone.to_toml(paths=True))
+    reproduce = command(
+        str(folder / "recipe.toml"), str(folder / "before.onnx"), job.target.spec,
+        threads=job.threads, seed=job.seed, lower=job.lower,
+    )  # fmt: skip
+    return NncError(failure.message, f"{failure.hint}; this reproduces it: {reproduce}")
+
+
+def plan(job: Job, progress: Progress = silent) -> dict[str, Any]:
+    """What each pass would do, and what it would leave alone and why; writes nothing.
+
+    {"target", "before", "after", "passes"} as in the report, and "remarks" of the target's cost model on the result.
+    """
+    job.target.require_threads(job.threads)
+    graph = graphs.load(job.model, job.shapes)
+    context = open_context(job, graph, progress)
+    context.trains = False
+    before = entries.figures(graph, context) | {"accuracy": context.accuracy(graph)}
+    compressed, rows = pipeline.run(graph, job.recipe.passes, context)
+    return {
+        "target": job.target.label,
+        "before": before,
+        "after": entries.figures(compressed, context),
+        "passes": [asdict(row) for row in rows],
+        "remarks": report.remarks(context.predict(compressed), job.target),
+    }
+
+
+def bisect(job: Job, progress: Progress = silent) -> list[tuple[str, float]]:
+    """The accuracy (top-1, 0 to 1) of the model and after each pass that changed something: [(pass name, accuracy)].
+
+    Raises NncError without test data.
+    """
+    graph = graphs.load(job.model, job.shapes)
+    context = open_context(job, graph, progress)
+    if context.test is None:
+        raise NncError("bisect needs test data", "give it with --data test=PATH or in the recipe's [data]")
+    # check-accuracy would stop the search at the very pass that is looked for
+    passes = [pass_ for pass_ in job.recipe.passes if not pass_.only_looks]
+    pipeline.check(passes, context)
+    states = [("(model)", _accuracy(context, graph))]
+    for index, pass_ in enumerate(passes):
+        progress(pass_.name, index, len(passes))
+        graph, (row,) = pipeline.run(graph, [pass_], context)
+        if row.changed:
+            states.append((pass_.name, _accuracy(context, graph) if row.accuracy is None else row.accuracy))
+    return states
+
+
+def _check(job: Job) -> None:
+    """Refuse what can't end well, before any work starts."""
+    if job.lower:
+        job.target.require_lowerable()
+    job.target.require_threads(job.threads)
+    if job.latency == "emulated":
+        if not job.lower:
+            raise NncError("--latency emulated: there is no library to execute", "leave out --no-lower")
+        emulation.check(job.target, job.threads)
+    if job.model.resolve() == (job.out / "model.onnx").resolve():
+        raise NncError(f"{job.model}: the compile would replace its own model", "choose another output folder with -o")
+
+
+def _accuracy(context: Context, graph: gs.Graph) -> float:
+    found = context.accuracy(graph)
+    assert found is not None
+    return found
+
+
+def _accuracy_after(
+    rows: Sequence[Row], before: Mapping[str, Any], context: Context, graph: gs.Graph, folder: OutputFolder, state: str
+) -> float | None:
+    """The accuracy of the result; it is measured only where no row has it and no earlier compile of `state` knew it."""
+    changed = [row for row in rows if row.changed]
+    if not changed:
+        unchanged: float | None = before["accuracy"]
+        return unchanged
+    if changed[-1].accuracy is not None:
+        return changed[-1].accuracy
+    return folder.once("after", state, lambda: context.accuracy(graph))

@@ -1,0 +1,192 @@
+"""The folder that a compile writes: nothing in it changes until everything is ready."""
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nnc.digests import digest
+from nnc.errors import NncError
+from nnc.model import wire
+
+#: The file that is written last: a folder without it holds no finished compile.
+LOCK = "nnc.lock"
+
+#: Seconds of work that nobody wants to do again.
+_LONG = 10.0
+
+#: Values that a folder remembers at most.
+_REMEMBERED = 500
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class OutputFolder:
+    """`path`, and below `path`/.nnc what is being written and what the next compile can use again."""
+
+    path: Path
+
+    @property
+    def hidden(self) -> Path:
+        return self.path / ".nnc"
+
+    @property
+    def staging(self) -> Path:
+        """Where files are written before `publish` moves them."""
+        return self.hidden / "new"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.hidden / "passes"
+
+    @property
+    def training(self) -> Path:
+        """Where epochs are kept until a compile is complete."""
+        return self.hidden / "training"
+
+    def publish(self, files: Iterable[str]) -> None:
+        """Move the staged files into place, LOCK last; `files` are all of the compile, those of earlier ones go."""
+        kept = set(files)
+        stale = _files_of(self.path) - kept
+        (self.path / LOCK).unlink(missing_ok=True)  # from here until the end there is no finished compile
+        for staged in sorted(self.staging.iterdir()):
+            if staged.name in kept:
+                os.replace(staged, self.path / staged.name)
+        for path in (self.path / name for name in stale):
+            if path.is_file():
+                path.unlink()
+        os.replace(self.staging / LOCK, self.path / LOCK)
+
+    def recalled(self, name: str, key: str) -> Any:
+        """What `remember` kept under this name and key, or None."""
+        with suppress(OSError, ValueError, KeyError, TypeError):  # not there, or damaged
+            saved = json.loads(self._measured(name, key).read_text("utf-8"))
+            return saved["value"] if (saved["name"], saved["key"]) == (name, key) else None
+        return None
+
+    def remember(self, name: str, key: str, value: Any) -> None:
+        """Keep a JSON value for later compiles; what none of them used for the longest time is forgotten."""
+        file = self._measured(name, key)
+        file.parent.mkdir(exist_ok=True)
+        with wire.replacing(file) as written:
+            written.write(json.dumps({"name": name, "key": key, "value": value}).encode())
+        newest_first = sorted(file.parent.glob("*.json"), key=lambda path: -path.stat().st_mtime_ns)
+        for path in newest_first[_REMEMBERED:]:
+            path.unlink()
+
+    def once(self, name: str, key: str, compute: Callable[[], Value]) -> Value:
+        """The value of `compute`, or what it was in an earlier compile under this name and key; None is not kept."""
+        value = self.recalled(name, key)
+        if value is not None:
+            os.utime(self._measured(name, key))  # it was used
+            return value
+        value = as_json(compute())
+        if value is not None:
+            self.remember(name, key, value)
+        return value
+
+    def _measured(self, name: str, key: str) -> Path:
+        return self.hidden / "measured" / f"{digest(name, key)}.json"
+
+
+class Memory:
+    """The same in this process alone, for what writes nothing; it can read what compiles into `folder` kept."""
+
+    def __init__(self, folder: OutputFolder | None = None) -> None:
+        self._folder = folder
+        self._values: dict[tuple[str, str], Any] = {}
+
+    def once(self, name: str, key: str, compute: Callable[[], Value]) -> Value:
+        """The value of `compute`, or what it was before."""
+        if (name, key) not in self._values:
+            value = self._folder.recalled(name, key) if self._folder else None
+            self._values[name, key] = as_json(compute()) if value is None else value
+        return deepcopy(self._values[name, key])
+
+
+def as_json(value: Value) -> Value:
+    """The value as it comes back from a file: tuples as lists, the keys of dicts as strings."""
+    return json.loads(json.dumps(value))
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[OutputFolder]:
+    """The folder for one compile at a time.
+
+    On an error, folders that were made here disappear again, unless they hold epochs of training, or checkpoints that
+    took longer than `_LONG` to get to, which are worth more than a clean place. Folders that were there keep what they
+    held; an interrupted compile leaves its checkpoints too.
+    """
+    if path.exists() and not path.is_dir():
+        raise NncError(f"{path}: a file, not a folder", "choose another output folder with -o")
+    folder, made, started = OutputFolder(path), _first_missing(path), time.time()
+    try:
+        folder.hidden.mkdir(parents=True, exist_ok=True)
+        with _alone(folder.hidden / "running", path), _staged(folder.staging):
+            yield folder
+    except OSError as error:
+        _clear(folder, made, started)
+        ours = error.filename is None or Path(error.filename).is_relative_to(folder.hidden)
+        raise NncError(f"{path if ours else error.filename}: {reason(error)}") from error
+    except Exception:
+        _clear(folder, made, started)
+        raise
+
+
+def reason(error: OSError) -> str:
+    """'no space left on device'."""
+    if error.errno == errno.EFBIG:
+        return "the file is larger than this system allows"
+    text = error.strerror or str(error)
+    return text[:1].lower() + text[1:]
+
+
+def _files_of(path: Path) -> set[str]:
+    """The files of the compile that `path` holds."""
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        report = json.loads((path / "report.json").read_text("utf-8"))
+        if "latency_source" in report:  # else it is somebody else's
+            return {name for name in report["files"] if Path(name).name == name}
+    return set()
+
+
+def _first_missing(path: Path) -> Path | None:
+    """The outermost folder of `path` that is not there."""
+    missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
+    return missing[-1] if missing else None
+
+
+def _clear(folder: OutputFolder, made: Path | None, started: float) -> None:
+    saved = [path.stat().st_mtime - started for path in folder.checkpoints.glob("*.onnx")]
+    is_worth_it = any(folder.training.glob("*.pt")) or max(saved, default=0.0) > _LONG
+    if made is not None and not is_worth_it:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+@contextmanager
+def _alone(path: Path, folder: Path) -> Iterator[None]:
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise NncError(f"{folder}: another nnc is writing it", "choose another output folder with -o") from None
+        yield
+
+
+@contextmanager
+def _staged(path: Path) -> Iterator[None]:
+    shutil.rmtree(path, ignore_errors=True)  # of a compile that was killed
+    path.mkdir()
+    try:
+        yield
+    finally:
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,178 @@
+"""The order in which a network can lose its channels, found by least squares.
+
+A channel is worth what the layers that read it can't make up for when all their other inputs are refitted. The channel
+that is worth least goes, the weights of the others take over, and so on (optimal brain surgeon, Hassibi and Stork 1993,
+for the columns of a channel together; Kurtic, Frantar, Alistarh, ZipLM, 2023, arXiv:2302.04089).
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from nnc import calibrate
+from nnc.calibrate import Flow
+from nnc.channels import Channels, Group, Use
+from nnc.compression import sensitivity
+from nnc.layers import Layer, dequantized
+from nnc.rewrite import Context
+
+#: Share of the mean of E[x x] that is added to a layer's moments before they are inverted. It stands for the errors of
+#: the layers in front, which the weights that take over would multiply: with less, plans that prune fall behind what
+#: they predict.
+_RIDGE = 0.05
+
+#: Steps in which a group loses its channels: the others are looked at again after each.
+_STEPS = 64
+
+#: Columns of a layer up to which its moments are inverted: 4608 are 512 channels of 3 x 3.
+_MOST_COLUMNS = 4608
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The order in which a group loses its channels, the least important first."""
+
+    ids: np.ndarray
+    """int64 [units]."""
+    errors: np.ndarray
+    """float64 [units + 1], growing: what it costs to have lost the first n."""
+
+
+def rank(
+    graph: gs.Graph,
+    channels: Channels,
+    groups: Sequence[Group],
+    samples: Mapping[str, np.ndarray],
+    context: Context,
+    weights: Mapping[str, np.ndarray] | None = None,
+) -> list[Ranking]:
+    """The ranking of every group; errors are shares of the energy of the outputs.
+
+    `weights` are the sensitivities by layer (nnc.compression.sensitivity), which are measured where none are given.
+    """
+    flow = Flow(graph, samples)
+    uses = {use.node.name: use for group in groups for use in group.consumers}
+    readers = [node for node in graph.nodes if node.name in uses]
+    if weights is None:
+        weights = sensitivity.output_sensitivity(graph, readers, samples, context)
+    blocks: dict[int, list[_Block]] = defaultdict(list)
+    for index, node in enumerate(readers):
+        context.progress("moments", index, len(readers))
+        flow.run_before(node)
+        x = node.inputs[1 - uses[node.name].input]
+        located = channels.of(x)
+        assert located is not None, "what can be removed lies along an axis"
+        reader = _Reader(uses[node.name], channels.read(node), flow.value(x), located[0], weights.get(node.name))
+        for place, block in reader.blocks(groups, context.seed):
+            blocks[place].append(block)
+    rankings = []
+    for index, group in enumerate(groups):
+        context.progress("rank channels", index, len(groups))
+        rankings.append(_eliminated(group.ids, blocks[index]))
+    return rankings
+
+
+def _eliminated(ids: np.ndarray, blocks: Sequence["_Block"]) -> Ranking:
+    """Let channels go, the cheapest first, until none is left."""
+    left, order, errors = ids.copy(), [], [0.0]
+    while left.size:
+        costs = sum((block.costs(left) for block in blocks), np.zeros(len(left)))
+        chosen = np.argsort(costs, kind="stable")[: max(1, len(ids) // _STEPS)]
+        for block in blocks:
+            block.lose(left[chosen])
+        order += left[chosen].tolist()
+        errors += (errors[-1] + np.cumsum(costs[chosen])).tolist()
+        left = np.delete(left, chosen)
+    return Ranking(np.array(order, np.int64), np.array(errors))
+
+
+@dataclass
+class _Block:
+    """What one layer reads of one group: a part of its inverse moments, and the weights that go with it."""
+
+    inverse: np.ndarray
+    """[n, n], rows and columns of the inverse of E[x x^T]."""
+    W: np.ndarray
+    """[K, n], each output scaled by the root of what its squared error costs."""
+    columns: dict[int, np.ndarray]
+    """Columns of the block by channel id."""
+
+    def costs(self, ids: np.ndarray) -> np.ndarray:
+        """What each channel c adds when it goes and all others are refitted: W_c (P_cc)^-1 W_c^T, P the inverse."""
+        costs = np.zeros(len(ids))
+        by_size: dict[int, list[int]] = defaultdict(list)
+        for index, one in enumerate(ids.tolist()):
+            if one in self.columns:
+                by_size[len(self.columns[one])].append(index)
+        for indices in by_size.values():
+            columns = np.stack([self.columns[int(ids[index])] for index in indices])
+            own = self.inverse[columns[:, :, None], columns[:, None]]
+            W = self.W[:, columns].transpose(1, 2, 0)
+            costs[indices] = np.einsum("ctk,ctk->c", W, np.linalg.solve(own, W))
+        return np.maximum(costs, 0.0)
+
+    def lose(self, ids: np.ndarray) -> None:
+        """Refit the other columns without those of the channels."""
+        lost = [self.columns.pop(one) for one in ids.tolist() if one in self.columns]
+        if lost:
+            gone = np.concatenate(lost)
+            shared = np.linalg.solve(self.inverse[np.ix_(gone, gone)], self.inverse[gone])
+            self.W -= self.W[:, gone] @ shared
+            self.inverse -= self.inverse[:, gone] @ shared
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A layer that reads channels."""
+
+    use: Use
+    """The axis of its weights that is along what it reads."""
+    ids: np.ndarray
+    """The channel of every input channel or feature."""
+    x: np.ndarray
+    """What it reads, [batches, *shape]."""
+    axis: int
+    """The axis of the shape that channels or features are along."""
+    weights: np.ndarray | None
+    """What the squared error of each output costs; None counts errors relative to all that the layer gives."""
+
+    def blocks(self, groups: Sequence[Group], seed: int) -> Iterator[tuple[int, _Block]]:
+        """The layer's blocks, with the index of the group of each."""
+        layer = Layer.of(self.use.node)
+        parts = self._independent() if layer is None or layer.columns > _MOST_COLUMNS else self._parts(layer, seed)
+        for ids, inverse, W in parts:
+            taps = W.shape[1] // len(ids)
+            for index, group in enumerate(groups):
+                mine = np.flatnonzero(np.isin(ids, group.ids))
+                if mine.size:
+                    columns = (mine[:, None] * taps + np.arange(taps)).reshape(-1)
+                    places = np.repeat(ids[mine], taps)
+                    by_id = {int(one): np.flatnonzero(places == one) for one in np.unique(places)}
+                    yield index, _Block(inverse[np.ix_(columns, columns)], W[:, columns], by_id)
+
+    def _parts(self, layer: Layer, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Input channels, inverse moments and scaled weights of each group of the layer."""
+        moments, matrix = calibrate.input_moments(layer, self.x, seed), layer.matrix
+        energy = np.einsum("gkd,gkd->", matrix @ moments, matrix) or 1.0
+        weights = np.full(layer.outputs, 1 / energy) if self.weights is None else self.weights
+        matrix = matrix * np.sqrt(weights).reshape(*matrix.shape[:2], 1)
+        for ids, xx, W in zip(self.ids.reshape(layer.groups, -1), moments, matrix, strict=True):
+            damping = _RIDGE * np.trace(xx) / len(xx) or 1.0
+            yield ids, np.linalg.inv(xx + damping * np.eye(len(xx))), W
+
+    def _independent(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """The same for a layer whose moments are not at hand: its inputs count as uncorrelated."""
+        per_channel = np.moveaxis(self.x, self.axis + 1, 0).reshape(len(self.ids), -1)
+        strength = per_channel.var(1, dtype=np.float64) * self._energies()
+        strength *= 1 / (strength.sum() or 1.0) if self.weights is None else self.weights.mean()
+        yield self.ids, np.eye(len(self.ids)), np.sqrt(strength)[None]
+
+    def _energies(self) -> np.ndarray:
+        """The sum of the squared weights that read each input channel or feature."""
+        squares = np.moveaxis(np.square(dequantized(self.use.node.inputs[self.use.input])), self.use.axis, 1)
+        outputs, inputs = squares.shape[:2]
+        groups = len(self.ids) // inputs  # of a Conv, which all read as many channels
+        return squares.reshape(groups, outputs // groups, inputs, -1).sum((1, 3)).reshape(-1)

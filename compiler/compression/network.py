@@ -1,0 +1,304 @@
+"""One plan for a whole network: which channels go, which layers are split and to which rank, within one budget.
+
+What each choice would cost the outputs is measured once on calibration data, see `measure`; the choice among them is
+an allocation over these errors, see nnc.compression.budget, and needs the network no more.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from nnc import calibrate, channels, factorize, splitting
+from nnc import graph as graphs
+from nnc.calibrate import Flow, Moments
+from nnc.channels import Channels, Group
+from nnc.compression import costs, elimination, pruning, reconstruct, sensitivity
+from nnc.compression.budget import Allocation, Budget, Metric, Solution, corrected
+from nnc.compression.costs import coefficients
+from nnc.compression.elimination import Ranking
+from nnc.digests import digest, graph_digest
+from nnc.factorize import Factors
+from nnc.layers import Layer
+from nnc.measure import macs
+from nnc.rewrite import Context, Driver
+from nnc.splitting import Rank, Split
+
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A way to split a layer."""
+
+    method: str
+    rank: Rank
+    error: float
+    """Share of the energy of the network's outputs that is lost."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What every choice costs the outputs, and what the outputs of every layer are worth."""
+
+    rankings: list[Ranking]
+    """By group."""
+    choices: dict[str, list[Choice]]
+    """By layer."""
+    weights: dict[str, np.ndarray]
+    """By layer, see nnc.compression.sensitivity."""
+
+
+class Network:
+    """A graph whose channels may go and whose layers may be split.
+
+    A state holds an option per group, then one per layer: an index into `widths` and `choices`, whose option 0 leaves
+    the group or layer as it is.
+    """
+
+    def __init__(
+        self, graph: gs.Graph, traced: Channels, groups: Sequence[Group], layers: Sequence[Layer],
+        methods: Sequence[Split], multiple: int, budget: Budget, samples: Arrays, context: Context,
+    ) -> None:  # fmt: skip
+        self.graph, self.traced, self.groups, self.layers = graph, traced, groups, layers
+        self.methods = {method.name: method for method in methods}
+        self.budget, self.samples, self.context = budget, samples, context
+        self.widths = [pruning.widths(group, multiple) for group in groups]
+        self.measured = self._measured(multiple)
+        self.choices: list[list[Choice | None]] = [[None, *self.measured.choices[layer.node.name]] for layer in layers]
+
+    # --- What is measured
+
+    def _measured(self, multiple: int) -> Measured:
+        """Measured once for a network, its data and the methods: other budgets use it again."""
+        key = digest(
+            graph_digest(self.graph), self.context.data_key, str(self.context.seed), str(multiple),
+            *(group.name for group in self.groups), *(layer.node.name for layer in self.layers), *self.methods,
+        )  # fmt: skip
+        kept = self.context.once("compress", key, partial(self._measure, multiple))
+        return Measured(
+            [Ranking(np.array(each["ids"]), np.array(each["errors"])) for each in kept["groups"]],
+            {
+                name: [Choice(m, _hashable(rank), error) for m, rank, error in each]
+                for name, each in kept["layers"].items()
+            },
+            {name: np.array(each) for name, each in kept["weights"].items()},
+        )
+
+    def _measure(self, multiple: int) -> dict[str, Any]:
+        readers = {use.node.name for group in self.groups for use in group.consumers}
+        names = readers | {layer.node.name for layer in self.layers}
+        nodes = [node for node in self.graph.nodes if node.name in names]
+        weights = sensitivity.output_sensitivity(self.graph, nodes, self.samples, self.context)
+        rankings = elimination.rank(self.graph, self.traced, self.groups, self.samples, self.context, weights)
+        flow, found = Flow(self.graph, self.samples), {}
+        for index, layer in enumerate(self.layers):
+            self.context.progress("measure ranks", index, len(self.layers))
+            found[layer.node.name] = self._curves(layer, multiple, flow, weights.get(layer.node.name))
+        return {
+            "groups": [{"ids": each.ids.tolist(), "errors": each.errors.tolist()} for each in rankings],
+            "layers": found,
+            "weights": {name: each.tolist() for name, each in weights.items()},
+        }
+
+    def _curves(self, layer: Layer, multiple: int, flow: Flow, weights: np.ndarray | None) -> list[list[Any]]:
+        """The choices [method, rank, error] of a layer that no other beats in both parameters and error."""
+        if layer.columns > reconstruct.MOST_COLUMNS:
+            return []
+        flow.run_before(layer.node)
+        blocks = splitting.held(calibrate.input_moments(layer, flow.value(layer.node.inputs[0]), self.context.seed))
+        W = layer.weight if weights is None else scaled(layer.weight, roots(weights))
+        energy = sum(map(factorize.output_energy, np.split(W, layer.groups), blocks))
+        scale = energy if weights is not None else 1.0 / len(self.layers)
+        shape = splitting.group_shape(layer)
+        choices = []
+        for name, method in self.methods.items():
+            if layer.node.op not in method.ops or method.refusal(layer):
+                continue
+            if ranks := method.ladder(shape, multiple, True):
+                curve = factorize.errors_by_group(partial(method.errors, ranks=ranks), W, layer.groups, blocks)
+                choices += [(name, rank, float(error) * scale) for rank, error in zip(ranks, curve, strict=True)]
+        sizes = [factorize.params(self.methods[name].stages(shape, rank)) for name, rank, _ in choices]
+        best = splitting.undominated(choices, sizes, [error for _, _, error in choices])
+        return [list(each) for each in splitting.thinned(best)]
+
+    # --- What is chosen
+
+    def solve(self) -> Solution:
+        """The state of least error within the budget."""
+        metric = self.budget.metric
+        return corrected(self._allocation(metric), partial(self.cost, metric), self.budget.share)
+
+    def _allocation(self, metric: Metric) -> Allocation:
+        predicted = self.context.predict(self.graph)
+        layers = costs.layers(self.graph, self.traced, self.groups, metric, predicted)
+        index = {name: number for number, name in enumerate(layers.names)}
+        tables = [self._table(layer, metric, layers.dense[index[layer.node.name]]) for layer in self.layers]
+        own = [index[layer.node.name] for layer in self.layers]
+        count = len(self.groups)
+        fixed = self.cost(metric, [0] * (count + len(self.layers))) - layers.total(self._units([]), layers.dense)
+
+        def current(state: Sequence[int]) -> np.ndarray:
+            table = layers.dense.copy()
+            for number, options, option in zip(own, tables, state[count:], strict=True):
+                table[number] = options[option]
+            return table
+
+        def of_options(place: int, state: list[int]) -> np.ndarray:
+            units = self._units(state)
+            if place < count:
+                return layers.of_group(place, self.widths[place], units, current(state))
+            return layers.of_layer(own[place - count], tables[place - count], units)
+
+        return Allocation(
+            self._errors(), of_options, lambda state: fixed + layers.total(self._units(state), current(state))
+        )
+
+    def _table(self, layer: Layer, metric: Metric, dense: np.ndarray) -> np.ndarray:
+        """The cost coefficients of a layer's options."""
+        rows = [dense]
+        for choice in self._splits(layer):
+            stages = self.methods[choice.method].stages(splitting.group_shape(layer), choice.rank)
+            latency = self._latency(layer, choice) if metric == "latency" else 0.0
+            rows.append(coefficients(layer, splitting.grouped(stages, layer.groups), metric, latency))
+        return np.stack(rows)
+
+    def _splits(self, layer: Layer) -> list[Choice]:
+        return self.measured.choices[layer.node.name]
+
+    def _latency(self, layer: Layer, choice: Choice) -> float:
+        """Milliseconds of the chain, predicted in a network where every layer takes its option of that number."""
+        number = self._splits(layer).index(choice)
+        return self._latencies[number][layer.node.outputs[0].name]
+
+    @cached_property
+    def _latencies(self) -> list[dict[str, float]]:
+        """By number of the option, the predicted latency of every layer's chain by its output."""
+        made = []
+        most = max(map(len, self.choices)) - 1
+        for number in range(most):
+            self.context.progress("predict ranks", number, most)
+            state = [0] * len(self.groups) + [min(number + 1, len(each) - 1) for each in self.choices]
+            graph = self.hollow(state)
+            times = self.context.predict(graph).by_layer
+            last = {node.outputs[0].name: node for node in graph.nodes}
+            made.append(
+                {
+                    layer.node.outputs[0].name: sum(
+                        times.get(node.name, 0.0)
+                        for node in splitting.chain_nodes(last[layer.node.outputs[0].name], layer.node.inputs[0].name)
+                    )
+                    for layer in self.layers
+                }
+            )
+        return made
+
+    def _errors(self) -> list[np.ndarray]:
+        pruned = [
+            ranking.errors[len(ranking.ids) - widths]
+            for ranking, widths in zip(self.measured.rankings, self.widths, strict=True)
+        ]
+        return [*pruned, *(np.array([choice.error if choice else 0.0 for choice in each]) for each in self.choices)]
+
+    def _units(self, state: Sequence[int]) -> np.ndarray:
+        """The widths of the groups, in units; those that they have for an empty state."""
+        return np.array([widths[state[group] if state else 0] for group, widths in enumerate(self.widths)])
+
+    # --- What comes of it
+
+    def removed(self, state: Sequence[int]) -> np.ndarray:
+        """The ids of the channels that go."""
+        lost = [
+            ranking.ids[: len(ranking.ids) - width]
+            for ranking, width in zip(self.measured.rankings, self._units(state).tolist(), strict=True)
+        ]
+        return np.concatenate([np.zeros(0, np.int64), *lost])
+
+    def split(self, state: Sequence[int]) -> dict[str, Choice]:
+        """The choice for every layer that is split, by name."""
+        options = state[len(self.groups) :]
+        chosen = {
+            layer.node.name: each[option]
+            for layer, each, option in zip(self.layers, self.choices, options, strict=True)
+        }
+        return {name: choice for name, choice in chosen.items() if choice is not None}
+
+    def cost(self, metric: Metric, state: Sequence[int]) -> float:
+        """What the whole network costs by `metric`: MACs, parameters, or milliseconds."""
+        return self.context.cost(self.hollow(state), metric)
+
+    def hollow(self, state: Sequence[int]) -> gs.Graph:
+        """The compressed graph with weights that take no memory."""
+        graph = graphs.copy(self.graph)
+        channels.remove(graph, self.traced, self.removed(state).tolist(), hollow=True)
+        chosen, driver = self.split(state), Driver(graph)
+        for node in [node for node in graph.nodes if node.name in chosen]:
+            layer, choice = Layer(node), chosen[node.name]
+            stages = self._stages(layer, choice)
+            if stages:
+                splitting.replace_hollow(layer, stages, np.ones(layer.outputs), driver)
+        driver.tidy()
+        return graph
+
+    def _stages(self, layer: Layer, choice: Choice) -> list[factorize.Stage]:
+        """The chain for a layer as it now is; none where channels that went have made the layer itself cheaper."""
+        method, shape = self.methods[choice.method], splitting.group_shape(layer)
+        stages = splitting.grouped(method.stages(shape, method.clamped(shape, choice.rank)), layer.groups)
+        metric: Metric = "params" if self.budget.metric == "params" else "macs"
+        whole = {"params": math.prod(layer.node.inputs[1].shape), "macs": macs(layer.node)}[metric]
+        chain = float(costs.cost(coefficients(layer, stages, metric, 0.0), *np.array([layer.inputs, layer.outputs])))
+        return stages if chain < whole else []
+
+    def compress(self, state: Sequence[int]) -> dict[str, float]:
+        """Change the graph; returns the share of its output's energy that each layer loses, by name."""
+        ids = self.removed(state)
+        original = graphs.copy(self.graph)
+        self.stays = {layer.node.name: ~np.isin(self.traced.written(layer.node), ids) for layer in self.layers}
+        channels.remove(self.graph, self.traced, ids.tolist())
+        splits = {name: partial(self._factors, name, choice) for name, choice in self.split(state).items()}
+        return reconstruct.fit(
+            original, self.graph, self.samples, self.context,
+            kept=reconstruct.Kept(self.traced, frozenset(ids.tolist())), factorize=splits,
+            changed=pruning.readers(self.groups, ids),
+        )  # fmt: skip
+
+    def _factors(
+        self, name: str, choice: Choice, layer: Layer, W: np.ndarray, moments: Moments | None
+    ) -> Factors | None:
+        """`reconstruct.Factorize`: outputs that the network's depend on most are kept best."""
+        if not self._stages(layer, choice):
+            return None
+        method, rank = self.methods[choice.method], choice.rank
+        rank = method.clamped(splitting.group_shape(layer), rank)
+        blocks = None if moments is None else splitting.held(moments.xx)
+        W, importance = W.reshape(splitting.weight_shape(layer)), self.measured.weights.get(name)
+        if importance is None:
+            return method.fitted(layer, W, blocks, rank, self.context.seed)
+        factors = roots(importance)[self.stays[name]]
+        chain = method.fitted(layer, scaled(W, factors), blocks, rank, self.context.seed)
+        return unscaled(chain, factors)
+
+
+def unscaled(chain: Factors, factors: np.ndarray) -> Factors:
+    """The chain without what `scaled` did to the outputs, which its last weight gives."""
+    *inner, last = chain.weights
+    return replace(chain, weights=(*inner, scaled(last, 1 / factors).astype(last.dtype)))
+
+
+def _hashable(rank: Any) -> Rank:
+    return tuple(rank) if isinstance(rank, list) else rank
+
+
+def roots(weights: np.ndarray) -> np.ndarray:
+    """What outputs are scaled by, so that their squared errors count as `weights` [K] says, but none counts nothing."""
+    floor = 1e-2 * (weights.mean() or 1.0)
+    return np.sqrt(np.maximum(weights, floor))
+
+
+def scaled(W: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """W [K, ...] with its outputs multiplied."""
+    return W * factors.reshape(-1, *[1] * (W.ndim - 1))
