@@ -126,8 +126,9 @@ def random_array(rng: np.random.Generator, shape: Shape, dtype: str) -> np.ndarr
 class Neighbours:
     """The kernels before and behind: each thread writes an equal part of what is read, and reads one of the result.
 
-    A kernel whose threads divide the work in another way waits for what lies in the caches of other cores. That can
-    cost more than what is gained otherwise, and nobody sees it where a kernel runs alone.
+    A kernel whose threads divide the work in another way waits for what lies in the caches of other cores, and whoever
+    writes its image anew waits until they have given it back. That can cost more than what is gained otherwise, and
+    nobody sees it where a kernel runs alone: so the time of a kernel is that of all three.
     """
 
     before: Callable[[Any], None]
@@ -168,8 +169,8 @@ class Loaded:
         for _ in range(count):
             arguments = self._arguments[self._next % len(self._arguments)]
             self._next += 1
-            self._neighbours.before(arguments[0])
             caller, all_ = time.thread_time(), time.process_time()
+            self._neighbours.before(arguments[0])
             self._function(*arguments)
             self._neighbours.behind(arguments[-1])
             total += max(time.thread_time() - caller, (time.process_time() - all_) / self._threads)

@@ -32,6 +32,9 @@ PLANS = 1
 """The version of what plans mean: raise it where a template computes in another way with a plan that it had before."""
 
 Source = Literal["measured", "emulated", "rpc"]
+
+_NOISE: Mapping[Source, float] = {"measured": 1.02, "emulated": 1.0, "rpc": 1.02}
+"""Of many plans that are as fast as the default one, the luckiest seems this much faster."""
 Warn = Callable[[str], None]
 Json = Mapping[str, Any]
 
@@ -76,6 +79,11 @@ class Record:
     def place(self) -> str:
         """What the record is about: records of one place compete."""
         return place(self.workload, self.machine)
+
+    @property
+    def is_faster(self) -> bool:
+        """Than the default plan, by more than times vary."""
+        return self.speed is not None and self.speed > _NOISE[self.source]
 
     @property
     def line(self) -> bytes:
@@ -201,7 +209,7 @@ class Records:
     def find(self, workload: Any) -> Json | None:
         """The plan of a workload (nnc.lowering.workload.Workload) where one is faster than the default."""
         found = self.best.get(place(workload.key, self.machine))
-        return found.plan if found is not None and found.speed is not None and found.speed > 1 else None
+        return found.plan if found is not None and found.is_faster else None
 
     def time(self, workload: Any) -> float:
         """Milliseconds of a workload with its best plan; infinity where none was measured."""

@@ -96,7 +96,8 @@ def build(case: str, folder: Path) -> Path:
 
 def nodes(path: Path) -> int:
     """Nodes of a model; counted elsewhere, because a process starts with the peak memory of the one that starts it."""
-    code = f"from nnc import wire; from pathlib import Path; print(len(wire.read(Path({str(path)!r}))[0].graph.node))"
+    code = "from pathlib import Path; from nnc.model import wire; "
+    code += f"print(len(wire.read(Path({str(path)!r}))[0].graph.node))"
     return int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout)
 
 
