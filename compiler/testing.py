@@ -80,12 +80,13 @@ def graph(text: str, *, opset: int = graphs.OPSET, seed: int = 0, **values: Any)
 
 
 def run(pass_: Pass, before: gs.Graph | str, context: pipeline.Context | None = None) -> Result:
-    """Apply a pass as the pipeline does; the graph before it stays as it was, the graph after it is verified."""
+    """Apply a pass as the pipeline does; the graph before it stays as it was, that after it is verified against it."""
     before = graph(before) if isinstance(before, str) else before
     context = context or pipeline.Context(target.load("x86"), imported=before)
     after, context.skipped = graphs.copy(before), {}
     changed = pass_.run(after, context)
     verify.check_invariants(after)
+    verify.check_interface(after, before)
     assert changed or graphs.to_model(after) == graphs.to_model(before), f"{pass_.name} changed the graph and says 0"
     return Result(after, changed, {entry["node"]: entry["reason"] for entry in context.skipped.values()})
 
