@@ -12,3 +12,8 @@ class NncError(Exception):
         super().__init__(message)
         self.message = message
         self.hint = hint
+
+
+def reason(error: Exception) -> str:
+    """What an error of another library says, in one line."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]

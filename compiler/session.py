@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from nnc import errors
 from nnc.errors import NncError
 from nnc.model import proto, wire
 
@@ -61,8 +62,8 @@ def compute(
 
 def reason(error: Exception) -> str:
     """The cause in an onnxruntime message, without its code and C++ location."""
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error).splitlines()[0])
-    return re.sub(r"\S+\.(cc|h):\d+ \S+( \([^)]*\))? ?", "", text)[:300]
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", errors.reason(error))
+    return re.sub(r"\S+\.(cc|h):\d+ \S+( \([^)]*\))? ?", "", text)
 
 
 def _options(optimized: bool, threads: int | None) -> Any:

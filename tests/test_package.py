@@ -21,7 +21,6 @@ from nnc.compiling import compilation
 from nnc.compiling.compilation import Job
 from nnc.errors import NncError
 from nnc.lowering import cross, emulate
-from nnc.lowering.build import _includes
 from nnc.lowering.gpu import nvrtc
 
 x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="this machine runs no x86 library")
@@ -318,7 +317,7 @@ def test_every_task_of_every_job_runs_once(tmp_path: Path, board: Path, trap: in
     """And an instruction that the processor does not have is one line."""
     (tmp_path / "jobs.c").write_text(JOBS)
     (tmp_path / "threads.c").write_text(resources.files("nnc.lowering").joinpath("threads.c").read_text("utf-8"))
-    flags = ["-shared", "-fPIC", "-O1", "-pthread", f"-DTRAP={trap}", f"-I{board / 'source'}", *_includes()]
+    flags = ["-shared", "-fPIC", "-O1", "-pthread", f"-DTRAP={trap}", f"-I{board / 'source'}", *cross.includes()]
     sources = (tmp_path / "jobs.c", tmp_path / "threads.c")
     cross.run([*cross.compiler("x86_64"), *flags, *sources, "-o", tmp_path / "jobs.so"])
     shutil.copytree(board, tmp_path / "board")

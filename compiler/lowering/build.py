@@ -6,7 +6,6 @@ The library is an executable of Relax's virtual machine: its one function `main`
 from __future__ import annotations
 
 import errno
-import importlib.util
 import os
 import shutil
 import tempfile
@@ -23,7 +22,6 @@ from tvm import relax
 from tvm.target import codegen
 
 from nnc import packing
-from nnc.errors import NncError
 from nnc.lowering import cross
 from nnc.lowering.dsp import module as dsp
 from nnc.lowering.dsp.unit import dsp_unit
@@ -42,8 +40,6 @@ Progress = Callable[[str, int, int], None]
 _UNEQUAL_TASKS = 8
 
 _LEAST_ROOM = 1 << 20  # bytes on the disk, more than a kernel takes
-
-_HEADERS = ("include", "3rdparty/dlpack/include")  # of the package tvm_ffi
 
 
 @dataclass(frozen=True)
@@ -104,7 +100,7 @@ def build(
         objects += [*_sources(folder, target), weights.source()]
         progress("link the library", 0, 1)
         if target.unit.kind == "dsp":
-            library = dsp.link(objects, target, [*_includes(), f"-I{folder}"], folder)
+            library = dsp.link(objects, target, [*cross.includes(), f"-I{folder}"], folder)
         else:
             library = _link(program, objects, target, machine, folder)
         os.replace(library, out / library.name)
@@ -288,18 +284,10 @@ def _sources(folder: Path, target: Target) -> list[Path]:
     return [folder / name for name in code]
 
 
-def _includes() -> list[str]:
-    """Where the headers of TVM's foreign-function layer are, as options of a C compiler."""
-    package = importlib.util.find_spec("tvm_ffi")
-    if package is None or package.origin is None:
-        raise NncError("the headers of apache-tvm-ffi are not installed", "pip install apache-tvm-ffi==0.1.14.post1")
-    return [f"-I{Path(package.origin).parent / place}" for place in _HEADERS]
-
-
 def _link(program: Program, objects: Sequence[Path], target: Target, machine: tvm.target.Target, folder: Path) -> Path:
     """Link everything into module.so."""
     # Symbols of one network must never stand for those of another in the same process.
-    options = [*_includes(), f"-I{folder}", f"-Wa,-I{folder}", "-std=gnu11", "-g0", "-pthread", "-Wl,-Bsymbolic"]
+    options = [*cross.includes(), f"-I{folder}", f"-Wa,-I{folder}", "-std=gnu11", "-g0", "-pthread", "-Wl,-Bsymbolic"]
 
     def fcompile(file: str, made: list[str], **_: Any) -> None:
         cross.link([*made, *objects], file, target, options)

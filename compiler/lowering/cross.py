@@ -15,6 +15,8 @@ from nnc.target import Target
 # The oldest glibc that a library may need: JetPack 4 and 5 have 2.27 and 2.31, Qualcomm's Yocto images 2.22 and later.
 _GLIBC = {"aarch64": "2.17", "x86_64": "2.17"}
 
+_HEADERS = ("include", "3rdparty/dlpack/include")  # of the package tvm_ffi
+
 
 def link(objects: Sequence[str | Path], out: str | Path, target: Target, options: Sequence[str] = ()) -> None:
     """Link object files into the shared library `out`, for the CPU that runs or drives the target's unit.
@@ -49,6 +51,14 @@ def compiler(architecture: str) -> list[str]:
             return [command]
     hint = "pip install ziglang" if architecture in _GLIBC else f"install {architecture}-linux-gnu-gcc"
     raise NncError(f"no compiler that links for {architecture}", hint)
+
+
+def includes() -> list[str]:
+    """Where the headers of TVM's foreign-function layer are, as options of a C compiler."""
+    package = importlib.util.find_spec("tvm_ffi")
+    if package is None or package.origin is None:
+        raise NncError("the headers of apache-tvm-ffi are not installed", "pip install apache-tvm-ffi==0.1.14.post1")
+    return [f"-I{Path(package.origin).parent / place}" for place in _HEADERS]
 
 
 def run(command: Sequence[str | Path], environment: Mapping[str, str] | None = None, subject: str | None = None) -> str:

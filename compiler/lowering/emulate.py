@@ -117,13 +117,8 @@ def _fetch_runtime(versions: dict[str, str], folder: Path) -> None:
 
 
 def _compile_runner(source: str, folder: Path) -> None:
-    spec = importlib.util.find_spec("tvm_ffi")
-    if spec is None or spec.origin is None:
-        raise NncError("the headers of apache-tvm-ffi are not installed", "pip install apache-tvm-ffi==0.1.14.post1")
-    package = Path(spec.origin).parent
-    includes = [f"-I{folder}" for folder in (package / "include", package / "3rdparty/dlpack/include")]
     libraries = [f"-L{folder}", "-Wl,--no-as-needed", "-ltvm_runtime", "-ltvm_ffi", "-Wl,-rpath,$ORIGIN"]
     file = folder / "runner.c"
     file.write_text(source, "utf-8")
     flags = ["-std=c11", "-O2", "-Wl,--allow-shlib-undefined"]
-    cross.run([*cross.compiler("aarch64"), *flags, *includes, file, "-o", folder / "runner", *libraries])
+    cross.run([*cross.compiler("aarch64"), *flags, *cross.includes(), file, "-o", folder / "runner", *libraries])

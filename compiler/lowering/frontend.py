@@ -14,8 +14,9 @@ import tvm
 from tvm import relax, tirx
 from tvm.relax.frontend.onnx import from_onnx
 
+from nnc.errors import reason
 from nnc.lowering import model
-from nnc.lowering.pieces import Refused, Shape, Value, Work, constant, reason
+from nnc.lowering.pieces import Refused, Shape, Value, Work, constant
 
 OPERATORS = frozenset({
     "AffineGrid", "AveragePool", "Conv", "ConvTranspose", "DepthToSpace", "Einsum", "Expand", "GlobalLpPool",

@@ -17,13 +17,14 @@ import tvm
 from onnx import helper, numpy_helper
 from tvm import tirx
 
-from nnc.errors import NncError
+from nnc.errors import NncError, reason
 from nnc.graph import OPSET
 from nnc.lowering import frontend, model
 from nnc.lowering.kernels.unit import Unit
 from nnc.lowering.operators import MOVES, OPERATORS
-from nnc.lowering.pieces import Piece, Refused, Value, Work, constant, reason
+from nnc.lowering.pieces import Piece, Refused, Value, Work, constant
 from nnc.lowering.schedule import schedule
+from nnc.lowering.shapes import static_shape
 from nnc.model.proto import is_standard
 
 _OF_SHAPES = ("EyeLike", "Shape", "Size")
@@ -65,7 +66,7 @@ def _error(node: gs.Node, refusal: Refused) -> NncError:
 def results(work: Work) -> list[Value]:
     """Append the pieces of a node; returns its outputs."""
     node = work.node
-    if any(tensor.name and model.static_shape(tensor) is None for tensor in node.outputs):
+    if any(tensor.name and static_shape(tensor) is None for tensor in node.outputs):
         raise Refused("the shape of what it makes depends on values")
     if node.op.startswith("Random"):
         raise Refused("it draws random numbers")

@@ -14,14 +14,6 @@ import onnxruntime
 from nnc.lowering.shapes import shape_of
 
 
-def static_shape(tensor: gs.Tensor) -> tuple[int, ...] | None:
-    """The shape of a tensor, None where it is open."""
-    shape = tensor.shape
-    if shape is None or not all(isinstance(size, int | np.integer) for size in shape):
-        return None
-    return tuple(map(int, shape))
-
-
 def alone(node: gs.Node, opset: int) -> onnx.ModelProto:
     """A model of one node. Its constants stay constants; every other input becomes an input, x0, x1, ..."""
     operands: list[gs.Tensor] = []

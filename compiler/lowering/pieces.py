@@ -24,11 +24,6 @@ class Refused(Exception):
     """Why a node can't be lowered."""
 
 
-def reason(error: Exception) -> str:
-    """What an error of another library says, in one line."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
-
-
 @dataclass(frozen=True)
 class Value:
     """An array that a piece reads or writes, under the shape that its function has for it: the same memory.

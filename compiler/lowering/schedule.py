@@ -19,14 +19,12 @@ from tvm.s_tir.schedule import ScheduleError
 
 from nnc.lowering.gpu.threads import GROUP
 from nnc.lowering.gpu.unit import Gpu
+from nnc.lowering.kernels import loops
 from nnc.lowering.kernels.loops import TASKS
 from nnc.lowering.kernels.unit import Unit
 
 Block = Any  # a schedule's handle of a block
 Loop = Any  # and of a loop
-
-PARALLEL_FROM = 8192
-"""Steps from which on a nest is shared among the threads: starting them takes microseconds."""
 
 STRIDED = 8.0  # cost of an access whose lanes are loaded or stored one by one, in vector accesses
 BRANCH = 8.0  # cost of a lane that is computed by itself
@@ -116,7 +114,7 @@ class Nest:
 
     @property
     def is_large(self) -> bool:
-        return prod(self.extents) >= PARALLEL_FROM
+        return prod(self.extents) >= loops.PARALLEL_FROM
 
     def cost(self, place: int, lanes: int) -> float:
         """Vector accesses per element when a loop is vectorized."""

@@ -65,6 +65,13 @@ def test_objects_that_do_not_link_are_one_line(tmp_path: Path) -> None:
     assert "\n" not in caught.value.message
 
 
+def test_headers_that_are_not_there_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all(Path(option.removeprefix("-I")).is_dir() for option in cross.includes())
+    monkeypatch.setattr(cross.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(NncError, match="the headers of apache-tvm-ffi are not installed"):
+        cross.includes()
+
+
 def test_a_distribution_compiler_replaces_zig(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cross.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(cross.shutil, "which", lambda name: f"/usr/bin/{name}")

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from tvm import s_tir, tirx
 
 from nnc.errors import NncError
-from nnc.lowering import generic, schedule
+from nnc.lowering import generic
 from nnc.lowering.kernels import loops
 from nnc.lowering.kernels.unit import Unit
 from nnc.lowering.pieces import Piece
@@ -470,10 +470,9 @@ def lowered(node: Case, cpu: tuple[Unit, tvm.target.Target] = AVX2) -> list[Piec
 @pytest.fixture(autouse=True, scope="module")
 def everything_is_large() -> Iterator[None]:
     """Share the smallest work among the threads, so that the loops of large tensors are those under test."""
-    before = loops.PARALLEL_FROM, schedule.PARALLEL_FROM
-    loops.PARALLEL_FROM = schedule.PARALLEL_FROM = 1
+    before, loops.PARALLEL_FROM = loops.PARALLEL_FROM, 1
     yield
-    loops.PARALLEL_FROM, schedule.PARALLEL_FROM = before
+    loops.PARALLEL_FROM = before
 
 
 BATCH = 40
@@ -559,7 +558,6 @@ def vectorized(function: tirx.PrimFunc) -> str:
 
 def test_small_tensors_are_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loops, "PARALLEL_FROM", 8192)
-    monkeypatch.setattr(schedule, "PARALLEL_FROM", 8192)
     nodes = [Case("Softmax", (x(3, 18),), {}, 1, 17, 1e-5), Case("Tile", (x(9, 9), c([2, 2])), {}, 1, 17, 1e-5)]
     for node in nodes:
         assert "T.parallel" not in "".join(piece.function.script() for piece in lowered(node))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import te, tirx, topi
 
-from nnc.lowering import schedule as schedules
+from nnc.lowering.kernels import loops
 from nnc.lowering.kernels.unit import Unit
 from nnc.lowering.schedule import schedule
 
@@ -20,7 +20,7 @@ AVX2 = Unit(256, 16, 2, 32 << 10, 512 << 10, 6.0)
 
 @pytest.fixture(autouse=True)
 def everything_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(schedules, "PARALLEL_FROM", 1)
+    monkeypatch.setattr(loops, "PARALLEL_FROM", 1)
 
 
 def check(inputs: list[te.Tensor], output: te.Tensor, expected: Callable[..., np.ndarray]) -> str:

@@ -18,7 +18,7 @@ import pytest
 from nnc import graph as graphs
 from nnc import target, testing
 from nnc.lowering import build, cross
-from nnc.lowering.build import _includes, _tasks
+from nnc.lowering.build import _tasks
 from nnc.lowering.library import Library
 
 _NETWORK = """
@@ -61,7 +61,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
         for name in ("threads.c", "nnc.h"):
             (folder / name).write_text(resources.files("nnc.lowering").joinpath(name).read_text("utf-8"), "utf-8")
         (folder / "network.c").write_text(_NETWORK % tasks)
-        flags = [*_includes(), "-std=gnu11", "-O2", "-pthread", "-fPIC", "-shared", "-Wall", "-Werror"]
+        flags = [*cross.includes(), "-std=gnu11", "-O2", "-pthread", "-fPIC", "-shared", "-Wall", "-Werror"]
         sources = [folder / "threads.c", folder / "network.c"]
         cross.run([*cross.compiler(platform.machine()), *flags, *sources, "-o", folder / "threads.so"])
         return folder / "threads.so"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import platform
 import shutil
 import tempfile
@@ -92,12 +91,9 @@ def _source(name: str) -> str:
 
 
 def _compile(folder: Path, architecture: str) -> None:
-    package = importlib.util.find_spec("tvm_ffi")
-    if package is None or package.origin is None:
-        raise NncError("the headers of apache-tvm-ffi are not installed", "pip install apache-tvm-ffi==0.1.14.post1")
-    includes = [f"-I{Path(package.origin).parent / place}" for place in ("include", "3rdparty/dlpack/include")]
     flags, here = ["-std=gnu11", "-O2"], platform.machine()
     plugin = [folder / name for name in _PLUGIN]
     cross.run([*cross.compiler(here), *flags, "-fPIC", "-shared", *plugin, "-o", folder / "plugin.so"])
     driver = [folder / name for name in _DRIVER]
-    cross.run([*cross.compiler(architecture), *flags, *includes, "-rdynamic", *driver, "-ldl", "-o", folder / "driver"])
+    options = [*flags, *cross.includes(), "-rdynamic"]
+    cross.run([*cross.compiler(architecture), *options, *driver, "-ldl", "-o", folder / "driver"])
