@@ -51,6 +51,9 @@ class Boards:
         import tvm
         from tvm import rpc
 
+        from nnc.lowering import cross
+
+        cross.compiler(self.target.unit.architecture)  # what is missing is told before anything is built
         try:
             tracker = rpc.connect_tracker(self.tracker.host, self.tracker.port)
         except Exception as error:  # TVM raises RuntimeError, OSError and others of its own

@@ -39,7 +39,7 @@ class Opened(Protocol):
     """Whether a kernel takes the same time whenever it runs."""
 
     def load(self, function: Any) -> Any:
-        """Something that `times` takes, of a tirx.PrimFunc."""
+        """Something that `times` takes, of a tirx.PrimFunc. Where a kernel can fail in this process, it has run."""
 
     def times(self, kernels: Sequence[Any], rounds: int) -> Iterator[list[float]]:
         """Milliseconds of one call of each kernel, round by round."""
@@ -98,13 +98,13 @@ class _Here:
         made, described = compiled(function, self._machine), arrays(function)
         arguments = _arguments(described, self._cache_bytes, tvm.runtime.tensor)
         neighbours = Neighbours.of(described, self._machine, self._threads)
-        return Loaded(made[KERNEL], arguments, neighbours, self._threads)
+        kernel = Loaded(made[KERNEL], arguments, neighbours, self._threads)
+        kernel.warm_up()
+        return kernel
 
     def times(self, kernels: Sequence[Loaded], rounds: int) -> Iterator[list[float]]:
-        counts = [ceil(_SLICE / max(1e-9, min(kernel.run(1) for _ in range(_WARM_UP)))) for kernel in kernels]
-        turns = list(zip(kernels, counts, strict=True))
         for _ in range(rounds):
-            yield [kernel.run(count) * 1e3 for kernel, count in turns]
+            yield [kernel.run(kernel.count) * 1e3 for kernel in kernels]
 
 
 def _arguments(described: Sequence[Array], cache_bytes: int, tensor: Any) -> list[list[Any]]:
@@ -157,6 +157,12 @@ class Loaded:
     ) -> None:
         self._function, self._arguments, self._neighbours, self._threads = function, arguments, neighbours, threads
         self._next = 0
+        self.count = 1
+        """Calls that fill a slice of time."""
+
+    def warm_up(self) -> None:
+        """Run it some times, to see whether it does and how many calls fill a slice."""
+        self.count = ceil(_SLICE / max(1e-9, min(self.run(1) for _ in range(_WARM_UP))))
 
     def run(self, count: int) -> float:
         """Seconds of one of `count` calls, less those in which another process had the cores.

@@ -14,18 +14,18 @@ import signal
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nnc.errors import NncError
+from nnc.errors import NncError, reason
 
 if TYPE_CHECKING:
     from nnc.lowering.kernels.unit import Unit
     from nnc.lowering.workload import Workload
-    from nnc.tuning.devices import Device
+    from nnc.tuning.devices import Device, Opened
     from nnc.tuning.records import Source
 
 #: Seconds for which a plan may be built, or all of them timed once; after that it counts as one that can't be measured.
@@ -45,6 +45,8 @@ class Trial:
     speed: float | None
     """Times the first plan's; None where the plan can't be built or run."""
     ms: float | None
+    reason: str | None = None
+    """Why it can't."""
 
 
 class Unmeasurable(NncError):
@@ -74,18 +76,21 @@ class Measurer:
 
         Raises Unmeasurable where the first plan can't be measured, NncError where the device can't be used at all.
         """
-        failed: set[int] = set()
-        while True:
+        failed: dict[int, Trial] = {}
+        while 0 not in failed:
             alive = [index for index in range(len(plans)) if index not in failed]
             answer = self._ask(workload, [plans[index] for index in alive])
             if isinstance(answer, NncError):
                 raise answer
             if isinstance(answer, int):
-                failed.add(alive[answer])
-                if 0 in failed:
-                    raise Unmeasurable(f"{workload.op}: the default plan can't be measured", "nnc compile shows why")
+                failed[alive[answer]] = Trial(None, None, "it takes the process down, or too long")
                 continue
-            return [answer[alive.index(i)] if i not in failed else Trial(None, None) for i in range(len(plans))]
+            trials = failed | dict(zip(alive, answer, strict=True))
+            if trials[0].speed is not None:
+                return [trials[index] for index in range(len(plans))]
+            failed = trials
+        message = f"{workload.op}: the default plan can't be measured: {failed[0].reason}"
+        raise Unmeasurable(message, "nnc compile shows more")
 
     def _ask(self, workload: Workload, plans: Sequence[Any]) -> list[Trial] | int | NncError:
         """The trials, or the index of the plan that took the process down."""
@@ -120,38 +125,44 @@ class Measurer:
 
 
 def _serve(pipe: Connection, folder: str, device: Device, unit: Unit, machine: Any) -> None:
-    """Answer every question with numbers, of the plan that is being built, and then with its trials.
+    """Answer every question with numbers, of the plan that is loaded, and then with its trials or an NncError.
 
     A process that may be killed cleans nothing up: what it writes is in `folder`, which the parent removes.
     """
     tempfile.tempdir = folder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
-    with suppress(EOFError, BrokenPipeError):
-        try:
-            opened = device.open(machine)
-        except NncError as error:
-            pipe.recv()
-            pipe.send(error)
-            return
+    opened: Opened | None = None
+    with suppress(EOFError, ConnectionError):  # the parent is gone
         while True:
             workload, plans = pipe.recv()
+            answer: list[Trial] | NncError
             try:
-                pipe.send(_trials(pipe, opened, workload, plans, unit))
+                opened = opened or device.open(machine)
+                answer = _trials(pipe, opened, workload, plans, unit)
             except NncError as error:
-                pipe.send(error)
+                answer = error
+            except (EOFError, ConnectionError):
+                raise
+            except Exception as error:  # TVM has no common base class for what it refuses
+                answer = NncError(f"{workload.op}: can't be timed: {reason(error)}", "--resume goes on")
+            pipe.send(answer)
 
 
-def _trials(pipe: Connection, device: Any, workload: Workload, plans: Sequence[Any], unit: Unit) -> list[Trial]:
+def _trials(pipe: Connection, device: Opened, workload: Workload, plans: Sequence[Any], unit: Unit) -> list[Trial]:
+    """A trial for each plan, of which those that can't be loaded have none; no trials at all without the first."""
     kernels: list[Any] = []
+    reasons: dict[int, str] = {}
     for index, plan in enumerate(plans):
         pipe.send(index)
         try:
             kernels.append(device.load(workload.function(plan, unit)))
-        except NncError:
-            raise
-        except Exception:  # TVM has no common base class for what it refuses
+        except Exception as error:  # as above; and an emulator's NncError is about one kernel
             kernels.append(None)
-    return compared(device, kernels, lambda: pipe.send(0))
+            reasons[index] = error.message if isinstance(error, NncError) else reason(error)
+        if kernels[0] is None:
+            return [Trial(None, None, reasons[0])] * len(plans)
+    trials = compared(device, kernels, lambda: pipe.send(0))
+    return [replace(trial, reason=reasons.get(index)) for index, trial in enumerate(trials)]
 
 
 def compared(device: Any, kernels: Sequence[Any], alive: Callable[[], None] = lambda: None) -> list[Trial]:

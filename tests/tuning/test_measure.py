@@ -1,5 +1,6 @@
 """Measuring: noise that only adds does not move a ratio, and a plan that kills the process costs only itself."""
 
+import platform
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nnc import target
 from nnc.errors import NncError
 from nnc.tuning import devices as devices_
 from nnc.tuning import measure
-from nnc.tuning.measure import Measurer, compared
+from nnc.tuning.measure import Measurer, Unmeasurable, compared
 
 
 class Noisy:
@@ -60,6 +62,7 @@ from nnc.errors import NncError
 @dataclass(frozen=True)
 class Device:
     refuses: bool = False
+    breaks: bool = False
     source: str = "measured"
     exact: bool = True
     seconds: float = 0.0
@@ -74,9 +77,13 @@ class Device:
             os.abort()
         if function == "raise":
             raise RuntimeError("LLVM refuses")
+        if function == "die":
+            raise NncError("kernel.so: killed by signal 11")
         return float(function)
 
     def times(self, kernels, rounds):
+        if self.breaks:
+            raise ValueError("the clock is broken")
         for _ in range(rounds):
             time.sleep(self.seconds)
             yield kernels
@@ -102,11 +109,70 @@ def devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_a_plan_that_takes_the_process_down_costs_only_itself(devices: Any) -> None:
     with Measurer(devices.Device(), SimpleNamespace(), {}) as measurer:
-        speeds = [t.speed for t in measurer.measure(devices.Workload(), ["2", "abort", "1", "raise", "4", "abort"])]
-        assert speeds == [1.0, None, 2.0, None, 0.5, None]
+        plans = ["2", "abort", "1", "raise", "4", "die", "abort"]
+        trials = measurer.measure(devices.Workload(), plans)
+        assert [trial.speed for trial in trials] == [1.0, None, 2.0, None, 0.5, None, None]
+        assert [trials[plans.index(each)].reason for each in ("raise", "die")] == [
+            "LLVM refuses",
+            "kernel.so: killed by signal 11",
+        ]
         assert measurer.measure(devices.Workload(), ["1", "2"])[1].speed == 0.5
-        with pytest.raises(NncError, match="the default plan can't be measured"):
-            measurer.measure(devices.Workload(), ["abort", "1"])
+
+
+@pytest.mark.parametrize(
+    ("plan", "reason"), [("abort", "it takes the process down"), ("raise", "LLVM refuses"), ("die", "killed by signal")]
+)
+def test_a_default_plan_that_can_not_be_measured_is_told_with_its_reason(
+    devices: Any, plan: str, reason: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with (
+        Measurer(devices.Device(), SimpleNamespace(), {}) as measurer,
+        pytest.raises(Unmeasurable, match=f"conv2d: the default plan can't be measured: .*{reason}"),
+    ):
+        measurer.measure(devices.Workload(), [plan, "1"])
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_device_that_breaks_is_told_in_one_line(devices: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    measurer = Measurer(devices.Device(breaks=True), SimpleNamespace(), {})
+    with measurer, pytest.raises(NncError, match="conv2d: can't be timed: the clock is broken"):
+        measurer.measure(devices.Workload(), ["1", "2"])
+    assert "Traceback" not in capfd.readouterr().err
+
+
+_KERNELS = """
+from tvm import te, tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+class Workload:
+    op = "conv2d"
+
+    def function(self, plan, unit):
+        def body(ins, outs):
+            out = T.buffer_proxy(outs[0])
+            with IRBuilder() as builder:
+                with T.serial(0, 4) as i:
+                    if plan == "abort":
+                        T.evaluate(tirx.call_extern("int32", "abort"))
+                    out[i] = ins[0][i]
+                return builder.get()
+
+        x, w = (te.placeholder((4,), name=name) for name in "xw")
+        return te.create_prim_func([x, w, te.extern([(4,)], [x, w], body, name="y", dtype="float32")])
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="runs what it builds")
+def test_a_kernel_that_crashes_here_costs_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "some_kernels.py").write_text(_KERNELS)
+    monkeypatch.syspath_prepend(tmp_path)
+    import some_kernels
+
+    with Measurer(devices_.Host(1, 0), None, target.load("x86").unit.tvm) as measurer:
+        trials = measurer.measure(some_kernels.Workload(), ["plain", "abort", "plain"])
+    assert trials[1].speed is None
+    assert trials[2].speed is not None
 
 
 def test_patience_is_for_a_round_not_for_all(devices: Any, monkeypatch: pytest.MonkeyPatch) -> None:
