@@ -42,8 +42,9 @@ def lower(
     if schedules is None:
         return _lowered(unit, machine, ready, Decisions(Unknown()), progress).program
     known = _lowered(unit, machine, ready, SKETCH, progress).layouts
-    blocks = known.cheapest(schedules.time)
-    fused = frozenset(first.made for first, _, _ in known.fused(blocks, schedules.time))
+    time = schedules.times(layer.workload for layer in known.layers)
+    blocks = known.cheapest(time)
+    fused = frozenset(first.made for first, _, _ in known.fused(blocks, time))
     decisions = Decisions(schedules, known.images(blocks), fused)
     return _lowered(unit, machine, ready, decisions, progress).program
 

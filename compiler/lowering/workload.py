@@ -7,7 +7,7 @@ kernel, whatever their weights; a plan that was found to be fast for one is fast
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -134,8 +134,11 @@ class Schedules(Protocol):
     def find(self, workload: Workload) -> Mapping[str, Any] | None:
         """The plan of a workload, as `encoded` wrote it; None where nothing is known."""
 
-    def time(self, workload: Workload) -> float:
-        """What a workload takes with its best plan, milliseconds; infinity where nothing is known."""
+    def times(self, workloads: Iterable[Workload]) -> Callable[[Workload], float]:
+        """What gives the milliseconds of a workload with its best plan; infinity where nothing is known.
+
+        `workloads` are those of a network: all times for it were measured in the same way.
+        """
 
 
 class Unknown:
@@ -144,5 +147,5 @@ class Unknown:
     def find(self, workload: Workload) -> None:
         return None
 
-    def time(self, workload: Workload) -> float:
-        return math.inf
+    def times(self, workloads: Iterable[Workload]) -> Callable[[Workload], float]:
+        return lambda workload: math.inf

@@ -18,8 +18,9 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from importlib import resources
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from nnc.compiling import output
 from nnc.digests import digest
@@ -27,6 +28,9 @@ from nnc.display import units
 from nnc.display.console import say
 from nnc.errors import NncError
 from nnc.target import Target
+
+if TYPE_CHECKING:
+    from nnc.lowering.workload import Workload
 
 PLANS = 1
 """The version of what plans mean: raise it where a template computes in another way with a plan that it had before."""
@@ -84,6 +88,11 @@ class Record:
     def is_faster(self) -> bool:
         """Than the default plan, by more than times vary."""
         return self.speed is not None and self.speed > _NOISE[self.source]
+
+    @property
+    def has_run(self) -> bool:
+        """Whether it was measured on the machine itself."""
+        return self.source != "emulated"
 
     @property
     def line(self) -> bytes:
@@ -162,13 +171,19 @@ def parse(content: bytes, name: str, warn: Warn = say) -> list[Record]:
 
 
 def _record(line: bytes) -> Record | None:
+    """The record of a line; None where a part is missing that others rely on."""
     try:
-        record = Record(**json.loads(line))
+        content = json.loads(line)
+        record = Record(**content)
     except (ValueError, TypeError):
         return None
-    numbers = all(each is None or (isinstance(each, int | float) and each > 0) for each in (record.speed, record.ms))
+    figures = (each for each in (record.speed, record.ms) if each is not None)
+    numbers = all(isinstance(each, int | float) and 0 < each < math.inf for each in figures)
     tables = all(isinstance(each, dict) for each in (record.workload, record.machine, record.plan, record.versions))
-    return record if numbers and tables else None
+    if not numbers or not tables or "versions" not in content or record.source not in get_args(Source):
+        return None
+    whole = "op" in record.workload and isinstance(record.workload.get("problem"), dict) and "template" in record.plan
+    return record if whole else None
 
 
 def shipped(warn: Warn = say) -> list[Record]:
@@ -186,7 +201,8 @@ def alike(record: Record, machine: Json) -> bool:
 
 
 class Records:
-    """The best plan of every workload on one machine: those of the user first, but of its own core before any others.
+    """The best plan of every workload on one machine: those of the user first, but of its own core before any others,
+    and what ran on it before what was emulated.
 
     Times of other cores say nothing about layouts.
     """
@@ -194,11 +210,16 @@ class Records:
     def __init__(self, own: Iterable[Record], others: Iterable[Record], machine: Json) -> None:
         self.machine = machine
         self.best: dict[str, Record] = {}
+        self._ms: dict[bool, dict[str, float]] = {}  # of workloads, by whether they ran on the machine
         sources = [[record for record in each if alike(record, machine)] for each in (others, own)]
-        for is_own_core in (False, True):
+        for is_own_core, has_run in product((False, True), repeat=2):
+            found: dict[str, Record] = {}
             for source in sources:
-                fitting = best(record for record in source if (record.machine == machine) is is_own_core)
-                self.best |= {place(record.workload, machine): record for record in fitting.values()}
+                fitting = (each for each in source if (each.machine == machine, each.has_run) == (is_own_core, has_run))
+                found |= {place(record.workload, machine): record for record in best(fitting).values()}
+            self.best |= found
+            if is_own_core:
+                self._ms[has_run] = {key: record.ms for key, record in found.items() if record.ms is not None}
 
     @classmethod
     def load(cls, target: Target, threads: int | None, warn: Warn = say, file: Path | None = None) -> Records:
@@ -211,24 +232,33 @@ class Records:
         found = self.best.get(place(workload.key, self.machine))
         return found.plan if found is not None and found.is_faster else None
 
-    def time(self, workload: Any) -> float:
-        """Milliseconds of a workload with its best plan; infinity where none was measured."""
-        found = self.best.get(place(workload.key, self.machine))
-        if found is None or found.ms is None or found.machine != self.machine:
-            return math.inf
-        return found.ms
+    def times(self, workloads: Iterable[Workload]) -> Callable[[Workload], float]:
+        """Milliseconds of a workload with its best plan, infinity where none was measured: where one of `workloads`
+        ran on the machine, of those that did, and in emulation otherwise. Both never compare.
+        """
+        have_run = any(place(workload.key, self.machine) in self._ms[True] for workload in workloads)
+        return lambda workload: self._ms[have_run].get(place(workload.key, self.machine), math.inf)
 
     @property
     def digest(self) -> str:
         """Equal where the same plans are known, and the same times."""
-        return digest(*(canonical([key, record.plan, record.ms]) for key, record in sorted(self.best.items())))
+        plans = {key: record.plan for key, record in self.best.items()}
+        return digest(canonical([plans, list(self._ms.values())]))
 
 
 def best(records: Iterable[Record]) -> dict[str, Record]:
-    """The fastest record of every place; of two trials of one plan, the later one counts."""
-    latest = {(record.place, canonical(record.plan)): record for record in records}
+    """The fastest record of every place, of those that ran on the machine before those that were emulated.
+
+    Of two trials of one plan in one of these ways, the later one counts.
+    """
+    latest = {(record.place, canonical(record.plan), record.has_run): record for record in records}
     found: dict[str, Record] = {}
     for record in latest.values():
-        if record.speed is not None and record.speed > getattr(found.get(record.place), "speed", 0.0):
+        other = found.get(record.place)
+        if record.speed is not None and (other is None or _rank(record) > _rank(other)):
             found[record.place] = record
     return found
+
+
+def _rank(record: Record) -> tuple[bool, float]:
+    return record.has_run, record.speed or 0.0

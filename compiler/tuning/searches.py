@@ -60,13 +60,15 @@ class Searches:
 
     def _start(self, workload: Workload) -> Tuning:
         """The search of a workload: what is done of it, and a start from what is known of it or of the nearest one."""
+        from nnc.lowering.kinds import decoded
+
         tuning, key = Tuning(workload, self._search(workload)), workload.key
         for record in self._done.get(records.canonical(key), []):
             place = tuning.search.place(record.plan)
             if place is not None:
                 tuning.search.tell(place, record.speed)
                 tuning.default_ms = record.ms if place == 0 else tuning.default_ms
-        tuning.search.start(record.plan for record in nearest(key, self._known))
+        tuning.search.start(record.plan for record in nearest(key, self._known) if decoded(record.plan) is not None)
         return tuning
 
     def _search(self, workload: Workload) -> Search | Drawn:

@@ -129,14 +129,16 @@ def tune(
 ) -> Result:
     """Search plans for the layers of a graph, and append every trial to `file`.
 
-    With `resume`, what the file has of these workloads counts as done; otherwise it is where the search starts from.
+    With `resume`, what the file has of these workloads counts as done, where it was measured in the same way; otherwise
+    it is where the search starts from.
     Raises NncError for a graph that can't be lowered, and for a device that can't be used.
     """
     network = tasks.network(graph, target, threads, progress)
     machine = records.machine_of(target, network.unit.threads)
     known = [record for record in records.read(file, warn) if record.machine == machine]
     others = [record for record in records.shipped(warn) if records.alike(record, machine)]
-    searches = Searches(network.unit, target, known if resume else [], [*known, *others])
+    done = [record for record in known if record.source == device.source] if resume else []
+    searches = Searches(network.unit, target, done, [*known, *others])
     for task in [*network.tasks, *network.elsewhere]:
         searches.of(task.workload)
     most = budget.trials or (TRIALS * len(network.tasks) if budget.seconds is None else None)
@@ -164,18 +166,21 @@ def _of(task: Task, searches: Searches) -> Tuned:
 def _next(network: Network, searches: Searches, clock: _Clock) -> tuple[Task, int] | None:
     """The task to measure plans of, and how many; None where nothing promises to be faster.
 
-    First come tasks that were not timed yet, then layouts by the time of their layers, then the largest saving.
+    First come tasks that were not timed yet, then layouts by the time of their layers, then the largest saving. None is
+    begun with the last trial: that of the default plan alone says nothing of any other.
     """
-    for task in network.tasks:
-        if searches.is_new(task.workload):
-            return task, BATCH
-    glances = [task for task in network.elsewhere if searches.is_new(task.workload)]
+
+    def is_new(task: Task) -> bool:
+        return clock.left > 1 and searches.is_new(task.workload)
+
+    for task in filter(is_new, network.tasks):
+        return task, BATCH
+    glances = list(filter(is_new, network.elsewhere))
     if glances and clock.share < _GLANCES:
         return max(glances, key=lambda task: _of(task, searches).default_ms), _GLANCE
     expected = network.cheapest(searches.expected)
-    for task in expected:
-        if searches.is_new(task.workload):
-            return task, _GLANCE
+    for task in filter(is_new, expected):
+        return task, _GLANCE
     tuned = [_of(task, searches) for task in expected if not searches.is_refused(task.workload)]
     best = max(tuned, key=lambda each: each.ms * each.tuning.search.gain, default=None)
     total = sum(each.ms for each in tuned)

@@ -3,7 +3,7 @@
 import itertools
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,9 @@ class Times:
 
     def find(self, workload: Workload) -> None:
         return None
+
+    def times(self, workloads: Iterable[Workload]) -> Callable[[Workload], float]:
+        return self.time
 
     def time(self, workload: Workload) -> float:
         time = self._known.setdefault(str(workload.key), 1 + float(self._rng.random()))

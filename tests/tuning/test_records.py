@@ -1,5 +1,6 @@
 """Records: nothing is lost or duplicated, what is damaged or foreign is skipped, and the fastest plan is found."""
 
+import json
 import math
 import multiprocessing
 from dataclasses import replace
@@ -18,14 +19,28 @@ MACHINE = {
     **{"core": "one", "architecture": "x86_64", "mcpu": "x86-64-v4", "threads": 2},
     **{"vector_bits": 512, "vector_registers": 32},
 }
-LAYER = SimpleNamespace(key={"op": "conv2d", "layer": 1})
 
 
-def record(layer: int = 1, tile: int = 4, speed: float | None = 1.5, **others: Any) -> Record:
-    made = Record(
-        {"op": "conv2d", "layer": layer}, MACHINE, {"template": "conv2d", "tile": tile}, speed, 0.2, "measured"
-    )
+def layer(number: int) -> Any:
+    return SimpleNamespace(key={"op": "conv2d", "problem": {"layer": number}})
+
+
+LAYER = layer(1)
+
+
+def record(number: int = 1, tile: int = 4, speed: float | None = 1.5, **others: Any) -> Record:
+    made = Record(layer(number).key, MACHINE, {"template": "conv2d", "tile": tile}, speed, 0.2, "measured")
     return replace(made, **others)
+
+
+def without(*path_and_name: str) -> bytes:
+    """A record's line that lacks a part."""
+    content, (*path, name) = json.loads(record().line), path_and_name
+    inner = content
+    for each in path:
+        inner = inner[each]
+    del inner[name]
+    return json.dumps(content).encode()
 
 
 def known(*own: Record, shipped: tuple[Record, ...] = (), machine: Any = MACHINE) -> Any:
@@ -57,7 +72,11 @@ def test_a_line_that_a_killed_process_left_half_written_costs_only_itself(tmp_pa
 
 @pytest.mark.parametrize(
     "line",
-    [b"\xff\xfe", b"{}", b"[]", b"null", b'"x"', record(speed=-1).line, record(ms="1").line, record(plan=[]).line],
+    [
+        *(b"\xff\xfe", b"{}", b"[]", b"null", b'"x"', record(speed=-1).line, record(ms="1").line, record(plan=[]).line),
+        *(record(speed=math.inf).line, record(plan={}).line, record(source="guessed").line),  # type: ignore[arg-type]
+        *(without("workload", "op"), without("workload", "problem"), without("versions"), without("plan", "template")),
+    ],
 )
 def test_damaged_lines_are_skipped(tmp_path: Path, said: list[str], line: bytes) -> None:
     (tmp_path / "x86.jsonl").write_bytes(record(1).line + line.strip() + b"\n" + record(2).line)
@@ -78,9 +97,9 @@ def test_a_file_that_can_not_be_read_or_written_is_told(tmp_path: Path) -> None:
         records.append(tmp_path, [record()])
 
 
-def _append_many(file: Path, layer: int) -> None:
+def _append_many(file: Path, number: int) -> None:
     for tile in range(100):
-        records.append(file, [record(layer, tile)])
+        records.append(file, [record(number, tile)])
 
 
 def test_two_processes_write_at_once(tmp_path: Path, said: list[str]) -> None:
@@ -92,13 +111,15 @@ def test_two_processes_write_at_once(tmp_path: Path, said: list[str]) -> None:
         writer.join()
     found = records.read(file, said.append)
     assert said == []
-    assert {(r.workload["layer"], r.plan["tile"]) for r in found} == {(n, tile) for n in (1, 2) for tile in range(100)}
+    assert {(r.workload["problem"]["layer"], r.plan["tile"]) for r in found} == {
+        (n, tile) for n in (1, 2) for tile in range(100)
+    }
     assert len(found) == 200
 
 
 def test_the_fastest_plan_is_found() -> None:
     assert known(record(tile=4), record(tile=8, speed=1.7), record(tile=9, speed=None)) == record(tile=8).plan
-    assert known(record(layer=2)) is None
+    assert known(record(2)) is None
 
 
 def test_of_two_trials_of_a_plan_the_later_one_counts() -> None:
@@ -126,10 +147,24 @@ def test_another_core_with_the_same_instructions_gets_plans_but_no_times() -> No
     elsewhere = replace(record(tile=8, speed=1.9), machine=MACHINE | {"core": "another"})
     here = Records((), (elsewhere,), MACHINE)
     assert here.find(LAYER) == elsewhere.plan
-    assert here.time(LAYER) == math.inf
+    assert here.times([LAYER])(LAYER) == math.inf
     both = Records((elsewhere,), (record(tile=4, speed=1.1),), MACHINE)
     assert both.find(LAYER) == record(tile=4).plan
-    assert both.time(LAYER) == record(tile=4).ms
+    assert both.times([LAYER])(LAYER) == record(tile=4).ms
+
+
+def test_what_ran_on_a_board_comes_before_what_was_emulated() -> None:
+    emulated, board = record(tile=4, speed=1.9, source="emulated"), record(tile=8, speed=1.1, source="rpc")
+    assert known(emulated, board) == known(board, emulated) == board.plan
+    assert known(emulated, shipped=(board,)) == known(board, shipped=(emulated,)) == board.plan
+    assert list(records.best([emulated, board, replace(emulated, plan=board.plan)]).values()) == [board]
+
+
+def test_times_of_boards_and_of_emulation_are_not_compared() -> None:
+    emulated = [record(number, ms=0.1, source="emulated") for number in (1, 2)]
+    both = Records([*emulated, record(1, ms=0.3, source="rpc")], (), MACHINE)
+    assert [both.times([LAYER])(layer(number)) for number in (1, 2)] == [0.3, math.inf]
+    assert [both.times([layer(2)])(layer(number)) for number in (1, 2)] == [0.1, 0.1]
 
 
 def test_the_digest_says_which_plans_are_known() -> None:
