@@ -46,8 +46,8 @@ class Drawn:
         self._expected = _FIRST_GAIN
         self._ended = False
         self._generations: Iterator[list[str]] | None = None
-        self._waiting: list[int] = []
-        self._add(None)
+        self._generation: list[int] = []  # the last one
+        self._waiting = [self._add(None)]  # candidates in their order, and those that were measured meanwhile
 
     def _add(self, trace: str | None) -> int:
         """The index of a trace's plan."""
@@ -86,15 +86,17 @@ class Drawn:
         return 0.0 if self._ended else self._expected
 
     def propose(self, count: int) -> list[int]:
-        """Up to `count` candidates that were not measured; none when nothing else can be drawn."""
-        chosen = [] if 0 in self.measured else [0]
-        while len(chosen) < count:
-            if not self._waiting and not self._draw():
-                break
-            index = self._waiting.pop(0)
-            if index not in self.measured and index not in chosen:
-                chosen.append(index)
-        return chosen
+        """Up to `count` candidates that were not measured; none when nothing else can be drawn.
+
+        Another generation is drawn only where all of the last one were measured: it learns from them.
+        """
+        while len(self._unmeasured(self._waiting)) < count and not self._unmeasured(self._generation) and self._draw():
+            pass
+        self._waiting = self._unmeasured(self._waiting)
+        return self._waiting[:count]
+
+    def _unmeasured(self, indices: Iterable[int]) -> list[int]:
+        return [index for index in dict.fromkeys(indices) if index not in self.measured]
 
     def _draw(self) -> bool:
         """Wait for another generation; whether there is one."""
@@ -102,13 +104,13 @@ class Drawn:
             self._generations = self._evolved()
         else:
             self._expected *= _DECAY
-        drawn = next(self._generations, [])
-        self._ended = not drawn
-        self._waiting += [self._add(trace) for trace in drawn]
+        self._generation = [self._add(trace) for trace in next(self._generations, [])]
+        self._waiting += self._generation
+        self._ended = not self._generation
         return not self._ended
 
     def _evolved(self) -> Iterator[list[str]]:
-        """Generations of traces; each takes into account what was measured of those before."""
+        """Generations of traces; each takes into account what was measured of all those before."""
         import tvm
 
         ms = _meta_schedule()
@@ -142,8 +144,8 @@ class Drawn:
 
     def _seconds(self, trace: str) -> float:
         """What a trace took, in times of the default plan."""
-        speed = self.measured.get(self._places[trace])
-        return _SLOW if speed is None or speed <= SLOWEST else math.exp(-speed)
+        speed = self.measured[self._places[trace]]
+        return _SLOW if speed <= SLOWEST else math.exp(-speed)
 
 
 def _meta_schedule() -> Any:

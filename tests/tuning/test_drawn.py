@@ -13,12 +13,12 @@ import pytest
 from nnc import lowering, testing, verify
 from nnc import target as targets
 from nnc.context import silent
-from nnc.lowering.kinds import decoded
+from nnc.lowering.kinds import Trace, decoded, encoded, general
 from nnc.lowering.library import Library
 from nnc.lowering.workload import Workload
 from nnc.session import Session
 from nnc.tuning import tasks
-from nnc.tuning.drawn import GENERATION, Drawn
+from nnc.tuning.drawn import GENERATION, Drawn, _meta_schedule
 from nnc.tuning.tasks import Network
 
 pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="runs what it builds")
@@ -61,14 +61,39 @@ def test_the_default_comes_first_then_generations(network: Network) -> None:
     assert search.plans[0]["trace"] is None
     for index in first:
         search.tell(index, 1.0 if index == 0 else 0.5)
-    before = search.gain
+    before, rest = search.gain, search.propose(2 * GENERATION)
+    assert len(first) - 1 + len(rest) == GENERATION
+    assert search.gain == before
+    for index in rest:
+        search.tell(index, 0.5)
     again = search.propose(2 * GENERATION)
-    assert not set(first) & set(again)
+    assert not {*first, *rest} & set(again)
     assert search.gain < before
     assert search.best == (0, 1.0)
     search.tell(again[0], 2.0)
     assert search.best == (again[0], 2.0)
     assert search.gain >= math.log(2) / 2
+
+
+def test_a_schedule_that_was_not_measured_yet_is_none_that_failed(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, seconds = _meta_schedule().database, list[float]()
+    made = database.TuningRecord
+
+    def noted(trace: Any, workload: Any, runs: list[float], *others: Any) -> Any:
+        seconds.extend(runs)
+        return made(trace, workload, runs, *others)
+
+    monkeypatch.setattr(database, "TuningRecord", noted)
+    search = drawn(network)
+    handed_out = search.propose(GENERATION // 2)
+    assert search.propose(GENERATION // 2) == handed_out  # nobody has told yet what became of them
+    for _ in range(3):
+        for index in search.propose(2 * GENERATION):
+            search.tell(index, 0.5 + index % 2)
+    assert len(seconds) == 2 * GENERATION
+    assert max(seconds) == 2.0
 
 
 @pytest.mark.parametrize("learns", [True, False], ids=["xgboost", "chance"])
