@@ -67,8 +67,8 @@ class Built:
     """Weights in the order in which the kernels read them, padding included."""
     packed_bytes: int
     """The same as they are in the library, those that are marked (nnc.packing) packed."""
-    tuned: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """The plans that `schedules` knew, in JSON's types, by the nodes of the layer."""
+    tuned: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """The plans that `schedules` knew, in JSON's types, by the nodes of the layer: one may have several loops."""
 
 
 def build(
@@ -108,8 +108,12 @@ def build(
     return Built([out / library.name], kernels, plan.bytes, weights.bytes, weights.file_bytes, _tuned(program))
 
 
-def _tuned(program: Program) -> dict[str, dict[str, Any]]:
-    return {name: encoded(choice.plan) for choice in program.choices if choice.tuned for name in choice.layers}
+def _tuned(program: Program) -> dict[str, list[dict[str, Any]]]:
+    plans: dict[str, list[dict[str, Any]]] = {}
+    for choice in program.choices:
+        for name in choice.layers if choice.tuned else ():
+            plans.setdefault(name, []).append(encoded(choice.plan))
+    return plans
 
 
 def unit_of(target: Target, machine: tvm.target.Target, threads: int) -> Unit:

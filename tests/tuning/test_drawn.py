@@ -142,9 +142,33 @@ def test_drawn_schedules_compute_the_same(network: Network, tmp_path: Path) -> N
         for search, place in zip(searches, places, strict=True):
             search.tell(place, 1.0)
         built = lowering.build(graph, X86, tmp_path, threads=1, schedules=Known(plans))
-        assert sorted(built.tuned.values(), key=str) == sorted(plans.values(), key=str)
+        assert sorted(chain(*built.tuned.values()), key=str) == sorted(plans.values(), key=str)
         (found,) = Library(built.files[0], 1).run(list(inputs.values()))
         assert verify.largest_difference(expected, {"y": found}) < 1e-5
+
+
+#: A node with loops of its own for each operand, whose axes change places.
+SEVERAL = """
+net (float[16, 32, 64] x, float[64, 16, 16] z) => (float[32, 16] y) { y = Einsum<equation = "bac,cbd->ad">(x, z) }
+"""
+
+
+def test_all_loops_of_a_node_are_named(tmp_path: Path) -> None:
+    graph = testing.graph(SEVERAL)
+    loops = [task.workload for task in tasks.network(graph, X86, 1, silent).tasks]
+    assert len(loops) > 1
+    built = lowering.build(graph, X86, tmp_path, threads=1, schedules=Known(dict.fromkeys(loops, encoded(Trace()))))
+    (plans,) = built.tuned.values()
+    assert plans == [encoded(Trace())] * len(loops)
+
+
+def test_a_trace_is_applied_once(network: Network, tmp_path: Path) -> None:
+    search = drawn(network)
+    plan = search.plans[search.propose(2)[1]]
+    general._applied.cache_clear()
+    (workload, *_) = (task.workload for task in network.tasks if task.workload.op == "general")
+    lowering.build(testing.graph(NET), X86, tmp_path, threads=1, schedules=Known({workload: plan}))
+    assert general._applied.cache_info().misses == 1
 
 
 def test_a_schedule_of_another_function_is_refused(network: Network) -> None:

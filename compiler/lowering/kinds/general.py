@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import tvm
@@ -90,6 +91,7 @@ def scheduled(problem: General, plan: Trace, unit: Unit) -> tirx.PrimFunc:
     return function
 
 
+@lru_cache(maxsize=64)  # a compile asks whether a trace fits, and then for the function
 def _applied(problem: General, trace: str) -> tirx.PrimFunc | None:
     """The function that a trace makes; None where it doesn't fit."""
     state = s_tir.Schedule(problem.module)
