@@ -171,6 +171,42 @@ def test_lanes_of_registers_are_multiplied_where_vectors_have_128_bits(tmp_path:
     assert verify.largest_difference(Session(graph).run(inputs), {"y": found}) < 1e-4
 
 
+def test_no_two_plans_of_bytes_differ_in_what_the_kernel_leaves_alone() -> None:
+    network = tasks.network(of_bytes(), narrow(256), 2, lambda *_: None)
+    for task in (task for task in network.tasks if task.workload.op == "int8_conv2d"):
+        plans = [plan for plan in task.workload.plans(network.unit) if hasattr(plan, "ahead")]
+        assert len({replace(plan, ahead=0) for plan in plans}) == len(plans) > 1
+
+
+@pytest.mark.parametrize("instruction", ["vpmaddwd", "vpdpbusd", "smlal", "sdot"])
+def test_tiles_of_bytes_fit_the_registers(instruction: Any) -> None:
+    from nnc.lowering.kernels import int8_gemm
+    from nnc.lowering.kernels.int8_dot import Dot
+    from nnc.lowering.kernels.unit import Unit
+
+    unit = Unit(128, 32, 2, 32 << 10, 512 << 10, 6.0, instruction)
+    dot = Dot(instruction, 4)
+    tiles = {plan.tile for plan in int8_gemm.plans(int8_gemm.Int8Gemm(49, 96, 64, dot), unit)}
+    assert tiles
+    assert all(dot.fits(tile.rows, tile.vectors, 32) for tile in tiles)
+
+
+def test_estimates_count_all_images_of_a_batch() -> None:
+    """Else Winograd's algorithm, whose tiles do, would look slower than it is."""
+
+    def estimates(batch: int) -> dict[Any, float]:
+        text = NET.replace("float[1, 3, 17, 17]", f"float[{batch}, 3, 17, 17]").replace("[1, 10]", f"[{batch}, 10]")
+        network = tasks.network(testing.graph(text), narrow(256), 1, lambda *_: None)
+        (workload,) = (task.workload for task in network.tasks if "48 -> 32, 3x3" in task.name)
+        plans = workload.plans(network.unit)
+        return dict(zip(plans, workload.estimates(plans, network.unit), strict=True))
+
+    one, eight = estimates(1), estimates(8)
+    direct = [plan for plan in one if hasattr(plan, "split") and not hasattr(plan, "outputs") and plan in eight]
+    assert direct
+    assert all(eight[plan] == pytest.approx(8 * one[plan]) for plan in direct)
+
+
 def test_plans_that_are_none_of_a_workload_are_refused() -> None:
     from nnc.lowering.kinds import encoded
 

@@ -150,12 +150,15 @@ class Conv2d:
 FETCH_AHEAD = 4096  # bytes; 120 -> 205 GFLOP/s where 49 pixels read 4 MB of weights
 
 
+Split = Literal["rows", "channels"]
+
+
 @dataclass(frozen=True)
 class Plan:
     """The register tile (its rows are columns of the image), and whether threads share rows or output channels."""
 
     tile: RegisterTile
-    split: Literal["rows", "channels"]
+    split: Split
     ahead: int = FETCH_AHEAD
     """Bytes of weights from here that each step fetches; 0: none."""
     unroll: int = 1
@@ -169,9 +172,14 @@ class Plan:
 def best_plan(conv: Conv2d, unit: Unit) -> Plan:
     """The register tile with the fewest cycles; threads share whatever is larger, so that it is read once."""
     tile = min(_tiles(conv, unit), key=lambda tile: (_cycles(conv, tile, unit), -tile.rows))
+    return Plan(tile, best_split(conv))
+
+
+def best_split(conv: Conv2d) -> Split:
+    """Threads share whatever is larger, of one input channel."""
     pixels = conv.batch * conv.window.size[0] * conv.window.size[1]
     weights = conv.out_channels * conv.window.kernel[0] * conv.window.kernel[1] // conv.groups
-    return Plan(tile, "rows" if pixels > weights else "channels")
+    return "rows" if pixels > weights else "channels"
 
 
 def plans(conv: Conv2d, unit: Unit) -> Iterator[Plan]:
@@ -190,7 +198,7 @@ def plans(conv: Conv2d, unit: Unit) -> Iterator[Plan]:
 
 
 def cycles(conv: Conv2d, plan: Plan, unit: Unit) -> float:
-    """What a plan is expected to take, up to a constant; splits and fetches are not told apart."""
+    """Cycles of one core for an image, up to a constant; splits and fetches are not told apart."""
     return _cycles(conv, plan.tile, unit)
 
 
@@ -216,7 +224,7 @@ TILE_STEPS = 6.0  # the cost of starting and storing a tile, in steps of the red
 
 
 def _cycles(conv: Conv2d, tile: RegisterTile, unit: Unit) -> float:
-    """Cycles for a row of outputs, up to a constant: two multiply-adds or two loads in one cycle."""
+    """Cycles for an image, up to a constant: two multiply-adds or two loads in one cycle."""
     most, _ = conv.reads(tile.vectors)
     vectors = tile.vectors * _registers(conv, unit)
     steps = most * conv.in_block * conv.window.kernel[0] * conv.window.kernel[1]
@@ -229,15 +237,22 @@ def _cycles(conv: Conv2d, tile: RegisterTile, unit: Unit) -> float:
 
 def pack(W: np.ndarray, conv: Conv2d, plan: Plan) -> np.ndarray:
     """Pack weights `[out, in / groups, kh, kw]` to `[group][in block][kh][kw][in lane][vector][lane]`."""
-    width = plan.tile.vectors * conv.block
-    most, firsts = conv.reads(plan.tile.vectors)
+    arranged = blocked(W.astype(conv.dtype, copy=False), conv, plan.tile.vectors)
+    return np.ascontiguousarray(arranged.transpose(0, 1, 3, 4, 2, 5, 6))
+
+
+def blocked(W: np.ndarray, conv: Conv2d, vectors: int) -> np.ndarray:
+    """Weights `[out, in / groups, kh, kw]` as `[group of out blocks][in block][in lane][kh][kw][vector][lane]`.
+
+    A group of `vectors` output blocks has weights for all that it reads; between groups of channels they are zero.
+    """
+    width, (most, firsts) = vectors * conv.block, conv.reads(vectors)
     ins, outs = conv.in_channels // conv.groups, conv.out_channels // conv.groups
-    packed = np.zeros((len(firsts), most * conv.in_block, *conv.window.kernel, width), conv.dtype)
+    dense = np.zeros((len(firsts), most * conv.in_block, *conv.window.kernel, width), W.dtype)
     for o in range(conv.out_channels):
         start = o // outs * ins - firsts[o // width] * conv.in_block
-        packed[o // width, start : start + ins, :, :, o % width] = W[o]
-    blocked = packed.reshape(len(firsts), most, conv.in_block, *conv.window.kernel, plan.tile.vectors, conv.block)
-    return np.ascontiguousarray(blocked.transpose(0, 1, 3, 4, 2, 5, 6))
+        dense[o // width, start : start + ins, :, :, o % width] = W[o]
+    return dense.reshape(len(firsts), most, conv.in_block, *conv.window.kernel, vectors, conv.block)
 
 
 def packed_shape(conv: Conv2d, plan: Plan) -> tuple[int, ...]:

@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, product
 from math import ceil
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from nnc.lowering.kernels.conv2d import FETCH_AHEAD, Conv2d, Plan
+from nnc.lowering.kernels.conv2d import FETCH_AHEAD, Conv2d, Plan, Split, best_split, blocked
 from nnc.lowering.kernels.int8_dot import Dot
 from nnc.lowering.kernels.loops import TASKS, reshaped, vectors
 from nnc.lowering.kernels.pool import lookup
@@ -64,11 +64,8 @@ class Int8Plan(Plan):
 
 def best_plan(problem: Int8Conv2d, unit: Unit) -> Int8Plan:
     """The register tile with the fewest cycles; threads share whatever is larger, so that it is read once."""
-    conv = problem.conv
     tile = min(_tiles(problem, unit), key=lambda tile: (cycles(problem, tile), -tile.rows))
-    pixels = conv.batch * conv.window.size[0] * conv.window.size[1]
-    weights = conv.out_channels * conv.window.kernel[0] * conv.window.kernel[1] // conv.groups
-    plan = Int8Plan(tile, "rows" if pixels > weights else "channels")
+    plan = Int8Plan(tile, best_split(problem.conv))
     return replace(plan, share=_share(problem, plan, unit)) if problem.dot.widens else plan
 
 
@@ -81,12 +78,12 @@ def best_flat_plan(problem: Int8Conv2d, unit: Unit) -> Int8Plan:
 
 
 def plans(problem: Int8Conv2d, unit: Unit) -> Iterator[Int8Plan]:
-    """Every register tile that fits, with both splits, fetches and ways to share what a task widens."""
+    """Every register tile that fits, with both splits and ways to share what a task widens."""
     conv = problem.conv
     width = conv.window.out_size[1]
     for tile in (each for each in _tiles(problem, unit) if each.rows == ceil(width / ceil(width / each.rows))):
-        for split, ahead in product(("rows", "channels"), (0, FETCH_AHEAD)):
-            plan = Int8Plan(tile, split, ahead)  # type: ignore[arg-type]
+        for split in get_args(Split):
+            plan = Int8Plan(tile, split)
             most = _share(problem, plan, unit) if problem.dot.widens else 1
             yield from (replace(plan, share=share) for share in {1, most})
 
@@ -99,15 +96,8 @@ def _tiles(problem: Int8Conv2d, unit: Unit) -> list[RegisterTile]:
         for vectors in range(1, 9)
         if conv.out_blocks % vectors == 0
         for columns in range(1, conv.window.out_size[1] + 1)
-        if fits(problem.dot, columns, vectors, unit) or (columns, vectors) == (1, 1)
+        if problem.dot.fits(columns, vectors, unit.vector_registers) or (columns, vectors) == (1, 1)
     ]
-
-
-def fits(dot: Dot, columns: int, vectors: int, unit: Unit) -> bool:
-    """Whether the registers hold the sums beside weights, an activation and products."""
-    if dot.in_pairs:
-        return vectors * (columns + 2) <= unit.vector_registers - 2
-    return vectors * (columns + 1) <= unit.vector_registers - (2 if dot.widens else 1)
 
 
 def _share(problem: Int8Conv2d, plan: Plan, unit: Unit) -> int:
@@ -151,24 +141,9 @@ def step_cycles(dot: Dot, columns: int, vectors: int) -> float:
 
 def pack(W: np.ndarray, problem: Int8Conv2d, plan: Plan) -> np.ndarray:
     """Pack int8 weights `[out, in / groups, kh, kw]` to `[group][in block][kh][kw][step][vector][4 * lanes]`."""
-    conv = problem.conv
-    dense = _dense(W, problem, plan)
-    groups, most = dense.shape[0], dense.shape[1] // conv.in_block
-    blocked = dense.reshape(groups, most, conv.in_block, *conv.window.kernel, plan.tile.vectors, conv.block)
-    arranged = problem.dot.arrange(blocked.transpose(0, 1, 3, 4, 5, 2, 6))
+    dense = blocked(W, problem.conv, plan.tile.vectors)
+    arranged = problem.dot.arrange(dense.transpose(0, 1, 3, 4, 5, 2, 6))
     return np.ascontiguousarray(arranged.swapaxes(-2, -3))
-
-
-def _dense(W: np.ndarray, problem: Int8Conv2d, plan: Plan) -> np.ndarray:
-    """Weights `[group][in channel that it reads][kh][kw][out channel]`; between groups they are zero."""
-    conv, width = problem.conv, plan.tile.vectors * problem.conv.block
-    most, firsts = conv.reads(plan.tile.vectors)
-    ins, outs = conv.in_channels // conv.groups, conv.out_channels // conv.groups
-    dense = np.zeros((len(firsts), most * conv.in_block, *conv.window.kernel, width), W.dtype)
-    for o in range(conv.out_channels):
-        start = o // outs * ins - firsts[o // width] * conv.in_block
-        dense[o // width, start : start + ins, :, :, o % width] = W[o]
-    return dense
 
 
 def packed_shape(problem: Int8Conv2d, plan: Plan) -> tuple[int, ...]:
@@ -276,11 +251,12 @@ class Kernel:
 
     def _reader(self, X: Any, n: Expr, y: Expr, part: Expr) -> Read:
         """How a task gets at its activations."""
-        window, first = self.problem.conv.window, self._first_block(part * self.plan.share)
+        conv, tile = self.problem.conv, self.plan.tile
+        window, first = conv.window, conv.first_block(part * self.plan.share, tile.vectors)
         if not self.problem.dot.widens:
             return lambda i, kh, x, j, count: X[n, first + i, window.row(y, kh), x, T.ramp(j, 1, count)]
-        block, size = self.problem.conv.in_block, self.problem.conv.in_block * window.size[1]
-        most, _ = self.problem.conv.reads(self.plan.tile.vectors)
+        block, size = conv.in_block, conv.in_block * window.size[1]
+        most, _ = conv.reads(tile.vectors)
         wide = scratch(most, window.kernel[0], size, dtype="int16")
         rows = reshaped(X, (*X.shape[:3], size))
         with T.serial(0, most) as i, T.serial(*window.rows(y)) as kh:
@@ -347,15 +323,6 @@ class Kernel:
         """Prefetch weights; where they stay in the first-level cache anyway, this costs next to nothing."""
         for byte in range(0, self.plan.tile.vectors * self.problem.conv.block * self.problem.dot.depth, CACHE_LINE):
             prefetch(W, (*place, 0, FETCH_AHEAD + byte), level=1)
-
-    def _first_block(self, group: Expr) -> Expr:
-        """The first input block that a group of output blocks reads, as `Conv2d.reads` counts it."""
-        conv, width = self.problem.conv, self.plan.tile.vectors * self.problem.conv.block
-        most, firsts = conv.reads(self.plan.tile.vectors)
-        if not any(firsts):
-            return 0
-        ins, outs = conv.in_channels // conv.groups, conv.out_channels // conv.groups
-        return tirx.min(group * width // outs * ins // conv.in_block, conv.in_blocks - most)
 
     def _steps(self, i: Expr) -> Expr:
         """The steps through an input block: the padding of the last one is skipped."""

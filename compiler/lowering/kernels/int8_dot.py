@@ -65,6 +65,12 @@ class Dot:
         """Whether the weights of a step lie `[2][lane][2]` instead of `[lane][depth]`."""
         return self.instruction in ("smlal", "smull")
 
+    def fits(self, rows: int, vectors: int, registers: int) -> bool:
+        """Whether so many registers hold the sums of a tile beside weights, an activation and products."""
+        if self.in_pairs:
+            return vectors * (rows + 2) <= registers - 2
+        return vectors * (rows + 1) <= registers - (2 if self.widens else 1)
+
     def arrange(self, W: np.ndarray) -> np.ndarray:
         """Weights `[..., channels, lanes]` as int8 `[..., step, width]` in the order of the instruction."""
         if self.parts == 2:

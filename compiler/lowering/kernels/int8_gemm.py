@@ -46,11 +46,10 @@ class Int8Gemm:
 
 
 def plans(problem: Int8Gemm, unit: Unit) -> Iterator[GemmPlan]:
-    """The blockings of the product of floats, without blocks of the depth."""
+    """The blockings of the product of floats, without blocks of the depth, whose tiles fit."""
     for plan in float_plans(Gemm(problem.rows, problem.columns, problem.depth), unit):
-        if plan.depth_block == problem.depth and plan.tile.rows * plan.tile.vectors + plan.tile.vectors < (
-            unit.vector_registers - (2 if problem.dot.widens or problem.dot.in_pairs else 1)
-        ):
+        fits = problem.dot.fits(plan.tile.rows, plan.tile.vectors, unit.vector_registers)
+        if fits and plan.depth_block == problem.depth:
             yield plan
 
 

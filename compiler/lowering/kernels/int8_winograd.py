@@ -99,7 +99,7 @@ def best_plan(conv: Convolution, unit: Unit, sizes: Sequence[int]) -> Plan:
 def plans(conv: Convolution, unit: Unit, sizes: Sequence[int]) -> Iterator[Plan]:
     """Those of the product of floats whose sums fit into the registers beside what is multiplied."""
     for plan in winograd_plan.plans(conv, unit, sizes):
-        if int8_conv2d.fits(dot_of(unit), plan.tile.rows, plan.tile.vectors, unit):
+        if dot_of(unit).fits(plan.tile.rows, plan.tile.vectors, unit.vector_registers):
             yield plan
 
 

@@ -55,7 +55,7 @@ class Convolutions(Kind):
         """Both algorithms in cycles of one core."""
         if isinstance(plan, winograd.Plan):
             return unit.threads * winograd.cycles(in_tiles(workload.problem), plan, unit)
-        return conv2d.cycles(_direct(workload, plan), plan, unit)
+        return workload.problem.batch * conv2d.cycles(_direct(workload, plan), plan, unit)
 
     def kernel(self, workload: Workload, plan: Plan) -> Kernel:
         if isinstance(plan, winograd.Plan):
