@@ -167,14 +167,8 @@ class Artifact:
     def check_library(self) -> None:
         """Refuse a library that would take the process down: half of a file, or code for a newer x86 than this one."""
         self.check_files()
-        levels, tvm, here = ("x86-64-v2", "x86-64-v3", "x86-64-v4"), self.target.unit.tvm, host.figures()["tvm"]
-        wanted = str(tvm.get("mcpu"))
-        if wanted not in levels:
-            return
-        missing = [feature for feature in tvm.get("mattr", ()) if feature not in here["mattr"]]
-        if missing or levels.index(wanted) > levels.index(here["mcpu"]):
-            needed = " ".join([wanted, *missing])
-            raise NncError(f"{self.folder}: compiled for {needed}, this machine is {here['mcpu']}", "compile it here")
+        if not self.emulated:
+            host.require(self.target.unit, str(self.folder), "compile it here")
 
     def run(
         self, inputs: Mapping[str, np.ndarray], threads: int | None = None, place: str = "the inputs"

@@ -17,6 +17,7 @@ from nnc.artifact import Artifact
 from nnc.compiling.output import Memory
 from nnc.context import Context, Progress, silent
 from nnc.errors import NncError
+from nnc.hardware import host
 from nnc.model import wire
 from nnc.target import Target
 from nnc.tuning import records
@@ -78,26 +79,35 @@ def device_of(target: Target, threads: int, tracker: Tracker | None = None) -> D
 
         emulated.require(target, threads)
         return Emulated(target, threads)
+    host.require(target.unit, target.label, "--rpc measures on boards")
     return Host(threads, _CACHES * threads * target.unit.l2_bytes)
 
 
 def _graph(job: Job, progress: Progress) -> gs.Graph:
     """The graph that `nnc compile` lowers: of a folder as it is, of a model simplified."""
     if job.model.is_dir():
-        return graphs.load(Artifact.open(job.model).model_path)
+        return graphs.load(Artifact.open(job.model).checked_model(), job.shapes or {})
     graph = graphs.load(job.model, job.shapes or {})
     context = Context(target=job.target, store=Memory(), threads=job.threads, progress=progress)
     simplified, _ = pipeline.run(graph, recipe.load(_SIMPLIFY).passes, context)
     return simplified
 
 
-def target_of(model: Path, spec: str | None) -> Target:
-    """The target that is named, or that of a compile's folder."""
+def target_of(model: Path, spec: str | None, tracker: Tracker | None = None) -> Target:
+    """The target that is named, or that of a compile's folder with the threads that it was compiled for.
+
+    Raises NncError where there is none, and where this machine would measure for the core of another one.
+    """
     if spec is not None:
         return targets.load(spec)
     if not model.is_dir():
         raise NncError("--target is missing", "such as --target x86; only the folder of a compile knows its own")
-    return Artifact.open(model).target
+    artifact = Artifact.open(model)
+    unit, here = artifact.target.unit, host.figures()["cluster"][0]["core"]
+    if tracker is None and not artifact.emulated and unit.architecture != "aarch64" and unit.clusters[0].core != here:
+        hint = f"--target {artifact.target.spec} tunes its model for this machine"
+        raise NncError(f"{model}: compiled for {unit.clusters[0].core}, this machine is {here}", hint)
+    return artifact.target.model_copy(update={"unit": unit.model_copy(update={"threads": artifact.threads})})
 
 
 def tracker(address: str | None, key: str | None) -> Tracker | None:

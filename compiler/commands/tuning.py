@@ -52,9 +52,9 @@ def tune(
     from nnc.tuning.records import own_file
     from nnc.tuning.tune import Budget
 
-    chip = autotune.target_of(model, target)
-    budget = Budget(trials, None if time is None else autotune.seconds(time))
     tracker = autotune.tracker(rpc, key)
+    chip = autotune.target_of(model, target, tracker)
+    budget = Budget(trials, None if time is None else autotune.seconds(time))
     job = autotune.Job(model, chip, file or own_file(chip), threads, arguments.shapes(shape), budget, resume, tracker)
     with console.progress(quiet) as progress:
         result = autotune.run(job, progress)

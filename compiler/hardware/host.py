@@ -1,10 +1,18 @@
 """The x86 machine that nnc runs on, read from /proc and /sys: the figures that targets/x86.toml leaves open."""
 
+from __future__ import annotations
+
 import math
 import os
+import platform
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from nnc.errors import NncError
+
+if TYPE_CHECKING:
+    from nnc.hardware.chip import Unit
 
 # What each level of the instruction set brings: vector bits, vector registers, MACs per cycle. Two 256-bit FMA pipes
 # are Intel's since Haswell and AMD's since Zen 2; two 512-bit ones are Intel's servers. Without FMA, one multiplication
@@ -59,6 +67,21 @@ def figures(proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> dict[str, A
             }
         ],
     }
+
+
+def require(unit: Unit, place: str, hint: str) -> None:
+    """Raise NncError, beginning with `place`, for code of a unit that would take a process here down: of another
+    architecture, or of a newer x86 than this one.
+    """
+    architecture, here = platform.machine(), figures()["tvm"]
+    if unit.architecture != architecture:
+        raise NncError(f"{place}: code for {unit.architecture}, this machine is {architecture}", hint)
+    levels, wanted = list(_LEVELS)[::-1], str(unit.tvm.get("mcpu"))
+    if wanted not in levels:
+        return
+    missing = [feature for feature in unit.tvm.get("mattr", ()) if feature not in here["mattr"]]
+    if missing or levels.index(wanted) > levels.index(here["mcpu"]):
+        raise NncError(f"{place}: code for {' '.join([wanted, *missing])}, this machine is {here['mcpu']}", hint)
 
 
 # What the levels add to each other (x86-64 psABI, 3.1.1), by the kernel's names: "abm" brings lzcnt.
