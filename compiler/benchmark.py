@@ -9,7 +9,7 @@ import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from nnc import session
 from nnc.artifact import Artifact
 from nnc.display import units
 from nnc.errors import NncError
@@ -41,9 +42,40 @@ ONNXRUNTIME = "onnxruntime"
 class Side:
     """What is timed in a process of its own."""
 
+    name: str
+    """What people read for it."""
     prepare: Prepare
     path: Path
     inputs: Sequence[np.ndarray]
+
+
+@dataclass(frozen=True)
+class _Process:
+    """The process of a side: it answers when it is ready, and then each number with as many times."""
+
+    name: str
+    pipe: Connection
+
+    def ask(self, count: int = 0) -> list[float]:
+        """Milliseconds of each of `count` inferences; of none, as soon as the side is ready."""
+        try:
+            if count:
+                self.pipe.send(count)
+            answer = self.pipe.recv()
+        except (EOFError, ConnectionError):
+            hint = "the system may have ended it for want of memory; nnc run runs a library alone"
+            raise NncError(f"{self.name}: the process that is timed died", hint) from None
+        if isinstance(answer, NncError):
+            raise answer
+        times: list[float] = answer
+        return times
+
+    def per_slice(self) -> int:
+        """How many inferences fill a slice; warms the side up on the way."""
+        started, slowest = time.monotonic(), 0.0
+        while time.monotonic() - started < 2 * SLICE:
+            slowest = statistics.median(self.ask(1))
+        return max(1, round(SLICE * 1e3 / slowest))
 
 
 @dataclass(frozen=True)
@@ -109,29 +141,30 @@ def compare(
         _require_host(other)
         _require_alike(artifact, other, threads)
     threads = threads or artifact.threads
-    own, peer = _sides(artifact, other, runtime or _onnxruntime)
+    own, peer = _sides(artifact, other, runtime)
     times: tuple[list[float], list[float]] = ([], [])
     with _process(own, threads) as first, _process(peer, threads) as second:
-        pipes = (first, second)
-        for pipe in pipes:
-            _answer(pipe)  # it is ready
-        counts = [_per_slice(pipe) for pipe in pipes]
+        sides = (first, second)
+        for side in sides:
+            side.ask()
+        counts = [side.per_slice() for side in sides]
         for index in range(rounds):
             progress("time both sides", index, rounds)
             order = (0, 1) if index % 2 == 0 else (1, 0)  # who goes first changes too
             for which in order:
                 time.sleep(_PAUSE)
-                times[which].append(statistics.median(_ask(pipes[which], counts[which])))
+                times[which].append(statistics.median(sides[which].ask(counts[which])))
     names = () if other is None else (str(other.folder), str(artifact.folder))
     return Timing(*times, threads, *names)
 
 
-def _sides(artifact: Artifact, other: Artifact | None, runtime: Prepare) -> tuple[Side, Side]:
+def _sides(artifact: Artifact, other: Artifact | None, runtime: Prepare | None) -> tuple[Side, Side]:
     inputs = artifact.random_inputs()
-    own = Side(_library, artifact.library_path, artifact.checked(inputs))
+    own = Side(str(artifact.folder), _library, artifact.library_path, artifact.checked(inputs))
     if other is None:
-        return own, Side(runtime, artifact.checked_model(), own.inputs)
-    return own, Side(_library, other.library_path, other.checked(inputs))
+        name = ONNXRUNTIME if runtime is None else runtime.__name__
+        return own, Side(name, runtime or _onnxruntime, artifact.checked_model(), own.inputs)
+    return own, Side(str(other.folder), _library, other.library_path, other.checked(inputs))
 
 
 def profile(artifact: Artifact, threads: int) -> list[dict[str, Any]]:
@@ -165,41 +198,15 @@ def _require_alike(artifact: Artifact, other: Artifact, threads: int | None) -> 
         )
 
 
-def _per_slice(side: Connection) -> int:
-    """How many inferences fill a slice; warms the side up on the way."""
-    started, slowest = time.monotonic(), 0.0
-    while time.monotonic() - started < 2 * SLICE:
-        slowest = statistics.median(_ask(side, 1))
-    return max(1, round(SLICE * 1e3 / slowest))
-
-
-def _ask(side: Connection, count: int) -> list[float]:
-    """Milliseconds of each of `count` inferences."""
-    side.send(count)
-    return _answer(side)
-
-
-def _answer(side: Connection) -> list[float]:
-    try:
-        answer = side.recv()
-    except (EOFError, ConnectionError):
-        raise NncError("the process that is timed died", "run the library with nnc run to see why") from None
-    if isinstance(answer, NncError):
-        raise answer
-    times: list[float] = answer
-    return times
-
-
 @contextmanager
-def _process(side: Side, threads: int) -> Iterator[Connection]:
-    """A process that answers each number it is sent with as many times."""
+def _process(side: Side, threads: int) -> Iterator[_Process]:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_serve, args=(there, side, threads), daemon=True)
     process.start()
     there.close()
     try:
-        yield here
+        yield _Process(side.name, here)
     finally:
         here.close()
         process.terminate()
@@ -208,23 +215,26 @@ def _process(side: Side, threads: int) -> Iterator[Connection]:
 
 def _serve(pipe: Connection, side: Side, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
-    try:
-        run = side.prepare(side.path, threads, side.inputs)
-    except NncError as error:
-        pipe.send(error)
-        return
-    pipe.send([])
-    while True:
-        try:
+    run: Timed | None = None
+    count = 0
+    with suppress(EOFError, ConnectionError):  # the parent is gone
+        while True:
+            answer: list[float] | NncError
+            try:
+                run = run or side.prepare(side.path, threads, side.inputs)
+                answer = [_milliseconds(run) for _ in range(count)]
+            except NncError as error:
+                answer = error
+            except Exception as error:  # onnxruntime raises errors of its own
+                answer = NncError(f"{side.path}: {side.name} can't run it: {session.reason(error)}")
+            pipe.send(answer)
             count = pipe.recv()
-        except EOFError:
-            return
-        times = []
-        for _ in range(count):
-            started = time.perf_counter()
-            run()
-            times.append((time.perf_counter() - started) * 1e3)
-        pipe.send(times)
+
+
+def _milliseconds(run: Timed) -> float:
+    started = time.perf_counter()
+    run()
+    return (time.perf_counter() - started) * 1e3
 
 
 def _library(path: Path, threads: int, inputs: Sequence[np.ndarray]) -> Timed:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import multiprocessing
 import platform
 import re
 import shutil
@@ -252,6 +253,31 @@ def test_a_damaged_model_is_refused(project: Path) -> None:
     (out / "model.onnx").write_bytes(content)
     with pytest.raises(NncError, match=r"model\.onnx: not the file that the compile wrote"):
         benchmark.compare(artifact, 1, None, silent)
+
+
+def onnxruntime_on(model: Path) -> benchmark.Side:
+    return benchmark.Side("onnxruntime", benchmark._onnxruntime, model, [IMAGE])
+
+
+def test_a_model_that_the_peer_refuses_is_told_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"?")
+    with (
+        benchmark._process(onnxruntime_on(tmp_path / "model.onnx"), 1) as side,
+        pytest.raises(NncError, match=r"model\.onnx: onnxruntime can't run it: \w"),
+    ):
+        side.ask()
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_side_that_dies_is_named(project: Path) -> None:
+    with benchmark._process(onnxruntime_on(project / "model.onnx"), 1) as side:
+        assert side.ask() == []
+        assert len(side.ask(2)) == 2
+        for process in multiprocessing.active_children():
+            process.kill()
+            process.join()
+        with pytest.raises(NncError, match="onnxruntime: the process that is timed died"):
+            side.ask(1)
 
 
 def test_code_for_a_newer_processor_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
