@@ -5,7 +5,7 @@ from typing import ClassVar
 import onnx_graphsurgeon as gs
 
 from nnc.rewrite import Context
-from nnc.training.base import TrainingPass
+from nnc.training.training_pass import TrainingPass
 
 
 class FineTune(TrainingPass):

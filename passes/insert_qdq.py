@@ -14,8 +14,8 @@ from nnc.errors import NncError
 from nnc.integers import LAYERS
 from nnc.measure import macs, params
 from nnc.quantize import Placement, Scheme, precision
-from nnc.quantize.base import QuantizingPass
 from nnc.quantize.precision import DropBudget
+from nnc.quantize.quantizing_pass import QuantizingPass
 from nnc.rewrite import Context, Effect, selected
 
 #: The opset of ONNX from which on neighbours along an axis can share a scale.

@@ -15,7 +15,7 @@ from nnc.display import units
 from nnc.errors import NncError
 from nnc.measure import macs, params
 from nnc.rewrite import Context, selected
-from nnc.training.base import TrainingPass
+from nnc.training.training_pass import TrainingPass
 
 if TYPE_CHECKING:
     from nnc.training.loop import Span

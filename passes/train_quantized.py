@@ -15,9 +15,9 @@ from nnc.model.proto import is_standard
 from nnc.passes.fold_batchnorm import FoldBatchNorm
 from nnc.passes.insert_qdq import InsertQdq
 from nnc.quantize import Method
-from nnc.quantize.base import Bits, LayerOptions, QuantizingPass, WeightMethod
+from nnc.quantize.quantizing_pass import Bits, LayerOptions, QuantizingPass, WeightMethod
 from nnc.rewrite import Context
-from nnc.training.base import TrainingPass
+from nnc.training.training_pass import TrainingPass
 
 
 class TrainQuantized(QuantizingPass, TrainingPass):

@@ -3,8 +3,8 @@
 Two flows side by side, one over the original network and one over the compressed one, let a layer be fitted to what the
 original computed from what the layers before it now give.
 
-`flow` runs the networks, `statistics` sums up what layers read and give, `fitting` solves for weights; `shortcuts` has
-what is added to a layer's output.
+`flow` runs the networks, `statistics` sums up what layers read and give, `extremes` what tensors hold, `fitting` solves
+for weights; `shortcuts` has what is added to a layer's output.
 """
 
 from nnc.calibrate.fitting import fitted, ridge

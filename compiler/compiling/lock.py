@@ -19,7 +19,7 @@ from nnc.digests import digest, file_digest
 from nnc.errors import NncError
 from nnc.model import wire
 from nnc.recipe import Recipe
-from nnc.training.base import TrainingPass
+from nnc.training.training_pass import TrainingPass
 
 if TYPE_CHECKING:
     from nnc.compiling.job import Job

@@ -2,7 +2,8 @@
 
 `scheme` is the arithmetic, `observe` and `calibration` find ranges on data, `placement` says which tensors are
 quantized and which of them share a scale, `insertion` writes the QDQ graph, and `lookup` reads it again; `grid` has few
-bits in bytes. `precision` says which layers had better stay in floats.
+bits in bytes. `precision` says which layers had better stay in floats. `rounding`, `biases`, `expectation` and `twins`
+make up for what integers lose; `quantizing_pass` is what the passes that insert them share.
 """
 
 from nnc.quantize import grid, precision

@@ -22,8 +22,8 @@ from nnc.passes.insert_qdq import InsertQdq
 from nnc.passes.prune_channels import PruneChannels
 from nnc.passes.split_conv_svd import SplitConvSvd
 from nnc.quantize import precision
-from nnc.quantize.base import Bits, LayerOptions
 from nnc.quantize.precision import DropBudget
+from nnc.quantize.quantizing_pass import Bits, LayerOptions
 from nnc.session import Session
 
 CHAIN = """

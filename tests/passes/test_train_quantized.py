@@ -15,7 +15,7 @@ from nnc.lowering.library import Library
 from nnc.passes.fold_batchnorm import FoldBatchNorm
 from nnc.passes.insert_qdq import InsertQdq
 from nnc.passes.train_quantized import TrainQuantized
-from nnc.quantize.base import LayerOptions
+from nnc.quantize.quantizing_pass import LayerOptions
 from nnc.session import Session
 
 torch = pytest.importorskip("torch")
