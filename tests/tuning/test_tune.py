@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -116,6 +117,22 @@ def test_records_go_from_one_machine_to_another(here: Path, monkeypatch: pytest.
     assert {record.place + records.canonical(record.plan) for record in found} <= own
 
 
+def answers(port: int) -> bool:
+    """Whether something listens."""
+    with socket.socket() as tried:
+        return tried.connect_ex(("127.0.0.1", port)) == 0
+
+
+def has_board(port: int) -> bool:
+    from tvm import rpc
+
+    known = rpc.connect_tracker("127.0.0.1", port)
+    try:
+        return bool(known.summary()["queue_info"].get("board", {}).get("free"))
+    finally:
+        known.close()
+
+
 @pytest.fixture
 def tracker() -> Iterator[int]:
     """The port of a tracker on this machine, and a server that is registered there as 'board'."""
@@ -127,10 +144,13 @@ def tracker() -> Iterator[int]:
         ("tvm.exec.rpc_server", "--host", "127.0.0.1", "--tracker", f"127.0.0.1:{port}", "--key", "board"),
     )
     started = []
-    for program, *options in commands:
+    for (program, *options), is_there in zip(commands, (answers, has_board), strict=True):
         words = [sys.executable, "-m", program, *options]
         started.append(subprocess.Popen(words, env=environment, stderr=subprocess.DEVNULL, start_new_session=True))
-        time.sleep(4)
+        until = time.monotonic() + 60
+        while not is_there(port):
+            assert time.monotonic() < until, f"{program} does not start"
+            time.sleep(0.2)
     yield port
     for process in started:
         os.killpg(process.pid, signal.SIGKILL)
