@@ -29,7 +29,7 @@ def tune(
     time: Annotated[str | None, typer.Option("--time", metavar="TIME", help="At most so long: 90s, 10m, 1h.")] = None,
     trials: Annotated[
         int | None,
-        typer.Option("--trials", min=2, metavar="N", help="At most so many schedules; else 32 per layer."),
+        typer.Option("--trials", min=1, metavar="N", help="At most so many schedules; else 32 per layer."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier search ended.")] = False,
     rpc: Annotated[

@@ -1,23 +1,27 @@
 """What tuning is worth: one table.
 
-    python tests/bench/tuning.py [peers shipped time general board ranks]
+    python tests/bench/tuning.py [peers shipped time general killed board ranks]
 
 Peers: onnxruntime and OpenVINO against each network compiled with the records that nnc ships, each pair in one
 interleaved run. Shipped: each network compiled without records and with those that nnc ships, both libraries in one
 process in turns, by the time in which the calling thread is on a core, which other processes do not move much. Time:
 each network tuned from what is shipped for so many minutes, against what is shipped. General: loops that nnc has no
-template for, by MetaSchedule against nnc's default schedule. Board: the first two libraries in emulation, cycle by
-cycle, and the tuned one executed in QEMU against onnxruntime. Ranks: random plans of this machine's layers in AVX2, in
-emulation and measured. Exits with 1 when a figure is not reached.
+template for, by MetaSchedule against nnc's default schedule. Killed: a search that is killed again and again, and goes
+on. Board: the first two libraries in emulation, cycle by cycle, and the tuned one executed in QEMU against onnxruntime.
+Ranks: random plans of this machine's layers in AVX2, in emulation and measured. Exits with 1 when a figure is not
+reached.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import random
 import shutil
+import signal
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -39,7 +43,7 @@ from nnc.errors import NncError
 from nnc.session import Session
 from nnc.simulation import emulated
 from nnc.target import Target
-from nnc.tuning import tasks
+from nnc.tuning import records, tasks
 from nnc.tuning.devices import Emulated
 
 NETWORKS = ("vgg16", "resnet50", "mobilenet_v2", "densenet201")
@@ -50,6 +54,7 @@ CALLS = 10  # of a library, one after the other
 PEER_ROUNDS = 15
 LAYERS, PLANS = 5, 50
 TRIALS = 64
+KILLED, KILLS, SURVIVED = "mobilenet_v2", 5, 160
 VOLUMES = """
 net (float[1, 24, 8, 28, 28] x) => (float[1, 24, 8, 28, 28] y)
 <float[48, 24, 1, 1, 1] A, float[48, 1, 3, 3, 3] D, float[24, 48, 1, 1, 1] B>
@@ -180,6 +185,34 @@ def _on_cores(library: object) -> float:
     return time.thread_time() - started
 
 
+def killed(shop: Workshop) -> Iterator[Row]:
+    """Records that a search lost or made twice whose process is killed while it measures, and that goes on."""
+    own = shop.folder / "killed-records"
+    file, lost = own / "x86.jsonl", 0
+    kept: list[bytes] = []
+    search = ("tune", shop.network(KILLED), "--target", "x86", "--threads", THREADS, "--trials", SURVIVED, "--quiet")
+    command = [table.NNC, *map(str, search), "--resume"]
+    for kill in range(1, KILLS + 1):
+        with subprocess.Popen(command, env={**os.environ, "NNC_TUNING": str(own)}) as process:
+            while process.poll() is None and len(_lines(file)) < kill * SURVIVED // (KILLS + 1):
+                time.sleep(0.01)
+            process.send_signal(signal.SIGKILL)
+        lost += len(set(kept) - set(_lines(file)))
+        kept = _lines(file)
+    nnc(*search, "--resume", NNC_TUNING=str(own))
+    lost += len(set(kept) - set(_lines(file)))
+    trials = [(record.place, records.canonical(record.plan)) for record in records.read(file)]
+    twice = len(trials) - len(set(trials))
+    measured = f"{lost} lost, {twice} made twice of {len(trials)}"
+    yield Row(f"x86: killed {KILLS} times and resumed, {KILLED}", "0, 0", measured, lost == twice == 0)
+
+
+def _lines(file: Path) -> list[bytes]:
+    """The whole lines of a file of records."""
+    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    return [line for line in lines if line.endswith(b"\n")]
+
+
 def board(shop: Workshop) -> Iterator[Row]:
     """Cycles of the board's cores, default / tuned."""
     if not shutil.which("qemu-aarch64"):
@@ -246,6 +279,7 @@ SECTIONS = {
     "shipped": shipped,
     "time": tuning_time,
     "general": general,
+    "killed": killed,
     "board": board,
     "ranks": ranks,
 }
