@@ -37,7 +37,7 @@ PLANS = 1
 
 Source = Literal["measured", "emulated", "rpc"]
 
-_NOISE: Mapping[Source, float] = {"measured": 1.02, "emulated": 1.0, "rpc": 1.02}
+NOISE: Mapping[Source, float] = {"measured": 1.02, "emulated": 1.0, "rpc": 1.02}
 """Of many plans that are as fast as the default one, the luckiest seems this much faster."""
 Warn = Callable[[str], None]
 Json = Mapping[str, Any]
@@ -87,7 +87,7 @@ class Record:
     @property
     def is_faster(self) -> bool:
         """Than the default plan, by more than times vary."""
-        return self.speed is not None and self.speed > _NOISE[self.source]
+        return self.speed is not None and self.speed > NOISE[self.source]
 
     @property
     def has_run(self) -> bool:

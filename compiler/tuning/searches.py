@@ -27,23 +27,35 @@ class Tuning:
 
     workload: Workload
     search: Search | Drawn
+    noise: float
+    """How many times faster than the default a plan that is as fast may seem."""
     default_ms: float | None = None
 
     @property
     def ms(self) -> float | None:
         """Milliseconds of the best plan so far."""
-        return None if self.default_ms is None else self.default_ms / self.search.best[1]
+        return None if self.default_ms is None else self.default_ms / self._best[1]
 
     @property
     def best(self) -> records.Json:
-        return self.search.plans[self.search.best[0]]
+        """What compiles use from now on."""
+        return self.search.plans[self._best[0]]
+
+    @property
+    def _best(self) -> tuple[int, float]:
+        """The plan's index and its speed over the default."""
+        index, speed = self.search.best
+        return (index, speed) if speed > self.noise else (0, 1.0)
 
 
 class Searches:
     """A search for every workload that is asked for."""
 
-    def __init__(self, unit: Unit, target: Target, done: Iterable[Record], known: Iterable[Record]) -> None:
+    def __init__(
+        self, unit: Unit, target: Target, source: records.Source, done: Iterable[Record], known: Iterable[Record]
+    ) -> None:
         """What is `done` counts as trials; the best of what is `known` is where searches start from."""
+        self._noise = records.NOISE[source]
         self._unit, self._target = unit, target
         self._machine = records.machine_of(target, unit.threads)
         self._done: dict[str, list[Record]] = {}
@@ -62,7 +74,7 @@ class Searches:
         """The search of a workload: what is done of it, and a start from what is known of it or of the nearest one."""
         from nnc.lowering.kinds import decoded
 
-        tuning, key = Tuning(workload, self._search(workload)), workload.key
+        tuning, key = Tuning(workload, self._search(workload), self._noise), workload.key
         for record in self._done.get(records.canonical(key), []):
             place = tuning.search.place(record.plan)
             if place is not None:

@@ -138,7 +138,7 @@ def tune(
     known = [record for record in records.read(file, warn) if record.machine == machine]
     others = [record for record in records.shipped(warn) if records.alike(record, machine)]
     done = [record for record in known if record.source == device.source] if resume else []
-    searches = Searches(network.unit, target, done, [*known, *others])
+    searches = Searches(network.unit, target, device.source, done, [*known, *others])
     for task in [*network.tasks, *network.elsewhere]:
         searches.of(task.workload)
     most = budget.trials or (TRIALS * len(network.tasks) if budget.seconds is None else None)

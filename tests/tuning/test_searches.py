@@ -57,7 +57,7 @@ def network() -> tasks.Network:
 
 @pytest.fixture
 def searches(network: tasks.Network) -> Searches:
-    return Searches(network.unit, X86, [], [])
+    return Searches(network.unit, X86, "measured", [], [])
 
 
 def test_what_begins_to_fail_is_not_asked_for_again(network: tasks.Network, searches: Searches) -> None:
@@ -86,6 +86,20 @@ def test_the_last_trial_begins_no_workload(network: tasks.Network, searches: Sea
     assert found[0].workload == first.workload
 
 
+@pytest.mark.parametrize(("source", "is_default"), [("measured", True), ("rpc", True), ("emulated", False)])
+def test_a_plan_that_may_be_faster_by_chance_is_not_used(
+    network: tasks.Network, source: records.Source, is_default: bool
+) -> None:
+    """As little means something only where a kernel always takes the same time."""
+    device, workload = Told(), network.tasks[0].workload
+    device.speed, device.source = 1.01, source
+    tuning = (searches := Searches(network.unit, X86, source, [], [])).of(workload)
+    found = searches.measure(workload, device, 4, True)  # type: ignore[arg-type]
+    assert (tuning.best == tuning.search.plans[0]) is is_default
+    known = records.Records(found, (), found[0].machine)
+    assert (known.find(workload) is None) is is_default
+
+
 def test_damaged_plans_are_no_start(network: tasks.Network) -> None:
     workload = network.tasks[0].workload
     machine = records.machine_of(X86, network.unit.threads)
@@ -93,7 +107,7 @@ def test_damaged_plans_are_no_start(network: tasks.Network) -> None:
     for number, plan in enumerate(plans):
         near = workload.key | {"problem": workload.key["problem"] | {"batch": 2 + number}}
         known = Record(near, machine, plan, 2.0, 0.1, "measured")
-        assert Searches(network.unit, X86, [], [known]).of(workload).search.propose(1) == [0]
+        assert Searches(network.unit, X86, "measured", [], [known]).of(workload).search.propose(1) == [0]
 
 
 def test_what_was_measured_in_another_way_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
