@@ -18,7 +18,7 @@ from nnc.lowering.dsp.unit import LANES, Dsp
 from nnc.lowering.expression import Builder
 from nnc.lowering.fuse import Group
 from nnc.lowering.kernels import int8_conv2d, int8_gemm
-from nnc.lowering.kernels.conv2d import Conv2d
+from nnc.lowering.kernels.convolution import Conv2d
 from nnc.lowering.kernels.depthwise import Depthwise
 from nnc.lowering.kernels.int8_conv2d import Int8Conv2d
 from nnc.lowering.kernels.int8_dot import DEPTH, Dot

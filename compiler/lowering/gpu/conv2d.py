@@ -17,7 +17,7 @@ from nnc.lowering.gpu.arithmetic import splat, vector
 from nnc.lowering.gpu.tile import LANES, Shape, Tile, best_tile, cycles
 from nnc.lowering.gpu.unit import Gpu
 from nnc.lowering.kernels import conv2d
-from nnc.lowering.kernels.conv2d import Conv2d
+from nnc.lowering.kernels.convolution import Conv2d
 from nnc.lowering.kernels.registers import Epilogue, RegisterTile, as_float
 from nnc.lowering.kernels.window import Window
 

@@ -6,8 +6,6 @@ A register tile is `columns` neighbouring outputs by `vectors` blocks of output 
 broadcasts one input per column, loads one weight vector per block, and multiplies them all. A 1x1 convolution is the
 same kernel over an image whose rows are cut to fit the tile: it is a matrix product.
 
-A transposed convolution with stride s is s * s convolutions, each for one of the phases of the output's pixels.
-
 Groups: a block of output channels reads the blocks of input channels that its groups cover. Where groups are narrower
 than a block, the weights in between are zero.
 
@@ -19,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from math import ceil
 from typing import Any, Literal
@@ -29,6 +27,7 @@ from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
+from nnc.lowering.kernels.convolution import Conv2d, blocked
 from nnc.lowering.kernels.gemm import even_share
 from nnc.lowering.kernels.registers import (
     CACHE_LINE,
@@ -45,107 +44,7 @@ from nnc.lowering.kernels.registers import (
     sums_of,
 )
 from nnc.lowering.kernels.unit import Unit, lanes_of
-from nnc.lowering.kernels.window import Tiles, Window
-
-
-@dataclass(frozen=True)
-class Phase:
-    """Where the outputs of a convolution are in a larger image: every `strides`-th pixel from `first` on."""
-
-    strides: tuple[int, int]
-    first: tuple[int, int]
-    size: tuple[int, int]
-    """Of the larger image."""
-
-
-@dataclass(frozen=True)
-class Conv2d:
-    """A convolution with `in_channels` and `out_channels` in all, its output in blocks of `block` channels."""
-
-    batch: int
-    in_channels: int
-    out_channels: int
-    window: Window
-    groups: int
-    in_block: int
-    """Channels per block of the input; 1 is plain NCHW."""
-    block: int
-    phase: Phase | None = None
-    dtype: str = "float32"
-    """Of what is multiplied."""
-
-    @property
-    def in_shape(self) -> tuple[int, ...]:
-        """The shape of what is read."""
-        if self.in_block == 1:
-            return self.batch, self.in_channels, *self.window.size
-        return self.batch, self.in_blocks, *self.window.size, self.in_block
-
-    @property
-    def out_shape(self) -> tuple[int, int, int, int, int]:
-        """The shape of what is written, or written into."""
-        size = self.phase.size if self.phase else self.window.out_size
-        return self.batch, self.out_blocks, *size, self.block
-
-    @property
-    def in_blocks(self) -> int:
-        return ceil(self.in_channels / self.in_block)
-
-    @property
-    def out_blocks(self) -> int:
-        return ceil(self.out_channels / self.block)
-
-    def reads(self, vectors: int) -> tuple[int, list[int]]:
-        """How many input blocks a group of `vectors` output blocks reads, and for every such group, the first."""
-        ins, outs, width = self.in_channels // self.groups, self.out_channels // self.groups, vectors * self.block
-        spans = []
-        for first in range(0, self.out_channels, width):
-            last = min(first + width, self.out_channels) - 1
-            spans.append((first // outs * ins // self.in_block, ((last // outs + 1) * ins - 1) // self.in_block + 1))
-        most = max(end - start for start, end in spans)
-        return most, [min(start, self.in_blocks - most) for start, _ in spans]
-
-    def unrolls(self, steps: int) -> bool:
-        """Whether the channels of every input block are a multiple of `steps`."""
-        rest = self.in_channels % self.in_block if self.groups == 1 else 0
-        return self.in_block % steps == 0 and rest % steps == 0
-
-    def first_block(self, group: Expr, vectors: int) -> Expr:
-        """The first input block that a group of `vectors` output blocks reads, as `reads` counts it."""
-        most, firsts = self.reads(vectors)
-        if not any(firsts):
-            return 0
-        ins, outs = self.in_channels // self.groups, self.out_channels // self.groups
-        return tirx.min(group * vectors * self.block // outs * ins // self.in_block, self.in_blocks - most)
-
-    def pixel(self, y: Expr, x: Expr) -> tuple[Expr, Expr]:
-        """Row and column of an output in the image that is written."""
-        if self.phase is None:
-            return y, x
-        (down, right), (top, left) = self.phase.strides, self.phase.first
-        return y * down + top, x * right + left
-
-    def widths(self) -> list[int]:
-        """Of the images that a convolution can compute on: a pointwise one sees no rows."""
-        if not self.window.is_pointwise or self.phase:
-            return [self.window.out_size[1]]
-        pixels = self.window.size[0] * self.window.size[1]
-        return [w for w in range(1, min(pixels, 64) + 1) if pixels % w == 0] + [self.window.size[1]]
-
-    def of_width(self, width: int) -> Conv2d:
-        """The same pointwise convolution over an image with rows of `width` pixels; any other as it is."""
-        if width == self.window.out_size[1]:
-            return self
-        size = (self.window.size[0] * self.window.size[1] // width, width)
-        return replace(self, window=replace(self.window, size=size, out_size=size))
-
-    def flattened(self, unit: Unit) -> Conv2d:
-        """The same pointwise convolution over an image whose width suits the register tile."""
-        return min(
-            map(self.of_width, self.widths()),
-            key=lambda conv: (_cycles(conv, best_plan(conv, unit).tile, unit), -conv.window.size[1]),
-        )
-
+from nnc.lowering.kernels.window import Tiles
 
 FETCH_AHEAD = 4096  # bytes; 120 -> 205 GFLOP/s where 49 pixels read 4 MB of weights
 
@@ -180,6 +79,14 @@ def best_split(conv: Conv2d) -> Split:
     pixels = conv.batch * conv.window.size[0] * conv.window.size[1]
     weights = conv.out_channels * conv.window.kernel[0] * conv.window.kernel[1] // conv.groups
     return "rows" if pixels > weights else "channels"
+
+
+def flattened(conv: Conv2d, unit: Unit) -> Conv2d:
+    """The same pointwise convolution over an image whose width suits the register tile."""
+    return min(
+        map(conv.of_width, conv.widths()),
+        key=lambda each: (_cycles(each, best_plan(each, unit).tile, unit), -each.window.size[1]),
+    )
 
 
 def plans(conv: Conv2d, unit: Unit) -> Iterator[Plan]:
@@ -239,20 +146,6 @@ def pack(W: np.ndarray, conv: Conv2d, plan: Plan) -> np.ndarray:
     """Pack weights `[out, in / groups, kh, kw]` to `[group][in block][kh][kw][in lane][vector][lane]`."""
     arranged = blocked(W.astype(conv.dtype, copy=False), conv, plan.tile.vectors)
     return np.ascontiguousarray(arranged.transpose(0, 1, 3, 4, 2, 5, 6))
-
-
-def blocked(W: np.ndarray, conv: Conv2d, vectors: int) -> np.ndarray:
-    """Weights `[out, in / groups, kh, kw]` as `[group of out blocks][in block][in lane][kh][kw][vector][lane]`.
-
-    A group of `vectors` output blocks has weights for all that it reads; between groups of channels they are zero.
-    """
-    width, (most, firsts) = vectors * conv.block, conv.reads(vectors)
-    ins, outs = conv.in_channels // conv.groups, conv.out_channels // conv.groups
-    dense = np.zeros((len(firsts), most * conv.in_block, *conv.window.kernel, width), W.dtype)
-    for o in range(conv.out_channels):
-        start = o // outs * ins - firsts[o // width] * conv.in_block
-        dense[o // width, start : start + ins, :, :, o % width] = W[o]
-    return dense.reshape(len(firsts), most, conv.in_block, *conv.window.kernel, vectors, conv.block)
 
 
 def packed_shape(conv: Conv2d, plan: Plan) -> tuple[int, ...]:

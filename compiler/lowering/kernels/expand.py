@@ -23,7 +23,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from nnc.lowering.kernels import conv2d, depthwise
-from nnc.lowering.kernels.conv2d import Conv2d
+from nnc.lowering.kernels.convolution import Conv2d
 from nnc.lowering.kernels.depthwise import Depthwise
 from nnc.lowering.kernels.registers import Epilogue, Expr, lane, scratch
 from nnc.lowering.kernels.unit import Unit

@@ -23,7 +23,8 @@ from tvm import te, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
-from nnc.lowering.kernels.conv2d import FETCH_AHEAD, Conv2d, Plan, Split, best_split, blocked
+from nnc.lowering.kernels.conv2d import FETCH_AHEAD, Plan, Split, best_split
+from nnc.lowering.kernels.convolution import Conv2d, blocked
 from nnc.lowering.kernels.int8_dot import Dot
 from nnc.lowering.kernels.loops import TASKS, reshaped, vectors
 from nnc.lowering.kernels.pool import lookup

@@ -13,7 +13,7 @@ from fractions import Fraction
 from math import ceil
 from typing import ClassVar, Literal
 
-from nnc.lowering.kernels.conv2d import Conv2d
+from nnc.lowering.kernels.convolution import Conv2d
 from nnc.lowering.kernels.registers import RegisterTile, max_rows
 from nnc.lowering.kernels.unit import Unit, lanes_of
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from nnc.lowering.kernels import conv2d, depthwise, expand, int8_conv2d, winograd
-from nnc.lowering.kernels.conv2d import Conv2d
+from nnc.lowering.kernels.convolution import Conv2d
 from nnc.lowering.kernels.depthwise import Depthwise
 from nnc.lowering.kernels.gemm import Gemm, GemmPlan
 from nnc.lowering.kernels.int8_conv2d import Int8Conv2d

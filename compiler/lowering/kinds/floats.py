@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from nnc.lowering.kernels import conv2d, depthwise, gemm, winograd
-from nnc.lowering.kernels.conv2d import Conv2d
+from nnc.lowering.kernels.convolution import Conv2d
 from nnc.lowering.kernels.depthwise import Depthwise
 from nnc.lowering.kernels.unit import Unit
 from nnc.lowering.kinds.kind import Kernel, Kind, Plan, Shapes, flattens, in_tiles
@@ -40,7 +40,7 @@ class Convolutions(Kind):
             return winograd.best_plan(tiled, unit)
         if not flattens(conv, workload):
             return conv2d.best_plan(conv, unit)
-        flat = conv.flattened(unit)
+        flat = conv2d.flattened(conv, unit)
         return replace(conv2d.best_plan(flat, unit), width=flat.window.out_size[1])
 
     def plans(self, workload: Workload, unit: Unit) -> Iterator[Plan]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tvm import te, tirx
 
 from nnc.lowering.kernels import winograd
-from nnc.lowering.kernels.conv2d import Conv2d
+from nnc.lowering.kernels.convolution import Conv2d
 from nnc.lowering.kernels.unit import Unit
 from nnc.lowering.tail import Tail
 

@@ -15,6 +15,7 @@ from nnc.lowering.expression import FLOATS
 from nnc.lowering.forms import PLAIN
 from nnc.lowering.fuse import Group
 from nnc.lowering.kernels import conv2d, depthwise, expand, pool, winograd
+from nnc.lowering.kernels.convolution import Conv2d, Phase
 from nnc.lowering.kernels.window import Window
 from nnc.lowering.kinds import Expansion
 from nnc.lowering.layers.attributes import along_channels, array_of, input_of, two, window_of
@@ -124,7 +125,7 @@ def as_direct(
     groups: int,
     block: int,
     few: int = PLAIN,
-) -> tuple[Tensor, conv2d.Conv2d]:
+) -> tuple[Tensor, Conv2d]:
     """What a convolution reads, and the direct one that it is, into blocks of `block`.
 
     Fewer channels than fill a block, as an image's colours, are read in blocks of `few`.
@@ -136,7 +137,7 @@ def as_direct(
     if window.strides != (1, 1) and window.is_sampling and fills:
         source, window = _every_nth(lowering, group.root, source, channels, window)
     kind = "float16" if W.dtype == np.float16 else "float32"
-    return source, conv2d.Conv2d(batch, channels, W.shape[0], window, groups, in_block, block, dtype=kind)
+    return source, Conv2d(batch, channels, W.shape[0], window, groups, in_block, block, dtype=kind)
 
 
 def _winograd(
@@ -144,7 +145,7 @@ def _winograd(
     group: Group,
     x: Tensor,
     W: np.ndarray,
-    conv: conv2d.Conv2d,
+    conv: Conv2d,
     plan: winograd.Plan,
     tail: Tail,
 ) -> None:
@@ -166,7 +167,7 @@ def _direct(
     group: Group,
     x: Tensor,
     W: np.ndarray,
-    conv: conv2d.Conv2d,
+    conv: Conv2d,
     plan: conv2d.Plan,
     tail: Tail,
 ) -> None:
@@ -190,7 +191,7 @@ def _every_nth(lowering: Lowering, node: gs.Node, x: Tensor, channels: int, wind
 def direct_into(
     lowering: Lowering,
     group: Group,
-    problem: conv2d.Conv2d,
+    problem: Conv2d,
     x: Tensor,
     W: np.ndarray,
     tail: Tail,
@@ -240,7 +241,7 @@ def transposed_result(lowering: Lowering, node: gs.Node, tail: Tail) -> Tensor:
     return Tensor((batch, -(-channels // lowering.block), *size, lowering.block), tail.dtype)
 
 
-def phases(node: gs.Node, weights: np.ndarray, block: int) -> Iterator[tuple[conv2d.Conv2d, np.ndarray]]:
+def phases(node: gs.Node, weights: np.ndarray, block: int) -> Iterator[tuple[Conv2d, np.ndarray]]:
     """The convolutions that a ConvTranspose consists of, each with its weights `[out, in / groups, kh, kw]`."""
     (batch, channels, *size), groups = shape_of(node.inputs[0]), node.attrs.get("group", 1)
     strides, out_size = two(node.attrs.get("strides", (1, 1))), two(shape_of(node.outputs[0])[2:])
@@ -257,10 +258,10 @@ def phases(node: gs.Node, weights: np.ndarray, block: int) -> Iterator[tuple[con
         )
         if min(window.out_size) < 1:
             continue
-        spread = conv2d.Phase(strides, phase, out_size)
+        spread = Phase(strides, phase, out_size)
         taps = W[:, :, rows.tap :: strides[0], columns.tap :: strides[1]][:, :, ::-1, ::-1]
         kind = "float16" if W.dtype == np.float16 else "float32"
-        problem = conv2d.Conv2d(batch, channels, W.shape[0], window, groups, block, block, spread, kind)
+        problem = Conv2d(batch, channels, W.shape[0], window, groups, block, block, spread, kind)
         yield problem, np.ascontiguousarray(taps)
 
 

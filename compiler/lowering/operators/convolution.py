@@ -10,7 +10,8 @@ import numpy as np
 from tvm import te, tirx
 
 from nnc.lowering import scalar
-from nnc.lowering.kernels import conv2d, depthwise
+from nnc.lowering.kernels import depthwise
+from nnc.lowering.kernels.convolution import Conv2d
 from nnc.lowering.kernels.unit import lanes_of
 from nnc.lowering.kernels.window import Window
 from nnc.lowering.operators import movement
@@ -79,7 +80,7 @@ def _image(work: Work, x: Value, W: np.ndarray, bias: np.ndarray | None, window:
             ),
         )
     else:
-        conv = conv2d.Conv2d(n, channels, W.shape[0], window, groups, in_block, block)
+        conv = Conv2d(n, channels, W.shape[0], window, groups, in_block, block)
         tiles = templates.conv2d.best_plan(conv, work.unit)
         packed = constant(templates.conv2d.pack(W, conv, tiles))
         result = work.kernel(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tvm import te
 
 from nnc.lowering.kernels import conv2d, depthwise, gemm, winograd
-from nnc.lowering.kernels.conv2d import Conv2d
+from nnc.lowering.kernels.convolution import Conv2d
 from nnc.lowering.kernels.depthwise import Depthwise
 from nnc.lowering.kernels.unit import Unit, lanes_of
 from nnc.lowering.kernels.window import Window
