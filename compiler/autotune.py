@@ -167,7 +167,10 @@ def imported(files: Iterable[Path], own: Path) -> int:
 
 
 def listing(target: Target, threads: int | None, own: Path, warn: Callable[[str], None]) -> list[dict[str, Any]]:
-    """The best record of every workload on the target: {"workload", "plan", "speedup", "ms", "source", "from"}."""
+    """The records that compiles use: {"workload", "plan", "speedup", "ms", "source", "from"}.
+
+    There is one of every workload of which a plan is known that is faster than the default.
+    """
     known = records.Records.load(target, threads, warn, own)
     mine = records.best(records.read(own, lambda line: None))
     return [
@@ -180,4 +183,5 @@ def listing(target: Target, threads: int | None, own: Path, warn: Callable[[str]
             "from": "own" if mine.get(record.place) == record else "shipped",
         }
         for record in sorted(known.best.values(), key=lambda record: -(record.speed or 0))
+        if record.is_faster
     ]

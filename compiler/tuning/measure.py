@@ -188,13 +188,14 @@ def _faster_half(times: dict[int, list[float]], contestants: Sequence[int]) -> l
 
 
 def _trial(own: Sequence[float], first: Sequence[float]) -> Trial:
-    return Trial(1 / _ratio(own, first), _quiet(own))
+    return Trial(1 / _ratio(own, first), float(quiet(own)))
 
 
 def _ratio(own: Sequence[float], first: Sequence[float]) -> float:
     """Of the rounds in which both were timed."""
-    return _quiet(own) / _quiet(first[: len(own)])
+    return float(quiet(own) / quiet(first[: len(own)]))
 
 
-def _quiet(times: Sequence[float]) -> float:
-    return float(np.quantile(times, _UNDISTURBED))
+def quiet(times: Sequence[Any]) -> Any:
+    """What a kernel takes where nothing disturbs it; of times of several kernels, each one's."""
+    return np.quantile(times, _UNDISTURBED, axis=0)

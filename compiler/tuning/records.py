@@ -35,9 +35,10 @@ if TYPE_CHECKING:
 PLANS = 1
 """The version of what plans mean: raise it where a template computes in another way with a plan that it had before."""
 
-Source = Literal["measured", "emulated", "rpc"]
+Source = Literal["network", "measured", "rpc", "emulated"]
+"""How a plan was timed: in a whole network, alone on this machine, alone on a board, alone in emulation."""
 
-NOISE: Mapping[Source, float] = {"measured": 1.02, "emulated": 1.0, "rpc": 1.02}
+NOISE: Mapping[Source, float] = {"network": 1.01, "measured": 1.02, "rpc": 1.02, "emulated": 1.0}
 """Of many plans that are as fast as the default one, the luckiest seems this much faster."""
 Warn = Callable[[str], None]
 Json = Mapping[str, Any]
@@ -93,6 +94,11 @@ class Record:
     def has_run(self) -> bool:
         """Whether it was measured on the machine itself."""
         return self.source != "emulated"
+
+    @property
+    def proof(self) -> int:
+        """Of what is known in several ways, that counts which has the most: in a network, alone, in emulation."""
+        return 2 if self.source == "network" else int(self.has_run)
 
     @property
     def line(self) -> bytes:
@@ -201,8 +207,8 @@ def alike(record: Record, machine: Json) -> bool:
 
 
 class Records:
-    """The best plan of every workload on one machine: those of the user first, but of its own core before any others,
-    and what ran on it before what was emulated.
+    """The best plan of every workload on one machine: that of its own core before any others, what ran in a network
+    before what ran alone, and this before what was emulated; of equals, those of the user first.
 
     Times of other cores say nothing about layouts.
     """
@@ -210,16 +216,17 @@ class Records:
     def __init__(self, own: Iterable[Record], others: Iterable[Record], machine: Json) -> None:
         self.machine = machine
         self.best: dict[str, Record] = {}
-        self._ms: dict[bool, dict[str, float]] = {}  # of workloads, by whether they ran on the machine
+        self._ms: dict[bool, dict[str, float]] = {False: {}, True: {}}  # of workloads, by whether they ran
         sources = [[record for record in each if alike(record, machine)] for each in (others, own)]
-        for is_own_core, has_run in product((False, True), repeat=2):
+        for is_own_core, proof in product((False, True), sorted({record.proof for each in sources for record in each})):
             found: dict[str, Record] = {}
             for source in sources:
-                fitting = (each for each in source if (each.machine == machine, each.has_run) == (is_own_core, has_run))
+                fitting = (each for each in source if (each.machine == machine, each.proof) == (is_own_core, proof))
                 found |= {place(record.workload, machine): record for record in best(fitting).values()}
             self.best |= found
-            if is_own_core:
-                self._ms[has_run] = {key: record.ms for key, record in found.items() if record.ms is not None}
+            for key, record in found.items() if is_own_core else ():
+                if record.ms is not None:
+                    self._ms[record.has_run][key] = record.ms
 
     @classmethod
     def load(cls, target: Target, threads: int | None, warn: Warn = say, file: Path | None = None) -> Records:
@@ -247,11 +254,12 @@ class Records:
 
 
 def best(records: Iterable[Record]) -> dict[str, Record]:
-    """The fastest record of every place, of those that ran on the machine before those that were emulated.
+    """The fastest record of every place, of those that ran in a network before those that ran alone, and of these
+    before those that were emulated.
 
     Of two trials of one plan in one of these ways, the later one counts.
     """
-    latest = {(record.place, canonical(record.plan), record.has_run): record for record in records}
+    latest = {(record.place, canonical(record.plan), record.proof): record for record in records}
     found: dict[str, Record] = {}
     for record in latest.values():
         other = found.get(record.place)
@@ -260,5 +268,5 @@ def best(records: Iterable[Record]) -> dict[str, Record]:
     return found
 
 
-def _rank(record: Record) -> tuple[bool, float]:
-    return record.has_run, record.speed or 0.0
+def _rank(record: Record) -> tuple[int, float]:
+    return record.proof, record.speed or 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from nnc.target import Target
@@ -12,7 +12,7 @@ from nnc.tuning import records
 from nnc.tuning.drawn import Drawn
 from nnc.tuning.measure import Measurer, Unmeasurable
 from nnc.tuning.records import Record
-from nnc.tuning.search import Search
+from nnc.tuning.search import SLOWEST, Search
 
 if TYPE_CHECKING:
     from nnc.lowering.kernels.unit import Unit
@@ -30,6 +30,8 @@ class Tuning:
     noise: float
     """How many times faster than the default a plan that is as fast may seem."""
     default_ms: float | None = None
+    confirmed: dict[int, float] = field(default_factory=dict)
+    """Of plans that ran in a network, by index: their speed over the default's."""
 
     @property
     def ms(self) -> float | None:
@@ -37,15 +39,32 @@ class Tuning:
         return None if self.default_ms is None else self.default_ms / self._best[1]
 
     @property
-    def best(self) -> records.Json:
-        """What compiles use from now on."""
-        return self.search.plans[self._best[0]]
+    def best(self) -> int:
+        """The index of the plan that compiles use from now on."""
+        return self._best[0]
 
     @property
     def _best(self) -> tuple[int, float]:
-        """The plan's index and its speed over the default."""
+        """The plan's index and its speed over the default: in networks, where any plan ran in one."""
+        if self.confirmed:
+            index = max(self.confirmed, key=lambda each: self.confirmed[each])
+            speed = self.confirmed[index]
+            return (index, speed) if speed > records.NOISE["network"] else (0, min(speed, 1.0))
         index, speed = self.search.best
         return (index, speed) if speed > self.noise else (0, 1.0)
+
+    @property
+    def promising(self) -> int:
+        """The index of a plan that ran in no network, and is faster alone than the best one; else that of the best."""
+        alone = {index: speed for index, speed in self.search.measured.items() if index not in self.confirmed}
+        index = max(alone, key=lambda each: alone[each], default=0)
+        speed = math.exp(alone.get(index, SLOWEST))
+        return index if speed > max(self._best[1], self.noise if index else 0.0) else self.best
+
+    def ms_of(self, index: int) -> float:
+        """Milliseconds of a plan that was measured; infinity where not even the default was."""
+        speed = self.confirmed.get(index, math.exp(self.search.measured.get(index, 0.0)))
+        return math.inf if self.default_ms is None else self.default_ms / speed
 
 
 class Searches:
@@ -54,7 +73,7 @@ class Searches:
     def __init__(
         self, unit: Unit, target: Target, source: records.Source, done: Iterable[Record], known: Iterable[Record]
     ) -> None:
-        """What is `done` counts as trials; the best of what is `known` is where searches start from."""
+        """What is `done` counts, alone as trials; the best of what is `known` is where searches start from."""
         self._noise = records.NOISE[source]
         self._unit, self._target = unit, target
         self._machine = records.machine_of(target, unit.threads)
@@ -77,9 +96,13 @@ class Searches:
         tuning, key = Tuning(workload, self._search(workload), self._noise), workload.key
         for record in self._done.get(records.canonical(key), []):
             place = tuning.search.place(record.plan)
-            if place is not None:
-                tuning.search.tell(place, record.speed)
-                tuning.default_ms = record.ms if place == 0 else tuning.default_ms
+            if place is None:
+                continue
+            if record.source == "network":
+                tuning.confirmed[place] = record.speed or 0.0
+                continue
+            tuning.search.tell(place, record.speed)
+            tuning.default_ms = record.ms if place == 0 else tuning.default_ms
         tuning.search.start(record.plan for record in nearest(key, self._known) if decoded(record.plan) is not None)
         return tuning
 
@@ -103,6 +126,11 @@ class Searches:
     def is_refused(self, workload: Workload) -> bool:
         """Whether its default plan can't be measured."""
         return workload in self._refused
+
+    @property
+    def begun(self) -> list[Tuning]:
+        """Those of workloads whose default plan was measured."""
+        return [each for each in self._made.values() if each.default_ms is not None]
 
     def time(self, workload: Workload) -> float:
         """Milliseconds of a workload with its best plan so far; infinity where none was measured."""
@@ -146,6 +174,12 @@ class Searches:
                 made.append(Record(workload.key, self._machine, search.plans[index], trial.speed, ms, measurer.source))
             search.tell(index, trial.speed)
         return made
+
+    def confirm(self, tuning: Tuning, index: int, ms: float) -> Record:
+        """The record of a plan that takes so long in a network, milliseconds on the scale of what it took alone."""
+        assert tuning.default_ms is not None
+        tuning.confirmed[index] = speed = tuning.default_ms / ms
+        return Record(tuning.workload.key, self._machine, tuning.search.plans[index], speed, ms, "network")
 
 
 def nearest(key: records.Json, known: Iterable[Record], count: int = 2) -> list[Record]:

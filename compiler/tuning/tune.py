@@ -21,7 +21,8 @@ from nnc.display import units
 from nnc.display.console import say
 from nnc.target import Target
 from nnc.tuning import records, tasks
-from nnc.tuning.devices import Device
+from nnc.tuning.confirm import confirm
+from nnc.tuning.devices import Device, Host
 from nnc.tuning.measure import Measurer
 from nnc.tuning.searches import Searches, Tuning
 from nnc.tuning.tasks import Network, Task
@@ -34,6 +35,7 @@ BATCH = 8
 TRIALS = 32
 """Per workload, unless the budget says otherwise."""
 
+_SEARCHED = 0.8  # share of the time after which what was found runs in the network
 _GLANCE = 4  # plans that are measured of a layer in a layout that may turn out to be slower
 _GLANCES = 0.5  # share of the budget from which on no new layouts are looked at
 _SMALLEST_GAIN = 2e-4  # of the network's time: where no layer promises more, the search is over
@@ -79,7 +81,7 @@ class Tuned:
             "speedup": self.speed,
             "trials": len(self.tuning.search.measured),
             "candidates": len(self.tuning.search.plans),
-            "plan": self.tuning.best,
+            "plan": self.tuning.search.plans[self.tuning.best],
         }
 
 
@@ -92,6 +94,8 @@ class Result:
     seconds: float
     records: Path
     source: str
+    network_speed: float | None
+    """Of the whole network over the default plans, where it ran with these ones."""
 
     @property
     def speed(self) -> float:
@@ -102,6 +106,7 @@ class Result:
         """What `nnc tune --json` prints."""
         return {
             "speedup": self.speed,
+            "network_speedup": self.network_speed,
             "trials": self.trials,
             "seconds": self.seconds,
             "source": self.source,
@@ -127,7 +132,7 @@ def tune(
     progress: Progress = lambda step, done, total: None,
     warn: Callable[[str], None] = say,
 ) -> Result:
-    """Search plans for the layers of a graph, and append every trial to `file`.
+    """Search plans for the layers of a graph, confirm them in it where it runs here, and append all trials to `file`.
 
     With `resume`, what the file has of these workloads counts as done, where it was measured in the same way; otherwise
     it is where the search starts from.
@@ -137,12 +142,14 @@ def tune(
     machine = records.machine_of(target, network.unit.threads)
     known = [record for record in records.read(file, warn) if record.machine == machine]
     others = [record for record in records.shipped(warn) if records.alike(record, machine)]
-    done = [record for record in known if record.source == device.source] if resume else []
+    done = [record for record in (*others, *known) if record.source == "network" and record.machine == machine]
+    done += [record for record in known if record.source == device.source] if resume else []
     searches = Searches(network.unit, target, device.source, done, [*known, *others])
     for task in [*network.tasks, *network.elsewhere]:
         searches.of(task.workload)
     most = budget.trials or (TRIALS * len(network.tasks) if budget.seconds is None else None)
-    clock = _Clock(most, budget.seconds, searches.trials, progress)
+    runs_here = isinstance(device, Host)
+    clock = _Clock(most, budget.seconds, searches.trials, progress, _SEARCHED if runs_here else 1.0)
     with Measurer(device, network.unit, target.unit.tvm) as measurer:
         while not clock.is_over and (found := _next(network, searches, clock)) is not None:
             task, count = found
@@ -150,8 +157,12 @@ def tune(
             before = searches.trials
             records.append(file, searches.measure(task.workload, measurer, min(count, clock.left), task.is_required))
             clock.trials += searches.trials - before
+    speed = None
+    for shown in confirm(graph, target, network, searches, progress, clock.is_late) if runs_here else ():
+        records.append(file, shown.records)
+        speed = shown.speed
     clock.finish()
-    return Result(_tuned(network, searches), clock.trials, clock.seconds, file, device.source)
+    return Result(_tuned(network, searches), clock.trials, clock.seconds, file, device.source, speed)
 
 
 def _tuned(network: Network, searches: Searches) -> list[Tuned]:
@@ -197,6 +208,8 @@ class _Clock:
     most_seconds: float | None
     trials: int
     progress: Progress
+    searching: float = 1.0
+    """Share of the time that the search for plans may take."""
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -209,7 +222,14 @@ class _Clock:
 
     @property
     def is_over(self) -> bool:
-        return self.left <= 0 or (self.most_seconds is not None and self.seconds >= self.most_seconds)
+        return self.left <= 0 or self._is_past(self.searching)
+
+    def is_late(self) -> bool:
+        """Whether all of the time is spent."""
+        return self._is_past(1.0)
+
+    def _is_past(self, share: float) -> bool:
+        return self.most_seconds is not None and self.seconds >= share * self.most_seconds
 
     @property
     def share(self) -> float:

@@ -201,7 +201,7 @@ def killed(shop: Workshop) -> Iterator[Row]:
         kept = _lines(file)
     nnc(*search, "--resume", NNC_TUNING=str(own))
     lost += len(set(kept) - set(_lines(file)))
-    trials = [(record.place, records.canonical(record.plan)) for record in records.read(file)]
+    trials = [(each.place, records.canonical(each.plan), each.source) for each in records.read(file)]
     twice = len(trials) - len(set(trials))
     measured = f"{lost} lost, {twice} made twice of {len(trials)}"
     yield Row(f"x86: killed {KILLS} times and resumed, {KILLED}", "0, 0", measured, lost == twice == 0)

@@ -160,6 +160,21 @@ def test_what_ran_on_a_board_comes_before_what_was_emulated() -> None:
     assert list(records.best([emulated, board, replace(emulated, plan=board.plan)]).values()) == [board]
 
 
+def test_what_ran_in_a_network_comes_before_what_ran_alone() -> None:
+    alone, network = record(tile=4, speed=1.9), record(tile=8, speed=1.1, source="network", ms=0.3)
+    assert known(alone, network) == known(network, alone) == network.plan
+    assert known(alone, shipped=(network,)) == known(network, shipped=(alone,)) == network.plan
+    assert Records([alone], [network], MACHINE).times([LAYER])(LAYER) == network.ms
+
+
+def test_a_plan_that_no_network_confirms_is_not_used() -> None:
+    alone = record(tile=4, speed=1.9)
+    refuted = replace(alone, source="network", speed=1.005)
+    assert known(alone, refuted) == known(refuted, alone) is None
+    assert known(alone, refuted, record(tile=8, speed=1.02, source="network")) == record(tile=8).plan
+    assert known(refuted, replace(refuted, speed=1.1)) == alone.plan
+
+
 def test_times_of_boards_and_of_emulation_are_not_compared() -> None:
     emulated = [record(number, ms=0.1, source="emulated") for number in (1, 2)]
     both = Records([*emulated, record(1, ms=0.3, source="rpc")], (), MACHINE)

@@ -1,0 +1,203 @@
+"""Plans in their network: one that is faster alone is not always faster there.
+
+Between the layers of a network other weights pass through the caches, and what another core wrote has to come over. So
+what the searches found is compiled into one library, and the default plans into another; both run in turns, and every
+layer is compared with itself. A plan that turns out to be no faster gives its place to the next best one, which the
+next library tries.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from nnc import verify
+from nnc.errors import NncError
+from nnc.target import Target
+from nnc.tuning.measure import quiet
+from nnc.tuning.records import Json, Record
+from nnc.tuning.searches import Searches
+from nnc.tuning.tasks import Network, Task
+
+if TYPE_CHECKING:
+    from nnc.lowering.build import Built
+    from nnc.lowering.workload import Schedules, Workload
+
+Progress = Callable[[str, int, int], None]
+Plans = Mapping["Workload", int]
+"""The index of a plan of every workload."""
+
+File = tuple[Path, int]
+"""A library, and how many kernels it has."""
+
+_LIBRARIES = 4  # of tuned plans; the last one tries nothing new
+_RUNS = 40  # of each library
+
+
+@dataclass(frozen=True)
+class Step:
+    """A kernel of a network, and the nodes that it computes."""
+
+    nodes: frozenset[str]
+    ms: float
+
+
+@dataclass(frozen=True)
+class Confirmed:
+    """What a library of tuned plans shows."""
+
+    records: list[Record]
+    speed: float
+    """Of the network over the default plans."""
+
+
+def confirm(
+    graph: gs.Graph,
+    target: Target,
+    network: Network,
+    searches: Searches,
+    progress: Progress,
+    is_over: Callable[[], bool],
+) -> Iterator[Confirmed]:
+    """Time plans in the graph on this machine until there is none left to try, or it `is_over`.
+
+    Raises NncError where a library can't be built or run.
+    """
+    before: Plans = {}
+    with tempfile.TemporaryDirectory(prefix="nnc-") as folder:
+        libraries = _Libraries(graph, target, network.unit.threads, Path(folder))
+        for count in range(_LIBRARIES):
+            is_last = count == _LIBRARIES - 1 or (count > 0 and is_over())
+            plans = {each.workload: each.best if is_last else each.promising for each in searches.begun}
+            chosen = _Chosen(searches, plans)
+            tasks = [each for each in network.cheapest(chosen.time) if chosen.is_new(each)]
+            if not tasks or plans == before:
+                return
+            progress("confirm in the network", count, _LIBRARIES)
+            default, tuned = libraries.timed(chosen)
+            found = zip(tasks, speeds(tasks, default, tuned), strict=True)
+            told = [record for task, speed in found for record in _told(searches, task, speed, plans)]
+            yield Confirmed(told, _total(default) / _total(tuned))
+            before = plans
+
+
+def speeds(tasks: Sequence[Task], default: Sequence[Step], tuned: Sequence[Step]) -> list[float]:
+    """How many times faster the layers of tasks are than by default.
+
+    What the kernel behind takes longer than by default counts, too, where it is the same as by default: it reads what
+    the task made.
+    """
+    place = {node: index for index, step in enumerate(tuned) for node in step.nodes}
+    before, after = np.zeros(len(tuned)), np.array([step.ms for step in tuned])
+    for step in default:
+        places = {place[node] for node in step.nodes if node in place}
+        before[list(places)] += step.ms / max(1, len(places))
+    own = [sorted({place[name] for names in task.layers for name in names}) for task in tasks]
+    changed = {index for indices in own for index in indices}
+    behind = [[index + 1 for index in indices if index + 1 not in {*changed, len(tuned)}] for indices in own]
+    saved = before - after
+    return [
+        float(before[mine].sum() / max(before[mine].sum() - saved[mine].sum() - saved[next_].sum(), 1e-9))
+        for mine, next_ in zip(own, behind, strict=True)
+    ]
+
+
+def _told(searches: Searches, task: Task, speed: float, plans: Plans) -> list[Record]:
+    """Records of a task's plan, and of what it is compared with."""
+    bases = [searches.of(base) for base in task.bases]
+    ms = sum(base.default_ms or 0.0 for base in bases) / speed
+    found = [searches.confirm(base, 0, base.default_ms) for base in bases if base.default_ms and not base.confirmed]
+    return [*found, searches.confirm(searches.of(task.workload), plans[task.workload], ms)]
+
+
+def _total(steps: Sequence[Step]) -> float:
+    return sum(step.ms for step in steps)
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """What a compile gets to know."""
+
+    searches: Searches
+    plans: Plans
+
+    def is_new(self, task: Task) -> bool:
+        """Whether a task is not computed as by default."""
+        return task.workload in self.plans and not (task.is_default and self.plans[task.workload] == 0)
+
+    def find(self, workload: Workload) -> Json | None:
+        index = self.plans.get(workload, 0)
+        return self.searches.of(workload).search.plans[index] if index else None
+
+    def times(self, workloads: Iterable[Workload]) -> Callable[[Workload], float]:
+        return self.time
+
+    def time(self, workload: Workload) -> float:
+        return self.searches.of(workload).ms_of(self.plans[workload]) if workload in self.plans else np.inf
+
+
+class _Libraries:
+    """A graph, compiled into a folder again and again."""
+
+    def __init__(self, graph: gs.Graph, target: Target, threads: int, folder: Path) -> None:
+        self._graph, self._target, self._threads, self._folder = graph, target, threads, folder
+        self._inputs = list(verify.probe_inputs(graph, 0).values())
+        self._default: Built | None = None
+
+    def timed(self, chosen: _Chosen) -> list[list[Step]]:
+        """The kernels of the library of default plans, and of that of the chosen ones."""
+        self._default = self._default or self._built("default", None)
+        both = [self._default, self._built("tuned", chosen)]
+        files = [(each.files[0], len(each.kernels)) for each in both]
+        return [
+            [Step(frozenset(kernel.nodes), float(ms)) for kernel, ms in zip(built.kernels, times, strict=True)]
+            for built, times in zip(both, _times(files, self._threads, self._inputs), strict=True)
+        ]
+
+    def _built(self, name: str, schedules: Schedules | None) -> Built:
+        from nnc.lowering import build
+
+        out = self._folder / name
+        out.mkdir(exist_ok=True)
+        return build(self._graph, self._target, out, threads=self._threads, schedules=schedules)
+
+
+def _times(files: Sequence[File], threads: int, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Milliseconds of every kernel of libraries: in a process of its own, which takes them out of memory as it ends."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_serve, args=(there, files, threads, inputs), daemon=True)
+    process.start()
+    there.close()
+    try:
+        answer = here.recv()
+    except EOFError as error:
+        raise NncError("the tuned network takes its process down", "nnc tune MODEL --resume tries it again") from error
+    finally:
+        process.kill()
+        process.join()
+    if isinstance(answer, NncError):
+        raise answer
+    return answer
+
+
+def _serve(pipe: Connection, files: Sequence[File], threads: int, inputs: Sequence[np.ndarray]) -> None:
+    from nnc.lowering.library import Library
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this process
+    try:
+        libraries = [(Library(path, threads), steps) for path, steps in files]
+    except NncError as error:
+        pipe.send(error)
+        return
+    runs = [[library.profile(inputs, steps, 1) for library, steps in libraries] for _ in range(_RUNS)]
+    pipe.send([quiet(each) for each in zip(*runs, strict=True)])
