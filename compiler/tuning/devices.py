@@ -10,7 +10,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from nnc.target import Target
+from nnc.tuning.measure import quiet
 from nnc.tuning.records import Source
 
 Shape = tuple[int, ...]
@@ -29,6 +30,8 @@ WEIGHTS = 1
 
 _SLICE = 1e-3  # seconds of one time
 _WARM_UP = 5  # calls
+_ALONE = 25  # times of neighbours
+_LEAST = 1e-7  # seconds of a kernel
 KERNEL = "kernel"
 
 
@@ -91,14 +94,17 @@ class _Here:
 
     def __init__(self, machine: Any, threads: int, cache_bytes: int) -> None:
         self._machine, self._threads, self._cache_bytes = machine, threads, cache_bytes
+        self._neighbours: dict[tuple[Array, Array], Neighbours] = {}
 
     def load(self, function: Any) -> Loaded:
         import tvm
 
         made, described = compiled(function, self._machine), arrays(function)
         arguments = _arguments(described, self._cache_bytes, tvm.runtime.tensor)
-        neighbours = Neighbours.of(described, self._machine, self._threads)
-        kernel = Loaded(made[KERNEL], arguments, neighbours, self._threads)
+        images = described[0], described[-1]
+        if images not in self._neighbours:
+            self._neighbours[images] = Neighbours.of(*images, self._machine, self._threads)
+        kernel = Loaded(made[KERNEL], arguments, self._neighbours[images], self._threads)
         kernel.warm_up()
         return kernel
 
@@ -128,25 +134,30 @@ class Neighbours:
 
     A kernel whose threads divide the work in another way waits for what lies in the caches of other cores, and whoever
     writes its image anew waits until they have given it back. That can cost more than what is gained otherwise, and
-    nobody sees it where a kernel runs alone: so the time of a kernel is that of all three.
+    nobody sees it where a kernel runs alone: so the time of a kernel is what all three take longer than these two.
     """
 
     before: Callable[[Any], None]
     """Writes what a kernel reads first."""
     behind: Callable[[Any], None]
     """Reads what it makes."""
+    alone: float
+    """Seconds that both take where there is no kernel between them."""
 
     @classmethod
-    def of(cls, described: Sequence[Array], machine: Any, threads: int) -> Neighbours:
+    def of(cls, first: Array, last: Array, machine: Any, threads: int) -> Neighbours:
         import tvm
 
         from nnc.lowering.kernels import touch
 
-        first, *_, last = described
         write, read = (compiled(each, machine) for each in (touch.write(*first, threads), touch.read(*last, threads)))
         one = tvm.runtime.tensor(np.ones(1, np.float32))
         sums = tvm.runtime.tensor(np.zeros(touch.sums_shape(threads), np.float32))
-        return cls(lambda x: write[KERNEL](one, x), lambda y: read[KERNEL](y, sums))
+        both = cls(lambda x: write[KERNEL](one, x), lambda y: read[KERNEL](y, sums), 0.0)
+        images = [tvm.runtime.tensor(np.zeros(*each)) for each in (first, last)]
+        nothing = Loaded(lambda *_: None, [images], both, threads)
+        nothing.warm_up()
+        return replace(both, alone=float(quiet([nothing.run(nothing.count) for _ in range(_ALONE)])))
 
 
 class Loaded:
@@ -162,10 +173,14 @@ class Loaded:
 
     def warm_up(self) -> None:
         """Run it some times, to see whether it does and how many calls fill a slice."""
-        self.count = ceil(_SLICE / max(1e-9, min(self.run(1) for _ in range(_WARM_UP))))
+        self.count = ceil(_SLICE / max(1e-9, min(self._with_neighbours(1) for _ in range(_WARM_UP))))
 
     def run(self, count: int) -> float:
-        """Seconds of one of `count` calls, less those in which another process had the cores.
+        """Seconds of one of `count` calls, less those of its neighbours."""
+        return max(self._with_neighbours(count) - self._neighbours.alone, _LEAST)
+
+    def _with_neighbours(self, count: int) -> float:
+        """The same with them, less the time in which another process had the cores.
 
         The calling thread spins where it waits for others, so that its time on a core is how long a call takes; the
         mean of all threads' times is as much where it had to give its core away meanwhile. Threads that find nothing to

@@ -91,14 +91,9 @@ class Record:
         return self.speed is not None and self.speed > NOISE[self.source]
 
     @property
-    def has_run(self) -> bool:
-        """Whether it was measured on the machine itself."""
-        return self.source != "emulated"
-
-    @property
     def proof(self) -> int:
         """Of what is known in several ways, that counts which has the most: in a network, alone, in emulation."""
-        return 2 if self.source == "network" else int(self.has_run)
+        return {"network": 2, "emulated": 0}.get(self.source, 1)
 
     @property
     def line(self) -> bytes:
@@ -216,7 +211,7 @@ class Records:
     def __init__(self, own: Iterable[Record], others: Iterable[Record], machine: Json) -> None:
         self.machine = machine
         self.best: dict[str, Record] = {}
-        self._ms: dict[bool, dict[str, float]] = {False: {}, True: {}}  # of workloads, by whether they ran
+        self._ms: dict[int, dict[str, float]] = {0: {}}  # of workloads, by what proves it
         sources = [[record for record in each if alike(record, machine)] for each in (others, own)]
         for is_own_core, proof in product((False, True), sorted({record.proof for each in sources for record in each})):
             found: dict[str, Record] = {}
@@ -226,7 +221,7 @@ class Records:
             self.best |= found
             for key, record in found.items() if is_own_core else ():
                 if record.ms is not None:
-                    self._ms[record.has_run][key] = record.ms
+                    self._ms.setdefault(proof, {})[key] = record.ms
 
     @classmethod
     def load(cls, target: Target, threads: int | None, warn: Warn = say, file: Path | None = None) -> Records:
@@ -240,11 +235,12 @@ class Records:
         return found.plan if found is not None and found.is_faster else None
 
     def times(self, workloads: Iterable[Workload]) -> Callable[[Workload], float]:
-        """Milliseconds of a workload with its best plan, infinity where none was measured: where one of `workloads`
-        ran on the machine, of those that did, and in emulation otherwise. Both never compare.
+        """Milliseconds of a workload with its best plan, infinity where none is known: all proved as well as the best
+        proved of `workloads`. Times in networks, alone and in emulation never compare.
         """
-        have_run = any(place(workload.key, self.machine) in self._ms[True] for workload in workloads)
-        return lambda workload: self._ms[have_run].get(place(workload.key, self.machine), math.inf)
+        keys = [place(workload.key, self.machine) for workload in workloads]
+        proof = max((each for each, ms in self._ms.items() if any(key in ms for key in keys)), default=0)
+        return lambda workload: self._ms[proof].get(place(workload.key, self.machine), math.inf)
 
     @property
     def digest(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -30,8 +31,8 @@ class Tuning:
     noise: float
     """How many times faster than the default a plan that is as fast may seem."""
     default_ms: float | None = None
-    confirmed: dict[int, float] = field(default_factory=dict)
-    """Of plans that ran in a network, by index: their speed over the default's."""
+    ran: dict[int, list[float]] = field(default_factory=dict)
+    """The speeds over the default plan in networks, of plans that ran in some, by index."""
 
     @property
     def ms(self) -> float | None:
@@ -46,17 +47,22 @@ class Tuning:
     @property
     def _best(self) -> tuple[int, float]:
         """The plan's index and its speed over the default: in networks, where any plan ran in one."""
-        if self.confirmed:
-            index = max(self.confirmed, key=lambda each: self.confirmed[each])
-            speed = self.confirmed[index]
+        if confirmed := self.confirmed:
+            index = max(confirmed, key=lambda each: confirmed[each])
+            speed = confirmed[index]
             return (index, speed) if speed > records.NOISE["network"] else (0, min(speed, 1.0))
         index, speed = self.search.best
         return (index, speed) if speed > self.noise else (0, 1.0)
 
     @property
+    def confirmed(self) -> dict[int, float]:
+        """The median speed of every plan that ran in networks."""
+        return {index: statistics.median(speeds) for index, speeds in self.ran.items()}
+
+    @property
     def promising(self) -> int:
         """The index of a plan that ran in no network, and is faster alone than the best one; else that of the best."""
-        alone = {index: speed for index, speed in self.search.measured.items() if index not in self.confirmed}
+        alone = {index: speed for index, speed in self.search.measured.items() if index not in self.ran}
         index = max(alone, key=lambda each: alone[each], default=0)
         speed = math.exp(alone.get(index, SLOWEST))
         return index if speed > max(self._best[1], self.noise if index else 0.0) else self.best
@@ -98,11 +104,11 @@ class Searches:
             place = tuning.search.place(record.plan)
             if place is None:
                 continue
-            if record.source == "network":
-                tuning.confirmed[place] = record.speed or 0.0
-                continue
-            tuning.search.tell(place, record.speed)
-            tuning.default_ms = record.ms if place == 0 else tuning.default_ms
+            if record.source != "network":
+                tuning.search.tell(place, record.speed)
+                tuning.default_ms = record.ms if place == 0 else tuning.default_ms
+            elif record.speed:
+                tuning.ran[place] = [record.speed]
         tuning.search.start(record.plan for record in nearest(key, self._known) if decoded(record.plan) is not None)
         return tuning
 
@@ -136,6 +142,10 @@ class Searches:
         """Milliseconds of a workload with its best plan so far; infinity where none was measured."""
         found = self._made.get(workload)
         return math.inf if found is None or found.ms is None else found.ms
+
+    def settled(self, workload: Workload) -> float:
+        """The same of workloads that ran in networks; infinity for others."""
+        return self.time(workload) if self.of(workload).ran else math.inf
 
     def expected(self, workload: Workload) -> float:
         """The same; of a convolution between two layouts that was not measured, the mean of both."""
@@ -178,8 +188,10 @@ class Searches:
     def confirm(self, tuning: Tuning, index: int, ms: float) -> Record:
         """The record of a plan that takes so long in a network, milliseconds on the scale of what it took alone."""
         assert tuning.default_ms is not None
-        tuning.confirmed[index] = speed = tuning.default_ms / ms
-        return Record(tuning.workload.key, self._machine, tuning.search.plans[index], speed, ms, "network")
+        tuning.ran.setdefault(index, []).append(tuning.default_ms / ms)
+        speed = tuning.confirmed[index]
+        key, plan = tuning.workload.key, tuning.search.plans[index]
+        return Record(key, self._machine, plan, speed, tuning.default_ms / speed, "network")
 
 
 def nearest(key: records.Json, known: Iterable[Record], count: int = 2) -> list[Record]:

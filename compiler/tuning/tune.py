@@ -166,8 +166,9 @@ def tune(
 
 
 def _tuned(network: Network, searches: Searches) -> list[Tuned]:
-    """The tasks in the fastest layouts that were measured."""
-    return [_of(task, searches) for task in network.cheapest(searches.time)]
+    """The tasks in the fastest layouts that were measured: in networks, where they were."""
+    ran = any(searches.of(task.workload).ran for task in network.tasks)
+    return [_of(task, searches) for task in network.cheapest(searches.settled if ran else searches.time)]
 
 
 def _of(task: Task, searches: Searches) -> Tuned:

@@ -51,6 +51,7 @@ BOARD, ON_BOARD = "qcs605", ("mobilenet_v2", "resnet18")
 MINUTES = 6
 ROUNDS = 40
 CALLS = 10  # of a library, one after the other
+PAUSE = 0.02  # seconds
 PEER_ROUNDS = 15
 LAYERS, PLANS = 5, 50
 TRIALS = 64
@@ -176,8 +177,9 @@ def _ratio(artifact: Artifact, before: Path, after: Path) -> float:
 def _on_cores(library: object) -> float:
     """Seconds of some inferences in which the calling thread runs; it spins where it waits for others.
 
-    The first one wakes the other threads, which sleep while the other library runs.
+    The pause lets the threads of the other library fall asleep, the first inference wakes those of this one.
     """
+    time.sleep(PAUSE)
     library.run_bound()  # type: ignore[attr-defined]
     started = time.thread_time()
     for _ in range(CALLS):

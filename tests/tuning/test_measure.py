@@ -189,12 +189,32 @@ def test_a_device_that_can_not_be_used_is_told(devices: Any) -> None:
         measurer.measure(devices.Workload(), ["1"])
 
 
-def test_a_kernel_of_one_thread_takes_as_long_as_it_does() -> None:
-    def busy() -> None:
-        until = time.thread_time() + 0.01
-        while time.thread_time() < until:
-            pass
+def busy(*_: Any) -> None:
+    until = time.thread_time() + 0.01
+    while time.thread_time() < until:
+        pass
 
-    nobody = devices_.Neighbours(lambda x: None, lambda y: None)
-    kernel = devices_.Loaded(lambda x: busy(), [[None]], nobody, threads=2)
+
+def test_a_kernel_of_one_thread_takes_as_long_as_it_does() -> None:
+    nobody = devices_.Neighbours(lambda x: None, lambda y: None, 0.0)
+    kernel = devices_.Loaded(busy, [[None]], nobody, threads=2)
     assert kernel.run(3) == pytest.approx(0.01, rel=0.1)
+
+
+def test_neighbours_take_no_time_of_a_kernel() -> None:
+    kernel = devices_.Loaded(busy, [[None]], devices_.Neighbours(busy, busy, 0.02), threads=1)
+    assert kernel.run(3) == pytest.approx(0.01, rel=0.2)
+    kernel.warm_up()
+    assert kernel.count == 1  # a slice is filled by what runs, not by what counts
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="compiles for this machine")
+def test_neighbours_are_timed_without_a_kernel() -> None:
+    import tvm
+
+    machine = tvm.target.Target({"kind": "llvm"})
+    small, large = (
+        devices_.Neighbours.of(((size,), "float32"), ((size,), "float32"), machine, 1).alone
+        for size in (1 << 10, 1 << 20)
+    )
+    assert 0 < 2 * small < large < 0.1
