@@ -46,6 +46,7 @@ _LIBRARIES = 4  # of tuned plans; the last one tries nothing new
 _PROCESSES = 3  # for two libraries, of which others slow some down
 _TURNS = 12  # of each library in a process
 _RUNS = 3  # in a turn
+_LEAST_MS = 1e-6
 _PAUSE = 0.02  # seconds before a turn, in which the threads of the other library fall asleep
 
 
@@ -83,18 +84,49 @@ def confirm(
         libraries = _Libraries(graph, target, network.unit.threads, Path(folder))
         for count in range(_LIBRARIES):
             is_last = count == _LIBRARIES - 1 or (count > 0 and is_over())
-            known = [each for each in searches.begun if count == 0 or each.confirmed]
-            plans = {each.workload: each.best if is_last else each.promising for each in known}
-            chosen = _Chosen(searches, plans)
-            tasks = [each for each in network.cheapest(chosen.time) if chosen.is_new(each)]
-            if not tasks or plans == before:
+            time = _time(searches, is_first=count == 0, is_last=is_last)
+            tasks = network.cheapest(time)
+            tunings = [searches.of(task.workload) for task in tasks]
+            plans = {each.workload: each.best if is_last else each.promising for each in tunings}
+            changed = [task for task in tasks if plans[task.workload] or not task.is_default]
+            if not changed or plans == before:
                 return
             progress("confirm in the network", count, _LIBRARIES)
-            default, tuned = libraries.timed(chosen)
-            found = zip(tasks, speeds(tasks, default, tuned), strict=True)
-            told = [record for task, speed in found for record in _told(searches, task, speed, plans)]
+            default, tuned = libraries.timed(_Chosen(searches, plans, time))
+            told = [*_told_default(network, searches, default), *_told(searches, changed, plans, default, tuned)]
             yield Confirmed(told, _total(default) / _total(tuned))
             before = plans
+
+
+def _time(searches: Searches, is_first: bool, is_last: bool) -> Callable[[Workload], float]:
+    """What layouts are chosen by: times alone at first, and then those in the network."""
+    if is_first:
+        return searches.time
+    return searches.settled if is_last else lambda workload: searches.expected(workload, searches.settled)
+
+
+def _told_default(network: Network, searches: Searches, default: Sequence[Step]) -> list[Record]:
+    """Records of the default plans; none of those that have one."""
+    found = []
+    for task in network.tasks:
+        known, ms = searches.of(task.workload).ran, _taken(default, _nodes(task)) / len(task.layers)
+        record = searches.confirm(task.workload, 0, ms, ms)
+        found += [record] if known is None else []
+    return found
+
+
+def _told(
+    searches: Searches, tasks: Sequence[Task], plans: Plans, default: Sequence[Step], tuned: Sequence[Step]
+) -> list[Record]:
+    """Records of the plans of tasks."""
+    found = []
+    for task, speed in zip(tasks, speeds(tasks, default, tuned), strict=True):
+        bases = [searches.of(base) for base in task.bases]
+        ms = sum(base.default_ms or 0.0 for base in bases)
+        alone, alone_ms = sum(base.alone_ms or 0.0 for base in bases), searches.of(task.workload).alone_ms
+        expected = ms * alone_ms / alone if alone and alone_ms else ms / speed
+        found.append(searches.confirm(task.workload, plans[task.workload], ms / speed, expected))
+    return found
 
 
 def speeds(tasks: Sequence[Task], default: Sequence[Step], tuned: Sequence[Step]) -> list[float]:
@@ -103,27 +135,24 @@ def speeds(tasks: Sequence[Task], default: Sequence[Step], tuned: Sequence[Step]
     What the kernel behind takes longer than by default counts, too, where it is the same as by default: it reads what
     the task made.
     """
-    place = {node: index for index, step in enumerate(tuned) for node in step.nodes}
-    before, after = np.zeros(len(tuned)), np.array([step.ms for step in tuned])
-    for step in default:
-        places = {place[node] for node in step.nodes if node in place}
-        before[list(places)] += step.ms / max(1, len(places))
-    own = [sorted({place[name] for names in task.layers for name in names}) for task in tasks]
-    changed = {index for indices in own for index in indices}
-    behind = [[index + 1 for index in indices if index + 1 not in {*changed, len(tuned)}] for indices in own]
-    saved = before - after
-    return [
-        float(before[mine].sum() / max(before[mine].sum() - saved[mine].sum() - saved[next_].sum(), 1e-9))
-        for mine, next_ in zip(own, behind, strict=True)
-    ]
+    own = [[index for index, step in enumerate(tuned) if step.nodes & _nodes(task)] for task in tasks]
+    changed = {len(tuned), *(index for each in own for index in each)}
+    found = []
+    for task, indices in zip(tasks, own, strict=True):
+        behind = [tuned[index + 1] for index in indices if index + 1 not in changed]
+        taken = sum(tuned[index].ms for index in indices)
+        waited = sum(step.ms - _taken(default, step.nodes) for step in behind)
+        found.append(_taken(default, _nodes(task)) / max(taken + waited, _LEAST_MS))
+    return found
 
 
-def _told(searches: Searches, task: Task, speed: float, plans: Plans) -> list[Record]:
-    """Records of a task's plan, and of what it is compared with."""
-    bases = [searches.of(base) for base in task.bases]
-    ms = sum(base.default_ms or 0.0 for base in bases) / speed
-    found = [searches.confirm(base, 0, base.default_ms) for base in bases if base.default_ms and not base.confirmed]
-    return [*found, searches.confirm(searches.of(task.workload), plans[task.workload], ms)]
+def _nodes(task: Task) -> frozenset[str]:
+    return frozenset(name for names in task.layers for name in names)
+
+
+def _taken(steps: Sequence[Step], nodes: frozenset[str]) -> float:
+    """Milliseconds of the kernels that compute some of these nodes."""
+    return sum(step.ms for step in steps if step.nodes & nodes)
 
 
 def _total(steps: Sequence[Step]) -> float:
@@ -136,10 +165,7 @@ class _Chosen:
 
     searches: Searches
     plans: Plans
-
-    def is_new(self, task: Task) -> bool:
-        """Whether a task is not computed as by default."""
-        return task.workload in self.plans and not (task.is_default and self.plans[task.workload] == 0)
+    time: Callable[[Workload], float]
 
     def find(self, workload: Workload) -> Json | None:
         index = self.plans.get(workload, 0)
@@ -147,9 +173,6 @@ class _Chosen:
 
     def times(self, workloads: Iterable[Workload]) -> Callable[[Workload], float]:
         return self.time
-
-    def time(self, workload: Workload) -> float:
-        return self.searches.of(workload).ms_of(self.plans[workload]) if workload in self.plans else np.inf
 
 
 class _Libraries:

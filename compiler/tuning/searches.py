@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,30 @@ _CORRECTED = 0.02  # logarithm of the ratio of two measurements of one plan that
 
 
 @dataclass
+class Ran:
+    """The plans of a workload that ran in networks, by index."""
+
+    expected_ms: float
+    """Of the default plan, where it ran in none."""
+    times: dict[int, list[float]] = field(default_factory=dict)
+    """Milliseconds."""
+
+    def ms(self, index: int) -> float:
+        return statistics.median(self.times[index])
+
+    @property
+    def default_ms(self) -> float:
+        return self.ms(0) if 0 in self.times else self.expected_ms
+
+    @property
+    def best(self) -> tuple[int, float]:
+        """The fastest plan and its speed over the default, which it is itself where the other is faster by chance."""
+        index = min(self.times, key=self.ms)
+        speed = self.default_ms / self.ms(index)
+        return (index, speed) if speed > records.NOISE["network"] else (0, min(speed, 1.0))
+
+
+@dataclass
 class Tuning:
     """The search for one workload's plan."""
 
@@ -30,13 +54,17 @@ class Tuning:
     search: Search | Drawn
     noise: float
     """How many times faster than the default a plan that is as fast may seem."""
-    default_ms: float | None = None
-    ran: dict[int, list[float]] = field(default_factory=dict)
-    """The speeds over the default plan in networks, of plans that ran in some, by index."""
+    alone_ms: float | None = None
+    """Of the default plan where nothing else runs."""
+    ran: Ran | None = None
+
+    @property
+    def default_ms(self) -> float | None:
+        return self.ran.default_ms if self.ran else self.alone_ms
 
     @property
     def ms(self) -> float | None:
-        """Milliseconds of the best plan so far."""
+        """Of the best plan so far: in networks, where any ran in one."""
         return None if self.default_ms is None else self.default_ms / self._best[1]
 
     @property
@@ -46,31 +74,22 @@ class Tuning:
 
     @property
     def _best(self) -> tuple[int, float]:
-        """The plan's index and its speed over the default: in networks, where any plan ran in one."""
-        if confirmed := self.confirmed:
-            index = max(confirmed, key=lambda each: confirmed[each])
-            speed = confirmed[index]
-            return (index, speed) if speed > records.NOISE["network"] else (0, min(speed, 1.0))
+        """The plan's index and its speed over the default."""
+        return self.ran.best if self.ran else self.best_alone
+
+    @property
+    def best_alone(self) -> tuple[int, float]:
         index, speed = self.search.best
         return (index, speed) if speed > self.noise else (0, 1.0)
 
     @property
-    def confirmed(self) -> dict[int, float]:
-        """The median speed of every plan that ran in networks."""
-        return {index: statistics.median(speeds) for index, speeds in self.ran.items()}
-
-    @property
     def promising(self) -> int:
         """The index of a plan that ran in no network, and is faster alone than the best one; else that of the best."""
-        alone = {index: speed for index, speed in self.search.measured.items() if index not in self.ran}
+        ran = self.ran.times if self.ran else {}
+        alone = {index: speed for index, speed in self.search.measured.items() if index not in ran}
         index = max(alone, key=lambda each: alone[each], default=0)
         speed = math.exp(alone.get(index, SLOWEST))
         return index if speed > max(self._best[1], self.noise if index else 0.0) else self.best
-
-    def ms_of(self, index: int) -> float:
-        """Milliseconds of a plan that was measured; infinity where not even the default was."""
-        speed = self.confirmed.get(index, math.exp(self.search.measured.get(index, 0.0)))
-        return math.inf if self.default_ms is None else self.default_ms / speed
 
 
 class Searches:
@@ -106,9 +125,10 @@ class Searches:
                 continue
             if record.source != "network":
                 tuning.search.tell(place, record.speed)
-                tuning.default_ms = record.ms if place == 0 else tuning.default_ms
-            elif record.speed:
-                tuning.ran[place] = [record.speed]
+                tuning.alone_ms = record.ms if place == 0 else tuning.alone_ms
+            elif record.speed and record.ms:
+                tuning.ran = tuning.ran or Ran(record.speed * record.ms)
+                tuning.ran.times[place] = [record.ms]
         tuning.search.start(record.plan for record in nearest(key, self._known) if decoded(record.plan) is not None)
         return tuning
 
@@ -127,35 +147,31 @@ class Searches:
 
     def is_new(self, workload: Workload) -> bool:
         """Whether nothing was measured of a workload yet."""
-        return not self.is_refused(workload) and self.of(workload).default_ms is None
+        return not self.is_refused(workload) and self.of(workload).alone_ms is None
 
     def is_refused(self, workload: Workload) -> bool:
         """Whether its default plan can't be measured."""
         return workload in self._refused
 
-    @property
-    def begun(self) -> list[Tuning]:
-        """Those of workloads whose default plan was measured."""
-        return [each for each in self._made.values() if each.default_ms is not None]
-
     def time(self, workload: Workload) -> float:
-        """Milliseconds of a workload with its best plan so far; infinity where none was measured."""
+        """Milliseconds of a workload with the plan that is the best one alone; infinity where none was measured."""
         found = self._made.get(workload)
-        return math.inf if found is None or found.ms is None else found.ms
+        return math.inf if found is None or found.alone_ms is None else found.alone_ms / found.best_alone[1]
 
     def settled(self, workload: Workload) -> float:
-        """The same of workloads that ran in networks; infinity for others."""
-        return self.time(workload) if self.of(workload).ran else math.inf
+        """The same in networks; infinity where none of its plans ran in one."""
+        found = self._made.get(workload)
+        return math.inf if found is None or found.ran is None or found.ms is None else found.ms
 
-    def expected(self, workload: Workload) -> float:
-        """The same; of a convolution between two layouts that was not measured, the mean of both."""
-        known = self.time(workload)
+    def expected(self, workload: Workload, time: Callable[[Workload], float]) -> float:
+        """Its `time`, as above; where there is none, of a convolution between two layouts the mean of both."""
+        known = time(workload)
         if known < math.inf or workload in self._refused or workload.op not in ("conv2d", "expand_depthwise"):
             return known
         ins, outs = workload.problem.in_block, workload.block
         if ins in (1, outs):
             return known
-        return sum(self.time(workload.in_blocks(block, block)) for block in (ins, outs)) / 2
+        return sum(time(workload.in_blocks(block, block)) for block in (ins, outs)) / 2
 
     def measure(self, workload: Workload, measurer: Measurer, count: int, required: bool) -> list[Record]:
         """Measure the next candidates of a workload against the default and against the best so far.
@@ -176,22 +192,22 @@ class Searches:
             self._refused.add(workload)
             return []
         made = []
-        tuning.default_ms = tuning.default_ms or trials[0].ms
+        tuning.alone_ms = tuning.alone_ms or trials[0].ms
         for index, trial in zip(indices, trials, strict=True):
             if _is_news(search.measured.get(index), trial.speed):
                 # What batches took is compared through the default plan, which all of them timed.
-                ms = tuning.default_ms / trial.speed if tuning.default_ms and trial.speed else None
+                ms = tuning.alone_ms / trial.speed if tuning.alone_ms and trial.speed else None
                 made.append(Record(workload.key, self._machine, search.plans[index], trial.speed, ms, measurer.source))
             search.tell(index, trial.speed)
         return made
 
-    def confirm(self, tuning: Tuning, index: int, ms: float) -> Record:
-        """The record of a plan that takes so long in a network, milliseconds on the scale of what it took alone."""
-        assert tuning.default_ms is not None
-        tuning.ran.setdefault(index, []).append(tuning.default_ms / ms)
-        speed = tuning.confirmed[index]
-        key, plan = tuning.workload.key, tuning.search.plans[index]
-        return Record(key, self._machine, plan, speed, tuning.default_ms / speed, "network")
+    def confirm(self, workload: Workload, index: int, ms: float, expected_ms: float) -> Record:
+        """The record of a plan that took so long in a network, where the default one is expected to take that long."""
+        tuning = self.of(workload)
+        tuning.ran = tuning.ran or Ran(expected_ms)
+        tuning.ran.times.setdefault(index, []).append(ms)
+        taken, plan = tuning.ran.ms(index), tuning.search.plans[index]
+        return Record(workload.key, self._machine, plan, tuning.ran.default_ms / taken, taken, "network")
 
 
 def nearest(key: records.Json, known: Iterable[Record], count: int = 2) -> list[Record]:

@@ -81,6 +81,7 @@ class Tuned:
             "speedup": self.speed,
             "trials": len(self.tuning.search.measured),
             "candidates": len(self.tuning.search.plans),
+            "tuned": self.tuning.best != 0,
             "plan": self.tuning.search.plans[self.tuning.best],
         }
 
@@ -167,7 +168,7 @@ def tune(
 
 def _tuned(network: Network, searches: Searches) -> list[Tuned]:
     """The tasks in the fastest layouts that were measured: in networks, where they were."""
-    ran = any(searches.of(task.workload).ran for task in network.tasks)
+    ran = any(searches.settled(task.workload) < math.inf for task in network.tasks)
     return [_of(task, searches) for task in network.cheapest(searches.settled if ran else searches.time)]
 
 
@@ -190,7 +191,7 @@ def _next(network: Network, searches: Searches, clock: _Clock) -> tuple[Task, in
     glances = list(filter(is_new, network.elsewhere))
     if glances and clock.share < _GLANCES:
         return max(glances, key=lambda task: _of(task, searches).default_ms), _GLANCE
-    expected = network.cheapest(searches.expected)
+    expected = network.cheapest(lambda workload: searches.expected(workload, searches.time))
     for task in filter(is_new, expected):
         return task, _GLANCE
     tuned = [_of(task, searches) for task in expected if not searches.is_refused(task.workload)]

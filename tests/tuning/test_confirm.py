@@ -63,7 +63,7 @@ class Network:
         self.speed, self.chosen = speed, list[list[int]]()
 
     def timed(self, chosen: Any) -> list[list[Step]]:
-        plans = [chosen.plans[task.workload] for task in self.tasks]
+        plans = [chosen.plans.get(task.workload, 0) for task in self.tasks]
         self.chosen.append(plans)
         names = [task.layers[0][0] for task in self.tasks]
         times = [1 / self.speed(layer, plan) if plan else 1.0 for layer, plan in enumerate(plans)]
@@ -88,7 +88,7 @@ def confirmed(
     searches = Searches(network.unit, X86, "measured", [], [])
     for each in network.tasks:
         tuning = searches.of(each.workload)
-        tuning.default_ms = 1.0
+        tuning.alone_ms = 0.5
         for index, value in enumerate(alone):
             tuning.search.tell(index, value)
     return shown, searches, list(confirm.confirm(graph, X86, network, searches, silent, lambda: late))
@@ -99,17 +99,19 @@ def test_a_plan_that_is_slower_in_the_network_gives_its_place_to_the_next(monkey
     shown, searches, found = confirmed(monkeypatch, lambda layer, plan: real[plan], [1.0, 1.5, 1.4, 1.2])
     assert shown.chosen == [[1, 1], [2, 2], [3, 3]]
     assert [each.speed for each in found] == pytest.approx([0.9, 1.1, 1.3])
-    assert all(tuning.best == 3 for tuning in searches.begun)
+    tunings = [searches.of(each.workload) for each in shown.tasks]
+    assert all(tuning.best == 3 for tuning in tunings)
     machine = records.machine_of(X86, 1)
     known = records.Records([record for each in found for record in each.records], (), machine)
-    assert [known.find(each.workload) for each in shown.tasks] == [each.search.plans[3] for each in searches.begun]
+    assert [known.find(each.workload) for each in shown.tasks] == [each.search.plans[3] for each in tunings]
 
 
 def test_nothing_is_used_that_the_network_refutes(monkeypatch: pytest.MonkeyPatch) -> None:
     shown, searches, found = confirmed(monkeypatch, lambda layer, plan: 0.9, [1.0, 1.5, 1.01])
     assert shown.chosen == [[1, 1]]
-    assert [tuning.best for tuning in searches.begun] == [0, 0]
-    assert [tuning.ms for tuning in searches.begun] == [1.0, 1.0]
+    tunings = [searches.of(each.workload) for each in shown.tasks]
+    assert [tuning.best for tuning in tunings] == [0, 0]
+    assert [tuning.ms for tuning in tunings] == [1.0, 1.0]
     known = records.Records([record for each in found for record in each.records], (), records.machine_of(X86, 1))
     assert [known.find(each.workload) for each in shown.tasks] == [None, None]
 
@@ -118,7 +120,7 @@ def test_every_layer_keeps_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first layer's second plan is slower than its first one, which returns for the last library."""
     shown, searches, found = confirmed(monkeypatch, lambda layer, plan: (1.2, 0.8)[layer] / plan, [1.0, 1.5, 1.4])
     assert shown.chosen == [[1, 1], [2, 2], [1, 0]]
-    assert [tuning.best for tuning in searches.begun] == [1, 0]
+    assert [searches.of(each.workload).best for each in shown.tasks] == [1, 0]
     assert found[-1].speed == pytest.approx(2 / (1 + 1 / 1.2))
 
 
@@ -156,9 +158,35 @@ def _end(*_: Any) -> None:
 
 
 def test_what_a_network_confirmed_is_known_to_the_next_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, searches, found = confirmed(monkeypatch, lambda layer, plan: 1.1, [1.0, 1.5])
-    done = [record for each in found for record in each.records]
-    workload = searches.begun[0].workload
+    shown, searches, found = confirmed(monkeypatch, lambda layer, plan: 1.1, [1.0, 1.5])
+    done, workload = [record for each in found for record in each.records], shown.tasks[0].workload
     again = Searches(tasks.network(testing.graph(NET), X86, 1, silent).unit, X86, "measured", done, done).of(workload)
-    assert again.search.plans[again.best] == searches.begun[0].search.plans[1]
+    assert again.search.plans[again.best] == searches.of(workload).search.plans[1]
+    assert again.ms == searches.settled(workload) == pytest.approx(1 / 1.1)
     assert again.search.measured == {}  # alone
+
+
+def test_layouts_are_chosen_by_times_in_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wider blocks are faster alone, and slower where they run: what ran is what compiles choose."""
+    graph = testing.graph(NET)
+    network = tasks.network(graph, X86, 1, silent)
+    searches = Searches(network.unit, X86, "measured", [], [])
+    for each in [*network.tasks, *network.elsewhere]:
+        searches.of(each.workload).alone_ms = 1.0 if each.is_default else 0.5
+    seen: list[list[Task]] = []
+
+    class Slower:
+        def __init__(self, *_: Any) -> None:
+            pass
+
+        def timed(self, chosen: Any) -> list[list[Step]]:
+            seen.append(network.cheapest(chosen.time))
+            layers = [(name, each.is_default) for each in seen[-1] for names in each.layers for name in names]
+            return [[Step(frozenset([name]), 2.0 if d or default else 3.0) for name, d in layers] for default in (1, 0)]
+
+    monkeypatch.setattr(confirm, "_Libraries", Slower)
+    found = list(confirm.confirm(graph, X86, network, searches, silent, lambda: False))
+    assert not any(each.is_default for each in seen[0])
+    known = records.Records([each for one in found for each in one.records], (), records.machine_of(X86, 1))
+    times = known.times([each.workload for each in network.tasks])
+    assert network.cheapest(times) == network.tasks == network.cheapest(searches.settled)
