@@ -48,7 +48,7 @@ from nnc.tuning.devices import Emulated
 
 NETWORKS = ("vgg16", "resnet50", "mobilenet_v2", "densenet201")
 BOARD, ON_BOARD = "qcs605", ("mobilenet_v2", "resnet18")
-MINUTES = 6
+MINUTES = 5
 ROUNDS = 40
 CALLS = 10  # of a library, one after the other
 PAUSE = 0.02  # seconds
