@@ -95,6 +95,8 @@ def confirm(
             default, tuned = libraries.timed(_Chosen(searches, plans, time))
             told = [*_told_default(network, searches, default), *_told(searches, changed, plans, default, tuned)]
             yield Confirmed(told, _total(default) / _total(tuned))
+            if is_last:
+                return
             before = plans
 
 
