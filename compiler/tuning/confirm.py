@@ -93,7 +93,8 @@ def confirm(
                 return
             progress("confirm in the network", count, _LIBRARIES)
             default, tuned = libraries.timed(_Chosen(searches, plans, time))
-            told = [*_told_default(network, searches, default), *_told(searches, changed, plans, default, tuned)]
+            told = _told_default(network, searches, default)
+            told = [*([] if before else told), *_told(searches, changed, plans, default, tuned)]
             yield Confirmed(told, _total(default) / _total(tuned))
             if is_last:
                 return
@@ -108,13 +109,9 @@ def _time(searches: Searches, is_first: bool, is_last: bool) -> Callable[[Worklo
 
 
 def _told_default(network: Network, searches: Searches, default: Sequence[Step]) -> list[Record]:
-    """Records of the default plans; none of those that have one."""
-    found = []
-    for task in network.tasks:
-        known, ms = searches.of(task.workload).ran, _taken(default, _nodes(task)) / len(task.layers)
-        record = searches.confirm(task.workload, 0, ms, ms)
-        found += [record] if known is None else []
-    return found
+    """Records of the default plans of all layers, so that what is known of the network is known of all of it."""
+    times = [(task.workload, _taken(default, _nodes(task)) / len(task.layers)) for task in network.tasks]
+    return [searches.confirm(workload, 0, ms, ms) for workload, ms in times]
 
 
 def _told(

@@ -40,6 +40,8 @@ Source = Literal["network", "measured", "rpc", "emulated"]
 
 NOISE: Mapping[Source, float] = {"network": 1.01, "measured": 1.02, "rpc": 1.02, "emulated": 1.0}
 """Of many plans that are as fast as the default one, the luckiest seems this much faster."""
+_EMULATED, _ALONE, _NETWORK = range(3)
+
 Warn = Callable[[str], None]
 Json = Mapping[str, Any]
 
@@ -93,7 +95,7 @@ class Record:
     @property
     def proof(self) -> int:
         """Of what is known in several ways, that counts which has the most: in a network, alone, in emulation."""
-        return {"network": 2, "emulated": 0}.get(self.source, 1)
+        return {"network": _NETWORK, "emulated": _EMULATED}.get(self.source, _ALONE)
 
     @property
     def line(self) -> bytes:
@@ -211,17 +213,17 @@ class Records:
     def __init__(self, own: Iterable[Record], others: Iterable[Record], machine: Json) -> None:
         self.machine = machine
         self.best: dict[str, Record] = {}
-        self._ms: dict[int, dict[str, float]] = {0: {}}  # of workloads, by what proves it
-        sources = [[record for record in each if alike(record, machine)] for each in (others, own)]
+        self._networks: tuple[dict[str, float], ...] = ({}, {})  # milliseconds, of the user and of others
+        self._kernels: dict[bool, dict[str, float]] = {True: {}, False: {}}  # by whether they ran on the machine
+        sources = [[record for record in each if alike(record, machine)] for each in (own, others)]
         for is_own_core, proof in product((False, True), sorted({record.proof for each in sources for record in each})):
-            found: dict[str, Record] = {}
-            for source in sources:
+            for source, networks in reversed(list(zip(sources, self._networks, strict=True))):
                 fitting = (each for each in source if (each.machine == machine, each.proof) == (is_own_core, proof))
-                found |= {place(record.workload, machine): record for record in best(fitting).values()}
-            self.best |= found
-            for key, record in found.items() if is_own_core else ():
-                if record.ms is not None:
-                    self._ms.setdefault(proof, {})[key] = record.ms
+                found = {place(record.workload, machine): record for record in best(fitting).values()}
+                self.best |= found
+                if is_own_core:
+                    times = networks if proof == _NETWORK else self._kernels[proof > _EMULATED]
+                    times |= {key: record.ms for key, record in found.items() if record.ms is not None}
 
     @classmethod
     def load(cls, target: Target, threads: int | None, warn: Warn = say, file: Path | None = None) -> Records:
@@ -235,18 +237,21 @@ class Records:
         return found.plan if found is not None and found.is_faster else None
 
     def times(self, workloads: Iterable[Workload]) -> Callable[[Workload], float]:
-        """Milliseconds of a workload with its best plan, infinity where none is known: all proved as well as the best
-        proved of `workloads`. Times in networks, alone and in emulation never compare.
+        """Milliseconds of a workload with its best plan, infinity where none is known, all of them taken in the same
+        way: in networks where all of `workloads` ran in some, of the user or else of others; alone where any did; or in
+        emulation.
         """
         keys = [place(workload.key, self.machine) for workload in workloads]
-        proof = max((each for each, ms in self._ms.items() if any(key in ms for key in keys)), default=0)
-        return lambda workload: self._ms[proof].get(place(workload.key, self.machine), math.inf)
+        networks = (each for each in self._networks if keys and each.keys() >= set(keys))
+        alone = self._kernels[any(key in self._kernels[True] for key in keys)]
+        times = next(networks, alone)
+        return lambda workload: times.get(place(workload.key, self.machine), math.inf)
 
     @property
     def digest(self) -> str:
         """Equal where the same plans are known, and the same times."""
         plans = {key: record.plan for key, record in self.best.items()}
-        return digest(canonical([plans, list(self._ms.values())]))
+        return digest(canonical([plans, self._networks, list(self._kernels.values())]))
 
 
 def best(records: Iterable[Record]) -> dict[str, Record]:

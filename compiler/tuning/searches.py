@@ -57,6 +57,8 @@ class Tuning:
     alone_ms: float | None = None
     """Of the default plan where nothing else runs."""
     ran: Ran | None = None
+    known: int = 0
+    """The index of the plan that is known to be the best one, from elsewhere or from before."""
 
     @property
     def default_ms(self) -> float | None:
@@ -84,8 +86,13 @@ class Tuning:
 
     @property
     def promising(self) -> int:
-        """The index of a plan that ran in no network, and is faster alone than the best one; else that of the best."""
+        """The index of a plan that ran in no network, and is faster alone than the best one; else that of the best.
+
+        Of a workload that was not measured, what is known: the search may not have come to it.
+        """
         ran = self.ran.times if self.ran else {}
+        if not self.search.measured and self.known not in ran:
+            return self.known
         alone = {index: speed for index, speed in self.search.measured.items() if index not in ran}
         index = max(alone, key=lambda each: alone[each], default=0)
         speed = math.exp(alone.get(index, SLOWEST))
@@ -129,7 +136,11 @@ class Searches:
             elif record.speed and record.ms:
                 tuning.ran = tuning.ran or Ran(record.speed * record.ms)
                 tuning.ran.times[place] = [record.ms]
-        tuning.search.start(record.plan for record in nearest(key, self._known) if decoded(record.plan) is not None)
+        near = [record for record in nearest(key, self._known) if decoded(record.plan) is not None]
+        tuning.search.start(record.plan for record in near)
+        for record in near:
+            if records.canonical(record.workload) == records.canonical(key) and record.is_faster:
+                tuning.known = tuning.search.place(record.plan) or 0
         return tuning
 
     def _search(self, workload: Workload) -> Search | Drawn:

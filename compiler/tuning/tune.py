@@ -143,8 +143,7 @@ def tune(
     machine = records.machine_of(target, network.unit.threads)
     known = [record for record in records.read(file, warn) if record.machine == machine]
     others = [record for record in records.shipped(warn) if records.alike(record, machine)]
-    done = [record for record in (*others, *known) if record.source == "network" and record.machine == machine]
-    done += [record for record in known if record.source == device.source] if resume else []
+    done = [record for record in known if record.source == "network" or (resume and record.source == device.source)]
     searches = Searches(network.unit, target, device.source, done, [*known, *others])
     for task in [*network.tasks, *network.elsewhere]:
         searches.of(task.workload)

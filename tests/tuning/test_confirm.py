@@ -166,6 +166,22 @@ def test_what_a_network_confirmed_is_known_to_the_next_search(monkeypatch: pytes
     assert again.search.measured == {}  # alone
 
 
+def test_what_is_known_of_layers_that_were_not_measured_runs_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else their default plans, which run beside, would hide it from compiles."""
+    graph = testing.graph(NET)
+    network, shown = tasks.network(graph, X86, 1, silent), Network(lambda layer, plan: 1.2)
+    shown.tasks = network.tasks
+    monkeypatch.setattr(confirm, "_Libraries", shown)
+    workload, machine = network.tasks[1].workload, records.machine_of(X86, 1)
+    plans = Searches(network.unit, X86, "measured", [], []).of(workload).search.plans
+    known = [records.Record(workload.key, machine, plans[2], 1.3, 0.5, "network")]
+    searches = Searches(network.unit, X86, "measured", [], known)
+    found = list(confirm.confirm(graph, X86, network, searches, silent, lambda: False))
+    assert shown.chosen == [[0, 2]]
+    own = records.Records([record for each in found for record in each.records], known, machine)
+    assert own.find(workload) == plans[2]
+
+
 def test_layouts_are_chosen_by_times_in_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wider blocks are faster alone, and slower where they run: what ran is what compiles choose."""
     graph = testing.graph(NET)

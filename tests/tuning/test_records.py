@@ -167,6 +167,17 @@ def test_what_ran_in_a_network_comes_before_what_ran_alone() -> None:
     assert Records([alone], [network], MACHINE).times([LAYER])(LAYER) == network.ms
 
 
+def test_times_in_networks_of_others_are_not_compared_with_own_ones() -> None:
+    """Their machine may be slower; and where not all layers are known, none are."""
+    own, others = record(1, source="network", ms=0.9), [record(n, source="network", ms=0.3) for n in (1, 2)]
+    both = Records([own], others, MACHINE)
+    assert [both.times([LAYER])(layer(number)) for number in (1, 2)] == [0.9, math.inf]
+    assert [both.times([LAYER, layer(2)])(layer(number)) for number in (1, 2)] == [0.3, 0.3]
+    assert both.times([LAYER, layer(3)])(LAYER) == math.inf
+    alone = Records([own, record(3, ms=0.2)], others, MACHINE)
+    assert [alone.times([LAYER, layer(3)])(layer(number)) for number in (1, 3)] == [math.inf, 0.2]
+
+
 def test_a_plan_that_no_network_confirms_is_not_used() -> None:
     alone = record(tile=4, speed=1.9)
     refuted = replace(alone, source="network", speed=1.005)
