@@ -115,10 +115,10 @@ def show_tuning(result: Mapping[str, Any]) -> None:
             made, row["workload"], row["layout"], len(row["layers"]), *times, units.times(row["speedup"]), counts
         )
     out.print(made)
-    if result["network_speedup"] is not None:
-        out.print(f"{units.times(result['network_speedup'])} in the whole network", style="bold")
+    network = result["network_speedup"]
+    speed, where = (network, "in the network") if network is not None else (result["speedup"], result["source"])
+    out.print(f"\n{units.times(speed)} the speed of the default plans, {where}", style="bold")
     trials, taken = units.plural(result["trials"], "trial"), units.seconds(result["seconds"])
-    out.print(f"\n{units.times(result['speedup'])} the speed of the default plans, {result['source']}", style="bold")
     out.print(f"{trials} in {taken}, kept in {result['records']}; nnc compile uses them from now on", style="dim")
 
 
