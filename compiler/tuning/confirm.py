@@ -15,6 +15,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -238,7 +239,8 @@ def _serve(pipe: Connection, files: Sequence[File], threads: int, inputs: Sequen
         for (library, steps), times in zip(libraries, turns, strict=True):
             time.sleep(_PAUSE)
             times.append(library.profile(inputs, steps, _RUNS))
-    pipe.send([quiet(times) for times in turns])
+    with suppress(ConnectionError):  # the parent is gone
+        pipe.send([quiet(times) for times in turns])
 
 
 def _pin() -> None:
