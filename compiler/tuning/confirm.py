@@ -45,7 +45,8 @@ File = tuple[Path, int]
 
 _LIBRARIES = 4  # of tuned plans; the last one tries nothing new
 _PROCESSES = 3  # for two libraries, of which others slow some down
-_TURNS = 12  # of each library in a process
+_TURNS, _LEAST_TURNS = 12, 3  # of each library in a process
+_SECONDS = 20.0  # after which large networks have the least turns
 _RUNS = 3  # in a turn
 _LEAST_MS = 1e-6
 _PAUSE = 0.02  # seconds before a turn, in which the threads of the other library fall asleep
@@ -235,7 +236,10 @@ def _serve(pipe: Connection, files: Sequence[File], threads: int, inputs: Sequen
         return
     _pin()
     turns: list[list[np.ndarray]] = [[] for _ in libraries]
-    for _ in range(_TURNS):
+    started = time.monotonic()
+    for turn in range(_TURNS):
+        if turn >= _LEAST_TURNS and time.monotonic() - started > _SECONDS:
+            break
         for (library, steps), times in zip(libraries, turns, strict=True):
             time.sleep(_PAUSE)
             times.append(library.profile(inputs, steps, _RUNS))
