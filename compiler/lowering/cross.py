@@ -6,6 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -66,18 +67,17 @@ def run(command: Sequence[str | Path], environment: Mapping[str, str] | None = N
 
     The message is about `subject`, or about the command.
     """
-    # Zig keeps the start-up code and libraries that it builds, where the home folder may be read-only.
-    zig_cache = {
-        "ZIG_GLOBAL_CACHE_DIR": str(cache_folder() / "zig"),
-        "ZIG_LOCAL_CACHE_DIR": str(cache_folder() / "zig"),
-    }
-    done = subprocess.run(
-        [str(word) for word in command],
-        env=zig_cache | dict(os.environ) | dict(environment or {}),
-        capture_output=True,
-        text=True,
-        errors="replace",
-    )
+    # Zig keeps the start-up code and libraries that it builds, where the home folder may be read-only; but not what it
+    # makes of a network, hundreds of megabytes of weights each time.
+    with tempfile.TemporaryDirectory(prefix="nnc-") as local:
+        zig_cache = {"ZIG_GLOBAL_CACHE_DIR": str(cache_folder() / "zig"), "ZIG_LOCAL_CACHE_DIR": local}
+        done = subprocess.run(
+            [str(word) for word in command],
+            env=zig_cache | dict(os.environ) | dict(environment or {}),
+            capture_output=True,
+            text=True,
+            errors="replace",
+        )
     if done.returncode:
         raise NncError(f"{subject or ' '.join(map(str, command[:4])) + ' ... failed'}: {_complaint(done)}")
     return done.stdout

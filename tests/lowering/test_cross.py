@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -200,3 +201,11 @@ def _compiled_doubling(folder: Path) -> tuple[Path, list[np.ndarray]]:
     executable = tvm.compile(builder.get(), target=tvm.target.Target(QCS605.unit.tvm))
     executable.export_library(folder / "m.so", fcompile=cross.linker(QCS605))
     return folder / "m.so", inputs
+
+
+def test_nothing_of_a_network_stays_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ZIG_LOCAL_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    said = Path(cross.run([sys.executable, "-c", "import os; print(os.environ['ZIG_LOCAL_CACHE_DIR'])"]).strip())
+    assert not said.exists()
+    assert tmp_path not in said.parents
