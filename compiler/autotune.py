@@ -14,11 +14,11 @@ from nnc import graph as graphs
 from nnc import pipeline, recipe
 from nnc import target as targets
 from nnc.artifact import Artifact
-from nnc.compiling.output import Memory
 from nnc.context import Context, Progress, silent
 from nnc.errors import NncError
 from nnc.hardware import host
 from nnc.model import wire
+from nnc.store import Memory
 from nnc.target import Target
 from nnc.tuning import records
 from nnc.tuning.boards import Boards, Tracker

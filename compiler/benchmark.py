@@ -226,7 +226,7 @@ def _serve(pipe: Connection, side: Side, threads: int) -> None:
             except NncError as error:
                 answer = error
             except Exception as error:  # onnxruntime raises errors of its own
-                answer = NncError(f"{side.path}: {side.name} can't run it: {session.reason(error)}")
+                answer = NncError(f"{side.path}: {side.name} can't run it: {session.cause(error)}")
             pipe.send(answer)
             count = pipe.recv()
 

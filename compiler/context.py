@@ -5,15 +5,15 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import onnx_graphsurgeon as gs
 
-from nnc.compiling.output import Memory
 from nnc.compression.budget import Metric
 from nnc.digests import code_digest, digest, file_digest
 from nnc.measure import measure
 from nnc.simulation.analytic import Prediction, predict
+from nnc.store import Memory, Store
 from nnc.target import Target
 
 if TYPE_CHECKING:
@@ -28,12 +28,6 @@ _PREDICTED = ("macs", "params", "latency_ms", "error", "accuracy")
 
 def silent(step: str, done: int, total: int) -> None:
     """A progress callback that shows nothing."""
-
-
-class Store(Protocol):
-    """Where measurements are kept: nnc.compiling.output.OutputFolder, or Memory where nothing is written."""
-
-    def once(self, name: str, key: str, compute: Callable[[], Measured]) -> Measured: ...
 
 
 @dataclass

@@ -1,4 +1,6 @@
-"""The one error type of everything a user can cause."""
+"""The one error type of everything a user can cause, and what errors of others say."""
+
+import errno
 
 
 class NncError(Exception):
@@ -17,3 +19,11 @@ class NncError(Exception):
 def reason(error: Exception) -> str:
     """What an error of another library says, in one line."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+
+
+def system_reason(error: OSError) -> str:
+    """'no space left on device'."""
+    if error.errno == errno.EFBIG:
+        return "the file is larger than this system allows"
+    text = error.strerror or str(error)
+    return text[:1].lower() + text[1:]

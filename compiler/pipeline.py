@@ -18,10 +18,9 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
+from nnc import evidence, verify
 from nnc import graph as graphs
-from nnc import verify
-from nnc.compiling import evidence
-from nnc.compiling.checkpoint import Checkpoints
+from nnc.checkpoint import Checkpoints
 from nnc.context import Context, Explanation
 from nnc.errors import NncError
 from nnc.model import wire

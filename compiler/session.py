@@ -60,7 +60,7 @@ def compute(
     return _run(_start(model, _options(optimized=False, threads=1)), fed)
 
 
-def reason(error: Exception) -> str:
+def cause(error: Exception) -> str:
     """The cause in an onnxruntime message, without its code and C++ location."""
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", errors.reason(error))
     return re.sub(r"\S+\.(cc|h):\d+ \S+( \([^)]*\))? ?", "", text)
@@ -134,11 +134,11 @@ def _start(model: onnx.ModelProto, options: Any) -> Any:
     try:
         return ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has no common base class for what it refuses
-        raise NncError(f"onnxruntime can't run the graph: {reason(error)}") from error
+        raise NncError(f"onnxruntime can't run the graph: {cause(error)}") from error
 
 
 def _run(session: Any, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     try:
         return session.run(None, dict(inputs))
     except Exception as error:  # as above
-        raise NncError(f"onnxruntime can't run the graph: {reason(error)}") from error
+        raise NncError(f"onnxruntime can't run the graph: {cause(error)}") from error

@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 import onnx_graphsurgeon as gs
 from pydantic import Field, PositiveInt, model_validator
 
-from nnc.compiling import evidence
+from nnc import evidence
 from nnc.compression import resolution
 from nnc.compression.budget import Budget, unreachable
 from nnc.compression.resolution import Size

@@ -9,7 +9,6 @@ import onnx_graphsurgeon as gs
 from pydantic import Field
 
 from nnc import quantize
-from nnc.compiling.output import Memory
 from nnc.integers import LAYERS
 from nnc.model.proto import is_standard
 from nnc.passes.fold_batchnorm import FoldBatchNorm
@@ -17,6 +16,7 @@ from nnc.passes.insert_qdq import InsertQdq
 from nnc.quantize import Method
 from nnc.quantize.quantizing_pass import Bits, LayerOptions, QuantizingPass, WeightMethod
 from nnc.rewrite import Context
+from nnc.store import Memory
 from nnc.training.training_pass import TrainingPass
 
 

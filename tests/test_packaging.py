@@ -1,6 +1,7 @@
 """What is installed: everything that is in the folders, and it works without them."""
 
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -65,6 +66,18 @@ def test_every_folder_with_code_is_a_package() -> None:
 
 
 @pytest.mark.slow
+def test_only_what_serves_a_compile_knows_of_it() -> None:
+    """Passes, and what they call, depend on nothing that `nnc compile` does with them."""
+    knowing = {
+        file.relative_to(ROOT).as_posix()
+        for folder in ("compiler", "passes")
+        for file in (ROOT / folder).rglob("*.py")
+        if re.search(r"^\s*(from|import) nnc\.compiling", file.read_text("utf-8"), re.MULTILINE)
+    }
+    allowed = ("compiler/commands/", "compiler/compiling/", "compiler/arguments.py", "compiler/artifact.py")
+    assert {file for file in knowing if not file.startswith(allowed)} == {"compiler/display/page.py"}
+
+
 def test_the_wheel_holds_every_file(wheel: Path) -> None:
     wanted = {f"{package.replace('.', '/')}/{file}" for package, folder in FOLDERS.items() for file in contents(folder)}
     with zipfile.ZipFile(wheel) as archive:

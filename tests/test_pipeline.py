@@ -13,7 +13,7 @@ from onnx.parser import parse_model
 
 from nnc import graph as graphs
 from nnc import pipeline, report, target
-from nnc.compiling.checkpoint import Checkpoints
+from nnc.checkpoint import Checkpoints
 from nnc.data import Dataset
 from nnc.errors import NncError
 from nnc.passes.check_accuracy import CheckAccuracy

@@ -10,10 +10,10 @@ import onnx_graphsurgeon as gs
 
 from nnc import graph as graphs
 from nnc import pipeline, report
+from nnc.checkpoint import Checkpoints
 from nnc.compiling import emulation, entries, output
 from nnc.compiling import library as libraries
 from nnc.compiling import lock as locks
-from nnc.compiling.checkpoint import Checkpoints
 from nnc.compiling.job import Job, command, open_context
 from nnc.compiling.output import OutputFolder
 from nnc.context import Context, Progress, silent

@@ -9,9 +9,10 @@ from typing import Literal
 import onnx_graphsurgeon as gs
 
 from nnc.compiling.lock import data_key
-from nnc.compiling.output import Memory, OutputFolder
+from nnc.compiling.output import OutputFolder
 from nnc.context import Context, Progress
 from nnc.recipe import Recipe
+from nnc.store import Memory
 from nnc.target import Target
 
 

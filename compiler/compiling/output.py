@@ -1,6 +1,5 @@
 """The folder that a compile writes: nothing in it changes until everything is ready."""
 
-import errno
 import fcntl
 import json
 import os
@@ -8,14 +7,14 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from nnc.digests import digest
-from nnc.errors import NncError
+from nnc.errors import NncError, system_reason
 from nnc.model import wire
+from nnc.store import Value, as_json
 
 #: The file that is written last: a folder without it holds no finished compile.
 LOCK = "nnc.lock"
@@ -25,8 +24,6 @@ _LONG = 10.0
 
 #: Values that a folder remembers at most.
 _REMEMBERED = 500
-
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -98,26 +95,6 @@ class OutputFolder:
         return self.hidden / "measured" / f"{digest(name, key)}.json"
 
 
-class Memory:
-    """The same in this process alone, for what writes nothing; it can read what compiles into `folder` kept."""
-
-    def __init__(self, folder: OutputFolder | None = None) -> None:
-        self._folder = folder
-        self._values: dict[tuple[str, str], Any] = {}
-
-    def once(self, name: str, key: str, compute: Callable[[], Value]) -> Value:
-        """The value of `compute`, or what it was before."""
-        if (name, key) not in self._values:
-            value = self._folder.recalled(name, key) if self._folder else None
-            self._values[name, key] = as_json(compute()) if value is None else value
-        return deepcopy(self._values[name, key])
-
-
-def as_json(value: Value) -> Value:
-    """The value as it comes back from a file: tuples as lists, the keys of dicts as strings."""
-    return json.loads(json.dumps(value))
-
-
 @contextmanager
 def opened(path: Path) -> Iterator[OutputFolder]:
     """The folder for one compile at a time.
@@ -136,18 +113,10 @@ def opened(path: Path) -> Iterator[OutputFolder]:
     except OSError as error:
         _clear(folder, made, started)
         ours = error.filename is None or Path(error.filename).is_relative_to(folder.hidden)
-        raise NncError(f"{path if ours else error.filename}: {reason(error)}") from error
+        raise NncError(f"{path if ours else error.filename}: {system_reason(error)}") from error
     except Exception:
         _clear(folder, made, started)
         raise
-
-
-def reason(error: OSError) -> str:
-    """'no space left on device'."""
-    if error.errno == errno.EFBIG:
-        return "the file is larger than this system allows"
-    text = error.strerror or str(error)
-    return text[:1].lower() + text[1:]
 
 
 def _files_of(path: Path) -> set[str]:

@@ -14,8 +14,7 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from nnc.compiling.output import reason
-from nnc.errors import NncError
+from nnc.errors import NncError, system_reason
 
 #: Seconds between two plain lines about the same step.
 _PATIENCE = 5.0
@@ -117,7 +116,7 @@ def failing() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except OSError as error:
-        _exit(f"{error.filename}: {reason(error)}" if error.filename else reason(error), None)
+        _exit(f"{error.filename}: {system_reason(error)}" if error.filename else system_reason(error), None)
     except MemoryError:
         _exit("out of memory", "close other programs, or give nnc a smaller model")
     except Exception as error:

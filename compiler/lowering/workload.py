@@ -14,12 +14,12 @@ from typing import Any, Protocol
 import numpy as np
 from tvm import tirx
 
-from nnc.compiling.output import as_json
 from nnc.lowering import kinds
 from nnc.lowering.expression import Expression
 from nnc.lowering.kernels.unit import Unit
 from nnc.lowering.kinds import Kind, Plan
 from nnc.lowering.tail import Tail
+from nnc.store import as_json
 
 
 @dataclass(frozen=True)

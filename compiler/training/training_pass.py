@@ -8,7 +8,6 @@ import onnx_graphsurgeon as gs
 from pydantic import ConfigDict
 
 from nnc import graph as graphs
-from nnc.compiling.output import OutputFolder
 from nnc.errors import NncError
 from nnc.rewrite import Context, Effect, Pass
 from nnc.training.options import Options
@@ -46,9 +45,8 @@ class TrainingPass(Options, Pass):
         """What the loop of nnc.training is told."""
         from nnc.training.loop import Plan
 
-        folder = context.store.training if isinstance(context.store, OutputFolder) else None
         teacher = self._teacher(context) if self.distill else None
-        return Plan(self.name, self, context.train, context.seed, teacher, folder, context.progress)
+        return Plan(self.name, self, context.train, context.seed, teacher, context.store.training, context.progress)
 
     def _teacher(self, context: Context) -> gs.Graph:
         """[data]'s teacher, or the model before the first pass."""

@@ -22,11 +22,10 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from nnc.compiling import output
 from nnc.digests import digest
 from nnc.display import units
 from nnc.display.console import say
-from nnc.errors import NncError
+from nnc.errors import NncError, system_reason
 from nnc.target import Target
 
 if TYPE_CHECKING:
@@ -139,7 +138,7 @@ def append(path: Path, records: Iterable[Record]) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise NncError(f"{path}: {output.reason(error)}", "--records or NNC_TUNING names another place") from error
+        raise NncError(f"{path}: {system_reason(error)}", "--records or NNC_TUNING names another place") from error
 
 
 def _mended(file: Any) -> bytes:
@@ -157,7 +156,7 @@ def read(path: Path, warn: Warn = say) -> list[Record]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise NncError(f"{path}: {output.reason(error)}", "give the file of nnc records --export") from error
+        raise NncError(f"{path}: {system_reason(error)}", "give the file of nnc records --export") from error
     return parse(content, str(path), warn)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from nnc.compiling import output
 from nnc.errors import NncError
+from nnc.store import Memory
 
 
 def write(path: Path, **files: str) -> None:
@@ -151,7 +152,7 @@ class Counted:
         return self.value
 
 
-STORES = {"folder": lambda path: output.OutputFolder(path), "memory": lambda path: output.Memory()}
+STORES = {"folder": lambda path: output.OutputFolder(path), "memory": lambda path: Memory()}
 
 
 @pytest.mark.parametrize("kind", STORES)
@@ -204,11 +205,11 @@ def test_memory_reads_what_a_compile_kept_and_writes_nothing(tmp_path: Path) -> 
         folder.once("accuracy", "a", Counted(0.25))
     (file,) = (folder.hidden / "measured").iterdir()
     before, measured = file.stat().st_mtime_ns, Counted()
-    memory = output.Memory(folder)
+    memory = Memory(folder)
     assert [memory.once("accuracy", key, measured) for key in ("a", "b")] == [0.25, 0.5]
     assert measured.times == 1
     assert [each.stat().st_mtime_ns for each in file.parent.iterdir()] == [before]
-    assert output.Memory(output.OutputFolder(tmp_path / "missing")).once("accuracy", "a", measured) == 0.5
+    assert Memory(output.OutputFolder(tmp_path / "missing")).once("accuracy", "a", measured) == 0.5
 
 
 @pytest.mark.parametrize("foreign", [["../precious.txt", "/etc/hostname", 3], ["folder", ".."]])

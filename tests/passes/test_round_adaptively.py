@@ -8,7 +8,7 @@ import pytest
 
 from nnc import graph as graphs
 from nnc import pipeline, quantize, target, testing
-from nnc.compiling.checkpoint import Checkpoints
+from nnc.checkpoint import Checkpoints
 from nnc.data import Dataset, Preprocess
 from nnc.errors import NncError
 from nnc.passes.insert_qdq import InsertQdq

@@ -8,7 +8,7 @@ import pytest
 
 from nnc import graph as graphs
 from nnc import passes, testing
-from nnc.compiling.checkpoint import Checkpoints
+from nnc.checkpoint import Checkpoints
 from nnc.rewrite import Pass
 
 TEXT = "net (float[1, 400] x) => (float y) <float[400, 40] W, float[40] b> { y = Gemm(x, W, b) }"
