@@ -59,12 +59,6 @@ def packed_bytes(values: np.ndarray) -> int:
     return sum(len(piece.streams) for piece in pack(values))
 
 
-def entropy_bytes(values: np.ndarray) -> float:
-    """What codes of the single bytes, each plane with its own, take at least."""
-    planes = np.frombuffer(array_bytes(values), np.uint8).reshape(-1, values.itemsize)
-    return sum(_entropy(plane) * len(plane) for plane in planes.T)
-
-
 def _stream(plane: bytes) -> bytes:
     """The shortest of three: stored, Huffman's code alone, and with repetitions."""
     sample = plane[:_SAMPLE]

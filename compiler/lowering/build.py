@@ -88,7 +88,7 @@ def build(
     machine = known_machine(target)
     threads = threads or target.unit.threads
     program = lower(graph, unit_of(target, machine, threads), machine, progress, schedules)
-    names = _names(program)
+    names = kernel_names(program)
     plan = plan_memory(program)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=out) as name:
         folder = Path(name)
@@ -145,7 +145,7 @@ def _instruction(target: Target, machine: tvm.target.Target) -> Instruction:
     return "vpdpbusd" if has("avx512vnni" if target.unit.vector_bits == 512 else "avxvnni") else "vpmaddwd"
 
 
-def _names(program: Program) -> dict[Hashable, str]:
+def kernel_names(program: Program) -> dict[Hashable, str]:
     """A name for every distinct kernel: its template and a number."""
     names: dict[Hashable, str] = {}
     for call in program.calls:

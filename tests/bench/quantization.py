@@ -273,13 +273,20 @@ def packing_row(what: str, out: Path, libraries: list[tuple[float, float]]) -> R
     graph = graphs.load(out / "model.onnx")
     found, names = report_of(out)["weights"], packing.marked(graph)
     marked = [each.values for each in graphs.constants(graph) if each.name in names]
-    bound = found["stored_bytes"] - sum(each.nbytes - packing.entropy_bytes(each) for each in marked)
+    bound = found["stored_bytes"] - sum(each.nbytes - entropy_bytes(each) for each in marked)
     raw, stored, coded = (found[f"{key}_bytes"] / 1e6 for key in ("raw", "stored", "packed"))
     sizes, loads = (" -> ".join(f"{each[i]:.2f}" for each in libraries) for i in (0, 1))
     text = f"{raw:.2f} MB as read, {stored:.2f} stored, {coded:.2f} packed ({stored / coded:.2f}x)"
     measured = f"{text}, entropy {bound / 1e6:.2f}; module.so {sizes} MB, loaded in {loads} ms"
     reached = found["packed_bytes"] <= MOST_OF_ENTROPY * bound
     return Row(f"packed: {what}", f"<= {MOST_OF_ENTROPY:g} of the entropy", measured, reached)
+
+
+def entropy_bytes(values: np.ndarray) -> float:
+    """What codes of the single bytes take at least, those of each place with their own."""
+    planes = np.ascontiguousarray(values).reshape(-1).view(np.uint8).reshape(-1, values.itemsize)
+    counts = [np.unique(plane, return_counts=True)[1] for plane in planes.T]
+    return sum(float(count @ np.log2(count.sum() / count)) for count in counts) / 8
 
 
 def loading(library: Path) -> float:

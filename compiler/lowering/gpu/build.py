@@ -18,7 +18,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import tvm
 
-from nnc.lowering.build import Built, Kernel
+from nnc.lowering.build import Built, Kernel, kernel_names
 from nnc.lowering.gpu import network, nvrtc
 from nnc.lowering.gpu.device import HALVES, Compiled, compile_function
 from nnc.lowering.gpu.machine import machine as known_machine
@@ -57,7 +57,7 @@ def build(
     machine = known_machine(target)
     with scratch_of_threads():
         program = lower(graph, gpu_unit(target, machine), machine, progress)
-    names = _names(program)
+    names = kernel_names(program)
     compiled = _compiled(program, names, machine, progress)
     plan = plan_memory(program)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=out) as name:
@@ -72,15 +72,6 @@ def build(
     kernels = [_kernel(step, names, compiled, resources) for step in program.steps]
     sizes = [values.nbytes for _, values in weights.values()]
     return Built([out / file.name for file in files], kernels, plan.bytes, sum(sizes), sum(sizes))
-
-
-def _names(program: Program) -> dict[Hashable, str]:
-    """A name for every distinct function: its template and a number."""
-    names: dict[Hashable, str] = {}
-    for call in program.calls:
-        if call.key not in names:
-            names[call.key] = f"{call.template}_{len(names)}"
-    return names
 
 
 def _compiled(
