@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +71,9 @@ class Figure:
 
 
 # fmt: off
-FIGURES = (
+_FIGURES = (
     Figure("file_bytes", "model file", units.size, "smaller", "larger", "the ONNX file, weights included"),
-    Figure("latency_ms", "predicted latency", units.milliseconds, "faster", "slower", "of one inference"),
+    Figure("latency_ms", "latency", units.milliseconds, "faster", "slower", "of one inference"),
     Figure("macs", "MACs", units.amount, "fewer", "more", "multiply-accumulates of one inference"),
     Figure("params", "parameters", units.amount, "fewer", "more", "learned values"),
     Figure("peak_activation_bytes", "peak activations", units.size, "less", "more", "the most alive at one time"),
@@ -81,6 +81,14 @@ FIGURES = (
     Figure("nodes", "nodes", units.amount, "fewer", "more", "of the ONNX graph"),
 )
 # fmt: on
+
+_LATENCIES = {"analytic": "predicted latency"}
+
+
+def figures(latency_source: str) -> tuple[Figure, ...]:
+    """All figures, where the report says that latencies are of this source."""
+    name = _LATENCIES.get(latency_source, f"{latency_source} latency")
+    return tuple(replace(each, name=name) if each.key == "latency_ms" else each for each in _FIGURES)
 
 
 def change(figure: Figure, before: float, after: float) -> str:

@@ -267,7 +267,7 @@ def test_nothing_to_remark() -> None:
     ],
 )
 def test_changes_in_words(before: float, after: float, expected: str) -> None:
-    assert report.change(report.FIGURES[0], before, after) == expected
+    assert report.change(report.figures("analytic")[0], before, after) == expected
 
 
 def test_remarks_on_a_dsp() -> None:

@@ -20,6 +20,7 @@ from nnc.context import Context, Progress, silent
 from nnc.digests import digest, file_digest
 from nnc.errors import NncError
 from nnc.pipeline import Row
+from nnc.tuning.records import Records
 
 
 def compile_model(job: Job, progress: Progress = silent) -> dict[str, Any]:
@@ -50,15 +51,16 @@ def _compile(job: Job, graph: gs.Graph, context: Context, folder: OutputFolder) 
     files = graphs.save(compressed, folder.staging / "model.onnx", locks.metadata(job, lock))
     after = entries.figures(compressed, context, files)
     after["accuracy"] = _accuracy_after(rows, before, context, compressed, folder, digest(inputs, *keys))
-    library = libraries.built(job, compressed, context, folder) if job.lower else None
-    if library is not None:
-        after |= entries.of_pairs(compressed, library, job.target.unit.halves)
-    layers = entries.emulate(job, graph, compressed, library, context, folder, before, after) if library else None
-    result = (
-        entries.assembled(job, context, compressed, rows, before, after)
-        | entries.library_entries(library)
-        | (layers or {})
-    )
+    library: dict[str, Any] | None = None
+    emulated: dict[str, Any] = {}
+    if job.lower:
+        known = Records.load(job.target, job.threads)
+        library, halves = libraries.built(job, compressed, known, context, folder), job.target.unit.halves
+        before |= entries.of_pairs(graph, libraries.pairs_before(job, graph, known, folder), halves)
+        after |= entries.of_pairs(compressed, libraries.pairs_of(library), halves)
+        emulated = entries.emulate(job, graph, compressed, library, known, context, folder, before, after)
+    result = entries.assembled(job, context, compressed, rows, before, after)
+    result |= entries.library_entries(library) | emulated
     result["weights"] = entries.weights(compressed, before, after, library)
     if library is not None:
         lock["tuning"] = libraries.tuning_entry(library)

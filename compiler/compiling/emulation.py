@@ -16,6 +16,7 @@ from nnc.context import Context, Progress
 from nnc.errors import NncError
 from nnc.target import Target
 from nnc.target import load as load_target
+from nnc.tuning.records import Records
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,13 @@ def timed(library: Path, kernels: Sequence[Mapping[str, Any]], graph: gs.Graph, 
     return {"latency_ms": sum(layer["latency_ms"] for layer in made), "layers": made}
 
 
-def timed_anew(graph: gs.Graph, context: Context) -> dict[str, Any]:
-    """The same of a library that is built for it alone."""
+def timed_anew(graph: gs.Graph, known: Records, context: Context) -> dict[str, Any]:
+    """The same of a library that is built for it alone, with the plans that are `known`."""
     from nnc import lowering
 
+    options = {"threads": context.threads, "progress": context.progress, "schedules": known}
     with tempfile.TemporaryDirectory(prefix="nnc-") as name:
-        built = lowering.build(graph, context.target, Path(name), threads=context.threads, progress=context.progress)
+        built = lowering.build(graph, context.target, Path(name), **options)
         return timed(built.files[0], [asdict(kernel) for kernel in built.kernels], graph, context)
 
 

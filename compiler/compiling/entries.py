@@ -1,6 +1,6 @@
 """What report.json says of a compile, entry by entry; nnc.report writes it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from nnc.context import Context
 from nnc.measure import measure, numpy_dtype
 from nnc.pipeline import Row
 from nnc.simulation import kernels
+from nnc.tuning.records import Records
 
 
 def assembled(
@@ -69,12 +70,12 @@ def figures(graph: gs.Graph, context: Context, files: Iterable[Path] = ()) -> di
     }
 
 
-def of_pairs(graph: gs.Graph, library: Mapping[str, Any], halves: bool) -> dict[str, Any]:
-    """What differs of `after` where kernels of the library compute two layers, row by row.
+def of_pairs(graph: gs.Graph, pairs: Sequence[Sequence[str]], halves: bool) -> dict[str, Any]:
+    """What differs of `before` or `after` where one kernel computes two layers, row by row.
 
-    `halves`: whether the library may compute in float16, as `halving.executed` takes it.
+    `pairs` are the names of such layers, `halves` is whether the library may compute in float16, as `halving.executed`
+    takes it.
     """
-    pairs = [kernel["nodes"] for kernel in library["kernels"] if kernel["template"] == "expand_depthwise"]
     if not pairs:
         return {}
     executed = halving.executed(graph, halves)
@@ -106,23 +107,25 @@ def emulate(
     graph: gs.Graph,
     compressed: gs.Graph,
     library: Mapping[str, Any],
+    known: Records,
     context: Context,
     folder: OutputFolder,
     before: dict[str, Any],
     after: dict[str, Any],
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
     """The report's entries where latencies are those of the emulated library, which go into `before` and `after` too.
 
-    The model before the first pass is compiled for that as well. "analytic_ms" keeps what the target's figures say.
+    The model before the first pass is compiled for that as well, with the same tuning records. "analytic_ms" keeps what
+    the target's figures say.
     """
     if job.latency != "emulated":
-        return None
+        return {}
     made = folder.staging / "module.so"
-    path, key = made if made.exists() else folder.path / "module.so", library_key(job, graph)
+    path, key = made if made.exists() else folder.path / "module.so", library_key(job, graph, known)
     timed = folder.once(
         "emulated", library["key"], lambda: emulation.timed(path, library["kernels"], compressed, context)
     )
-    first = folder.once("emulated", key, lambda: emulation.timed_anew(graph, context))
+    first = folder.once("emulated", key, lambda: emulation.timed_anew(graph, known, context))
     for figures, found in ((before, first), (after, timed)):
         figures["analytic_ms"], figures["latency_ms"] = figures["latency_ms"], found["latency_ms"]
     return {"layers": timed["layers"], "latency_source": "emulated", "latency_error": None}

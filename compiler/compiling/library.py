@@ -3,6 +3,7 @@
 import json
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -16,13 +17,16 @@ from nnc.compiling.lock import PACKAGES
 from nnc.compiling.output import OutputFolder
 from nnc.context import Context
 from nnc.digests import code_digest, digest, file_digest, graph_digest
+from nnc.errors import NncError
 from nnc.tuning.records import Records
 
+#: The template of a kernel that computes two layers.
+_PAIR = "expand_depthwise"
 
-def built(job: Job, graph: gs.Graph, context: Context, folder: OutputFolder) -> dict[str, Any]:
+
+def built(job: Job, graph: gs.Graph, known: Records, context: Context, folder: OutputFolder) -> dict[str, Any]:
     """Build the library, or keep that of an earlier compile of the same graph: its files by SHA-256, its kernels."""
-    known = Records.load(job.target, job.threads)
-    key = digest(library_key(job, graph), known.digest)
+    key = library_key(job, graph, known)
     kept: dict[str, Any] | None = folder.recalled("library", key)
     if kept is not None and all(_holds(folder.path / name, sha256) for name, sha256 in kept["files"].items()):
         return kept
@@ -44,6 +48,30 @@ def built(job: Job, graph: gs.Graph, context: Context, folder: OutputFolder) -> 
     }
 
 
+def pairs_of(library: Mapping[str, Any]) -> list[list[str]]:
+    """The nodes of every two layers that one kernel of the library computes, by name."""
+    return [kernel["nodes"] for kernel in library["kernels"] if kernel["template"] == _PAIR]
+
+
+def pairs_before(job: Job, graph: gs.Graph, known: Records, folder: OutputFolder) -> list[list[str]]:
+    """The names of such layers of `graph`, the model before the first pass, of which no library is built.
+
+    There are none where nnc can't lower one of its nodes.
+    """
+    are_known = any(record.workload["op"] == _PAIR for record in known.best.values())
+    if not are_known or not any(node.op == "Conv" and node.attrs.get("group", 1) > 1 for node in graph.nodes):
+        return []  # which is cheaper than what follows
+
+    def compute() -> list[list[str]]:
+        from nnc import lowering
+
+        with suppress(NncError):
+            return [list(pair) for pair in lowering.pairs(graph, job.target, known, job.threads)]
+        return []
+
+    return folder.once("pairs", library_key(job, graph, known), compute)
+
+
 def tuning_entry(library: Mapping[str, Any]) -> dict[str, Any]:
     """What nnc.lock says of the tuning records that the library depends on."""
     plans = json.dumps(library["tuned"], sort_keys=True)
@@ -54,9 +82,10 @@ def _holds(path: Path, sha256: str) -> bool:
     return path.is_file() and file_digest(path) == sha256
 
 
-def library_key(job: Job, graph: gs.Graph) -> str:
+def library_key(job: Job, graph: gs.Graph, known: Records) -> str:
     """A digest of all that the library depends on."""
     sources = sorted(Path(__file__).parents[1].joinpath("lowering").rglob("*"))
     code = [code_digest(), *(file_digest(source) for source in sources if source.suffix in (".c", ".h"))]
     packages = [f"zlib {zlib.ZLIB_RUNTIME_VERSION}", *(f"{name} {version(name)}" for name in PACKAGES)]
-    return digest(graph_digest(graph), job.target.model_dump_json(), str(job.threads), __version__, *packages, *code)
+    inputs = (graph_digest(graph), job.target.model_dump_json(), str(job.threads), known.digest)
+    return digest(*inputs, __version__, *packages, *code)

@@ -11,12 +11,12 @@ from nnc.compiling.job import command
 from nnc.display import plot, units
 from nnc.report import (
     BOUNDS,
-    FIGURES,
     PACKED,
     PREDICTED,
     change,
     changes,
     explained,
+    figures,
     is_told,
     outputs,
     packed,
@@ -73,7 +73,7 @@ def _cards(report: Entry) -> list[Made]:
             "worse": change(figure, before[figure.key], after[figure.key]).endswith(figure.worse),
             "note": figure.note,
         }
-        for figure in FIGURES
+        for figure in figures(report["latency_source"])
         if before[figure.key] is not None and after[figure.key] is not None
     ]
     return cards[:2] + _accuracy_card(report) + _packed_card(report["weights"]) + cards[2:]

@@ -23,7 +23,7 @@ def show_compiled(result: Row, folder: Path) -> None:
     out = tables.console()
     title = f"{result['model']['name']} for {report.target_label(result)}, recipe {result['recipe']['name']}\n"
     out.print(title, style="bold")
-    out.print(before_after(result["before"], result["after"]))
+    out.print(before_after(result))
     if packed := report.packed(result["weights"]):
         out.print(f"\n{packed}")
     out.print()
@@ -192,10 +192,11 @@ def show_network(figures: Row) -> None:
     tables.console().print(f"{figures['file']}: {text}, {units.plural(figures['nodes'], 'node')}")
 
 
-def before_after(before: Row, after: Row) -> Table:
+def before_after(result: Row) -> Table:
     """What became smaller, and by what factor."""
+    before, after = result["before"], result["after"]
     made = tables.table("", "before", "after", "", numbers=("before", "after"))
-    for figure in report.FIGURES:
+    for figure in report.figures(result["latency_source"]):
         old, new = before[figure.key], after[figure.key]
         if old is not None and new is not None:
             tables.add(made, figure.name, figure.text(old), figure.text(new), report.change(figure, old, new))

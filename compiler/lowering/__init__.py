@@ -10,7 +10,7 @@ library.py, emulate.py   run it
 gpu/        the same for GPUs
 """
 
-from nnc.lowering.build import Built, Kernel
+from nnc.lowering.build import Built, Kernel, pairs
 from nnc.lowering.units import build
 
-__all__ = ["Built", "Kernel", "build"]
+__all__ = ["Built", "Kernel", "build", "pairs"]

@@ -22,13 +22,12 @@ from tvm import relax
 from tvm.target import codegen
 
 from nnc import packing
-from nnc.lowering import cross
+from nnc.lowering import cross, lower
 from nnc.lowering.dsp import module as dsp
 from nnc.lowering.dsp.unit import dsp_unit
 from nnc.lowering.kernels.int8_dot import Instruction
 from nnc.lowering.kernels.unit import Unit
 from nnc.lowering.kinds import encoded
-from nnc.lowering.lower import lower
 from nnc.lowering.machine import machine as known_machine
 from nnc.lowering.program import Call, Copy, Operand, Plan, Program, Tensor, plan_memory
 from nnc.lowering.weights import Weights
@@ -87,7 +86,7 @@ def build(
     """
     machine = known_machine(target)
     threads = threads or target.unit.threads
-    program = lower(graph, unit_of(target, machine, threads), machine, progress, schedules)
+    program = lower.lower(graph, unit_of(target, machine, threads), machine, progress, schedules)
     names = kernel_names(program)
     plan = plan_memory(program)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=out) as name:
@@ -106,6 +105,15 @@ def build(
         os.replace(library, out / library.name)
     kernels = [_kernel(step, names) for step in program.steps]
     return Built([out / library.name], kernels, plan.bytes, weights.bytes, weights.file_bytes, _tuned(program))
+
+
+def pairs(graph: gs.Graph, target: Target, schedules: Schedules, threads: int | None = None) -> list[tuple[str, str]]:
+    """The layers, by the names of their nodes, that one kernel of the library that `build` makes computes, two each.
+
+    Nothing is built. Raises NncError as `build` does.
+    """
+    machine = known_machine(target)
+    return lower.pairs(graph, unit_of(target, machine, threads or target.unit.threads), machine, schedules)
 
 
 def _tuned(program: Program) -> dict[str, list[dict[str, Any]]]:

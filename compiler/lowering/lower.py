@@ -17,7 +17,7 @@ import tvm
 from nnc.lowering import fuse, generic, layers
 from nnc.lowering.fuse import Group
 from nnc.lowering.kernels.unit import Unit
-from nnc.lowering.layout import Layouts
+from nnc.lowering.layout import Blocks, Layer, Layouts
 from nnc.lowering.lowering import Decisions, Lowering
 from nnc.lowering.prepare import Prepared, prepared
 from nnc.lowering.program import Program
@@ -42,11 +42,18 @@ def lower(
     if schedules is None:
         return _lowered(unit, machine, ready, Decisions(Unknown()), progress).program
     known = _lowered(unit, machine, ready, SKETCH, progress).layouts
-    time = schedules.times(layer.workload for layer in known.layers)
-    blocks = known.cheapest(time)
-    fused = frozenset(first.made for first, _, _ in known.fused(blocks, time))
-    decisions = Decisions(schedules, known.images(blocks), fused)
+    blocks, fused = _chosen(known, schedules)
+    decisions = Decisions(schedules, known.images(blocks), frozenset(first.made for first, _ in fused))
     return _lowered(unit, machine, ready, decisions, progress).program
+
+
+def pairs(graph: gs.Graph, unit: Unit, machine: tvm.target.Target, schedules: Schedules) -> list[tuple[str, str]]:
+    """The layers, by the names of their nodes, that `lower` makes one kernel of, two each.
+
+    Raises NncError for a node that nnc can't lower.
+    """
+    _, fused = _chosen(layouts(graph, unit, machine), schedules)
+    return [(first.name, second.name) for first, second in fused]
 
 
 def layouts(
@@ -59,6 +66,13 @@ def layouts(
     generic.require_standard(graph.nodes)
     ready = prepared(graph, unit)
     return _lowered(unit, machine, ready, SKETCH, progress).layouts
+
+
+def _chosen(known: Layouts, schedules: Schedules) -> tuple[Blocks, list[tuple[Layer, Layer]]]:
+    """The blocks of all images, and the pairs of layers that one kernel computes."""
+    time = schedules.times(layer.workload for layer in known.layers)
+    blocks = known.cheapest(time)
+    return blocks, [(first, second) for first, second, _ in known.fused(blocks, time)]
 
 
 SKETCH = Decisions(Unknown(), builds=False)

@@ -10,6 +10,7 @@ import pytest
 from nnc import graph as graphs
 from nnc import networks, recipe, target, testing
 from nnc.compiling import entries
+from nnc.compiling.library import pairs_of
 from nnc.context import Context
 from nnc.lowering.build import build
 from nnc.passes.cast_fp16 import CastFp16
@@ -39,7 +40,8 @@ def test_what_is_between_a_pair_takes_no_memory(tmp_path: Path) -> None:
         graph.cleanup()
         graphs.sort(graph)
     alone, paired = (build(graph, machine, tmp_path, threads=1, schedules=each) for each in (None, Paired()))
-    told = entries.of_pairs(graph, {"kernels": [asdict(kernel) for kernel in paired.kernels]}, machine.unit.halves)
+    pairs = pairs_of({"kernels": [asdict(kernel) for kernel in paired.kernels]})
+    told = entries.of_pairs(graph, pairs, machine.unit.halves)
     assert paired.workspace_bytes == told["peak_activation_bytes"] < alone.workspace_bytes
 
 
@@ -58,9 +60,8 @@ def test_pairs_take_the_memory_of_the_types_that_the_library_computes_in() -> No
     floats = testing.graph(EXPANDED)
     half = testing.run(CastFp16(), testing.graph(EXPANDED)).graph
     names = [node.name for node in floats.nodes if node.outputs[0].name in ("e", "d")]
-    library = {"kernels": [{"template": "expand_depthwise", "nodes": names}]}
-    wide, narrow = (entries.of_pairs(half, library, halves)["peak_activation_bytes"] for halves in (False, True))
-    assert wide == entries.of_pairs(floats, library, False)["peak_activation_bytes"] == (4 + 16) * 64 * 4
+    wide, narrow = (entries.of_pairs(half, [names], halves)["peak_activation_bytes"] for halves in (False, True))
+    assert wide == entries.of_pairs(floats, [names], False)["peak_activation_bytes"] == (4 + 16) * 64 * 4
     assert narrow < wide
 
 
