@@ -17,7 +17,7 @@ import pytest
 
 from nnc import package, recipe, target, testing
 from nnc.artifact import Artifact
-from nnc.compiling import compilation
+from nnc.compiling import compilation, library
 from nnc.compiling.compilation import Job
 from nnc.errors import NncError
 from nnc.lowering import cross, emulate
@@ -144,7 +144,17 @@ def test_cuda_kernels_that_nobody_compiled(tmp_path: Path, monkeypatch: pytest.M
     out = compiled(tmp_path, spec="jetson-xavier:gpu")
     with pytest.raises(NncError, match="its CUDA kernels were not compiled") as caught:
         package.package(out, None, silent)
-    assert "nvidia-cuda-nvrtc" in str(caught.value.hint)
+    assert caught.value.hint == "pip install nvidia-cuda-nvrtc-cu12, and compile again"
+
+
+def test_what_compiles_cuda_kernels_counts_when_it_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, version in ((None, None), ("// PTX", "12.9")):
+        monkeypatch.setattr(nvrtc, "ptx", lambda *_, text=text: text)
+        monkeypatch.setattr(nvrtc, "resources", lambda *_: {})
+        monkeypatch.setattr(library, "installed", lambda name, version=version: version)
+        out = compiled(tmp_path, spec="jetson-xavier:gpu")
+        assert (out / "kernels.ptx").exists() == (text is not None)
+        assert set(json.loads((out / "nnc.lock").read_text())["cuda"].values()) == {version}
 
 
 @x86

@@ -63,7 +63,7 @@ def _compile(job: Job, graph: gs.Graph, context: Context, folder: OutputFolder) 
     result |= entries.library_entries(library) | emulated
     result["weights"] = entries.weights(compressed, before, after, library)
     if library is not None:
-        lock["tuning"] = libraries.tuning_entry(library)
+        lock |= libraries.lock_entries(job, library)
         result["layers"] = [layer | {"tuned": layer["name"] in library["tuned"]} for layer in result["layers"]]
     lock["results"] = {file.name: file_digest(file) for file in files} | (library["files"] if library else {})
     result["files"] = [*lock["results"], *report.FILES]

@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 
 from nnc import __version__
 from nnc.compiling.job import Job
-from nnc.compiling.lock import PACKAGES
+from nnc.compiling.lock import CUDA_PACKAGES, PACKAGES, installed
 from nnc.compiling.output import OutputFolder
 from nnc.context import Context
 from nnc.digests import code_digest, digest, file_digest, graph_digest
@@ -72,10 +72,17 @@ def pairs_before(job: Job, graph: gs.Graph, known: Records, folder: OutputFolder
     return folder.once("pairs", library_key(job, graph, known), compute)
 
 
-def tuning_entry(library: Mapping[str, Any]) -> dict[str, Any]:
-    """What nnc.lock says of the tuning records that the library depends on."""
+def lock_entries(job: Job, library: Mapping[str, Any]) -> dict[str, Any]:
+    """What nnc.lock says of the tuning records and, for CUDA, of the packages that the library depends on."""
     plans = json.dumps(library["tuned"], sort_keys=True)
-    return {"layers": len(library["tuned"]), "records": digest(plans) if library["tuned"] else None}
+    tuning = {"layers": len(library["tuned"]), "records": digest(plans) if library["tuned"] else None}
+    cuda = _cuda_packages(job)
+    return {"tuning": tuning, **({"cuda": cuda} if cuda else {})}
+
+
+def _cuda_packages(job: Job) -> dict[str, str | None]:
+    """The versions of what makes PTX of CUDA kernels, None where it is not installed; nothing for other units."""
+    return {name: installed(name) for name in CUDA_PACKAGES} if job.target.unit.tvm["kind"] == "cuda" else {}
 
 
 def _holds(path: Path, sha256: str) -> bool:
@@ -87,5 +94,6 @@ def library_key(job: Job, graph: gs.Graph, known: Records) -> str:
     sources = sorted(Path(__file__).parents[1].joinpath("lowering").rglob("*"))
     code = [code_digest(), *(file_digest(source) for source in sources if source.suffix in (".c", ".h"))]
     packages = [f"zlib {zlib.ZLIB_RUNTIME_VERSION}", *(f"{name} {version(name)}" for name in PACKAGES)]
+    packages += [f"{name} {found}" for name, found in _cuda_packages(job).items()]
     inputs = (graph_digest(graph), job.target.model_dump_json(), str(job.threads), known.digest)
     return digest(*inputs, __version__, *packages, *code)

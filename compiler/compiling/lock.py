@@ -8,7 +8,7 @@ import os
 import platform
 import zlib
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,17 @@ if TYPE_CHECKING:
 
 #: Packages whose version can change what a compile leaves behind.
 PACKAGES = ("onnx", "onnx-graphsurgeon", "onnxruntime", "numpy", "pillow", "apache-tvm", "apache-tvm-ffi", "ziglang")
+
+#: Packages that make PTX of CUDA kernels and say what these take; each may be missing.
+CUDA_PACKAGES = ("nvidia-cuda-nvrtc-cu12", "nvidia-cuda-runtime-cu12", "nvidia-cuda-nvcc-cu12")
+
+
+def installed(package: str) -> str | None:
+    """The version of a package; None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def lock(job: Job) -> dict[str, Any]:

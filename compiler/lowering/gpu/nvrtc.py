@@ -1,6 +1,7 @@
 """NVIDIA's run-time compiler and assembler, as PyPI has them: CUDA C to PTX, and what each kernel takes.
 
-Both are optional (`pip install nnc[cuda]`): without them the driver of the board compiles kernels.cu.
+Both are optional (`pip install nnc[cuda]`). Without the compiler there is no kernels.ptx, which CUDA's driver needs:
+such a compile runs through OpenCL, and there is no package of it. Without the assembler nobody says what kernels take.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ ptxas info    : Used 24 registers, 380 bytes cmem[0]
     }
 
 
-def test_without_nvrtc_the_source_is_left_to_the_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_nvrtc_there_is_only_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvrtc, "_file", lambda name: None)
     built = build(graph(TEXT), target.load("jetson-xavier:gpu"), tmp_path)
     names = ["kernels.cl", "kernels.cu", "network.json", "weights.bin"]
