@@ -44,17 +44,23 @@ class Accuracy:
 
 
 def evaluate(
-    model: gs.Graph | onnx.ModelProto | Run, dataset: Dataset, *, batch: int = 1, progress: Progress | None = None
+    model: gs.Graph | onnx.ModelProto | Run,
+    dataset: Dataset,
+    *,
+    batch: int = 1,
+    threads: int | None = None,
+    progress: Progress | None = None,
 ) -> Accuracy:
     """Run the dataset through the model, a graph in onnxruntime or any callable, and compare with the labels.
 
-    A graph has its own batch size; `batch` is that of a callable and of a ModelProto whose batch is open. Raises
-    NncError when the data has no labels, or a label that is not one of the model's classes.
+    A graph has its own batch size; `batch` is that of a callable and of a ModelProto whose batch is open. onnxruntime
+    uses `threads`, or as many as it likes. Raises NncError when the data has no labels, or a label that is not one of
+    the model's classes.
     """
     labels = dataset.labels
     if labels is None:
         raise NncError(f"{dataset.path}: has no labels, which the accuracy needs", "add 'labels' or a labels.csv")
-    run, batch = _runner(model, batch)
+    run, batch = _runner(model, batch, threads)
     found: list[np.ndarray] = []
     losses: list[np.ndarray] = []
     done = 0
@@ -81,12 +87,13 @@ def runtime(graph: gs.Graph) -> str:
     return "onnxruntime, its optimizations off: exact where it rounds" if verify.rounds(graph) else "onnxruntime"
 
 
-def _runner(model: gs.Graph | onnx.ModelProto | Run, batch: int) -> tuple[Run, int]:
+def _runner(model: gs.Graph | onnx.ModelProto | Run, batch: int, threads: int | None) -> tuple[Run, int]:
     if isinstance(model, onnx.ModelProto):
         model = graphs.from_model(model, _batched(model, batch))
     if isinstance(model, gs.Graph):
         # Optimized, onnxruntime computes quantized layers in integers, and without VNNI these saturate at 16 bits.
-        return Session(model, optimized=not verify.rounds(model)).run, model.inputs[0].shape[0]
+        session = Session(model, optimized=not verify.rounds(model), threads=threads)
+        return session.run, model.inputs[0].shape[0]
     return model, batch
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from nnc.compiling.output import LOCK
+from nnc.context import Progress, silent
 from nnc.data import Preprocess
 from nnc.digests import file_digest
 from nnc.display import units
@@ -131,7 +132,8 @@ class Artifact:
         return f"{where}: {sums} in {integers} of {units.plural(len(layers), 'layer')}" if integers else where
 
     def library(self, threads: int | None = None) -> Running:
-        """The library, ready to run: on this machine, or another one's in an emulator."""
+        """The library, ready to run: on this machine, or another one's in an emulator; on `threads_here(threads)`."""
+        count = self.threads_here(threads)
         self.check_library()
         if self.is_gpu:
             from nnc.lowering.units import gpu_library
@@ -144,10 +146,26 @@ class Artifact:
         if self.emulated:
             from nnc.lowering.emulate import EmulatedLibrary
 
-            return EmulatedLibrary(self.library_path, self.target)
+            return EmulatedLibrary(self.library_path, self.target, count)
         from nnc.lowering.library import Library
 
-        return Library(self.library_path, threads or self.threads)
+        return Library(self.library_path, count)
+
+    def threads_here(self, threads: int | None) -> int:
+        """How many threads the library runs on here: without `threads`, as many as it was compiled for, at most one
+        for each processor.
+
+        Raises NncError where there are not so many processors, and where the library isn't one of a processor.
+        """
+        if threads is None:
+            return min(self.threads, host.processors())
+        if self.target.unit.kind != "cpu":
+            raise NncError(
+                f"--threads {threads}: the library of a {self.target.unit.kind} runs as it was compiled",
+                "leave out --threads",
+            )
+        host.require_processors(threads)
+        return threads
 
     def check_files(self) -> None:
         """Refuse a library that is not what the compile wrote, such as half of a file."""
@@ -171,11 +189,18 @@ class Artifact:
             host.require(self.target.unit, str(self.folder), "compile it here")
 
     def run(
-        self, inputs: Mapping[str, np.ndarray], threads: int | None = None, place: str = "the inputs"
+        self,
+        inputs: Mapping[str, np.ndarray],
+        threads: int | None = None,
+        place: str = "the inputs",
+        progress: Progress = silent,
     ) -> dict[str, np.ndarray]:
         """The outputs by name for arrays by input name; NncError where these do not fit the model."""
-        arrays = self.checked(inputs, place)
-        return self.named(self.library(threads).run(arrays))
+        arrays, library = self.checked(inputs, place), self.library(threads)
+        progress("run the network", 0, 1)
+        outputs = library.run(arrays)
+        progress("run the network", 1, 1)
+        return self.named(outputs)
 
     def checked(self, inputs: Mapping[str, np.ndarray], place: str = "the inputs") -> list[np.ndarray]:
         """The arrays in the model's order; NncError, beginning with `place`, where one is missing or does not fit."""

@@ -140,7 +140,7 @@ def compare(
     if other is not None:
         _require_host(other)
         _require_alike(artifact, other, threads)
-    threads = threads or artifact.threads
+    threads = artifact.threads_here(threads)
     own, peer = _sides(artifact, other, runtime)
     times: tuple[list[float], list[float]] = ([], [])
     with _process(own, threads) as first, _process(peer, threads) as second:
@@ -167,14 +167,14 @@ def _sides(artifact: Artifact, other: Artifact | None, runtime: Prepare | None) 
     return own, Side(str(other.folder), _library, other.library_path, other.checked(inputs))
 
 
-def profile(artifact: Artifact, threads: int) -> list[dict[str, Any]]:
+def profile(artifact: Artifact, threads: int | None) -> list[dict[str, Any]]:
     """The kernels of the library in the order of execution, each with the milliseconds of one call ("ms")."""
     _require_host(artifact)
     from nnc.lowering.library import Library
 
     kernels: list[dict[str, Any]] = artifact.report["kernels"]
     inputs = artifact.checked(artifact.random_inputs())
-    times = Library(artifact.library_path, threads).profile(inputs, len(kernels))
+    times = Library(artifact.library_path, artifact.threads_here(threads)).profile(inputs, len(kernels))
     return [{**kernel, "ms": float(ms)} for kernel, ms in zip(kernels, times, strict=True)]
 
 

@@ -16,6 +16,7 @@ from nnc.artifact import Artifact
 from nnc.context import Progress
 from nnc.data import Dataset, Preprocess
 from nnc.errors import NncError
+from nnc.hardware import host
 
 #: Options of the command line by key of [data.preprocess]; None: not given.
 Options = Mapping[str, str | int | None]
@@ -50,22 +51,30 @@ def evaluate(
 ) -> Evaluation:
     """The accuracy of `model`, an ONNX file or the folder of a compile, on `data` or on `samples` of it.
 
-    A folder without a library is measured by its model.onnx.
+    A folder without a library is measured by its model.onnx. Raises NncError for `shapes` of a folder, whose model has
+    them, and for more `threads` than there are processors.
     """
     artifact = Artifact.open(model) if model.is_dir() else None
+    if artifact is not None and shapes:
+        raise NncError(f"--shape: {model} was compiled for the shapes that it has", "leave it out, or compile again")
     preprocess = _preprocess(artifact.preprocess if artifact else Preprocess(), options)
     run: accuracy.Run | gs.Graph
     if artifact is not None and artifact.has_library:
         inputs = [gs.Variable(tensor.name, tensor.dtype, list(tensor.shape)) for tensor in artifact.inputs]
         run, runtime = _library(artifact, threads), artifact.runtime
     else:
+        host.require_processors(threads)
         run = graphs.load(artifact.checked_model() if artifact else model, shapes)
         inputs, runtime = run.inputs, accuracy.runtime(run)
     dataset = Dataset.open(data, preprocess, inputs)
     batch = inputs[0].shape[0]  # the data refused inputs without one
     if samples is not None:
         dataset = dataset.subset(seed, samples)
-    found = accuracy.evaluate(run, dataset, batch=batch, progress=lambda done, total: progress("accuracy", done, total))
+
+    def report(done: int, total: int) -> None:
+        progress("accuracy", done, total)
+
+    found = accuracy.evaluate(run, dataset, batch=batch, threads=threads, progress=report)
     prepared = toml.value(preprocess.model_dump(mode="json"))
     return Evaluation(str(model), runtime, prepared, found.top1, found.top5, found.count)
 

@@ -4,8 +4,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import onnx_graphsurgeon as gs
+
 from nnc import channels, measure
 from nnc import graph as graphs
+from nnc.context import Progress, silent
+from nnc.errors import NncError
 from nnc.report import remarks
 from nnc.simulation.analytic import predict
 from nnc.simulation.kernels import Kernel, kernels, peak_bytes
@@ -13,7 +17,12 @@ from nnc.target import Target
 
 
 def inspect(
-    path: Path, target: Target | None, shapes: graphs.Shapes, threads: int | None = None, groups: bool = False
+    path: Path,
+    target: Target | None,
+    shapes: graphs.Shapes,
+    threads: int | None = None,
+    groups: bool = False,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """The layers of a model, one per fused kernel, and their totals; with predictions where there is a target.
 
@@ -22,10 +31,22 @@ def inspect(
     With `groups` also which channels go together, and why others stay, by the layer's name:
 
     {"groups": [{"name", "channels", "written_by": [...], "read_by": [...], "followed_by": [...]}], "fixed": {...}}
+
+    Raises NncError for a model that can't be read, for `threads` without a target, and for more than it has cores.
     """
     if target is not None:
         target.require_threads(threads)
+    elif threads is not None:
+        raise NncError(f"--threads {threads}: nothing is predicted without --target", "such as --target x86")
+    progress("read the model", 0, 2)
     graph = graphs.load(path, shapes)
+    progress("look at its layers", 1, 2)
+    inspected = _inspected(path, graph, target, threads, groups)
+    progress("look at its layers", 2, 2)
+    return inspected
+
+
+def _inspected(path: Path, graph: gs.Graph, target: Target | None, threads: int | None, groups: bool) -> dict[str, Any]:
     totals = asdict(measure.measure(graph)) | {"peak_activation_bytes": peak_bytes(graph, kernels(graph))}
     inspected: dict[str, Any] = {"model": path.name, "target": target.label if target else None, "totals": totals}
     if groups:

@@ -121,6 +121,29 @@ def test_arrays_are_saved_whole(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["y"]
 
 
+def test_threads_are_those_that_there_are_processors_for(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "processors", lambda: 2)
+    board = Artifact.open(compiled(project))
+    assert [replace(board, threads=count).threads_here(None) for count in (1, 2, 500)] == [1, 2, 2]
+    assert [board.threads_here(count) for count in (1, 2)] == [1, 2]
+    with pytest.raises(NncError, match="--threads 500: this machine has 2 processors") as caught:
+        board.library(500)
+    assert caught.value.hint == "give 1 to 2"
+    for kind in ("gpu", "dsp"):
+        other = replace(board, target=target.load(f"qcs605:{kind}"))
+        with pytest.raises(NncError, match=f"--threads 1: the library of a {kind} runs as it was compiled"):
+            other.library(1)
+
+
+def test_an_emulated_library_takes_the_threads(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    board = Artifact.open(compiled(project))
+    monkeypatch.setattr(Artifact, "emulated", True)
+    monkeypatch.setattr(Artifact, "library_path", project / "module.so")
+    monkeypatch.setattr(Artifact, "check_library", lambda self: None)
+    monkeypatch.setattr("nnc.lowering.emulate.EmulatedLibrary", lambda path, target, threads: threads)
+    assert board.library(1) == 1
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -18,6 +18,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from nnc import __version__, benchmark
+from nnc.artifact import Artifact
 from nnc.cli import app
 from nnc.compiling import compilation
 from nnc.display import runs
@@ -436,6 +437,26 @@ def test_colours_only_on_a_terminal(here: Path) -> None:
     stdout, stderr = running.communicate(timeout=60)
     assert running.returncode == 0
     assert "\x1b" not in stdout + stderr
+
+
+class _Instant:
+    """A library that is done at once."""
+
+    def run(self, inputs: list[np.ndarray]) -> list[np.ndarray]:
+        return [np.zeros((1, 10), np.float32)]
+
+
+def test_run_and_inspect_show_what_they_do_unless_they_must_not(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output_of(*COMPILE, "-o", "out")
+    monkeypatch.setattr(Artifact, "library", lambda self, threads: _Instant())
+    for words, line in (
+        (("run", "out", "--input", "random"), "nnc: run the network (0/1)"),
+        (("inspect", "model.onnx"), "nnc: read the model (0/2)"),
+        (("inspect", "model.onnx", "--groups"), "nnc: look at its layers (1/2)"),
+    ):
+        assert line in nnc(*words).stderr.splitlines()
+        quiet = nnc(*words, "--quiet")
+        assert (quiet.exit_code, quiet.stderr) == (0, "")
 
 
 def test_random_inputs_do_not_need_a_file_called_random(here: Path) -> None:

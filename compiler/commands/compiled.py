@@ -33,11 +33,12 @@ def run(
 ) -> None:
     """Run a compiled model: here, or an AArch64 one in an emulator."""
     from nnc.artifact import Artifact, load_arrays, save_arrays
-    from nnc.display import runs
+    from nnc.display import console, runs
 
     artifact = Artifact.open(folder)
     given = artifact.random_inputs(seed) if inputs == "random" else load_arrays(Path(inputs))
-    outputs = artifact.run(given, threads, place=inputs)
+    with console.progress(quiet) as progress:
+        outputs = artifact.run(given, threads, place=inputs, progress=progress)
     if out is not None:
         save_arrays(out, outputs)
     if as_json:
@@ -72,7 +73,7 @@ def bench(
 
     artifact = Artifact.open(folder)
     if profile:
-        kernels = benchmark.profile(artifact, threads or artifact.threads)
+        kernels = benchmark.profile(artifact, threads)
         print_json(kernels) if as_json else runs.show_profile(kernels)
         return
     other = None if against == benchmark.ONNXRUNTIME else arguments.other_side(against)

@@ -18,6 +18,7 @@ from nnc.arguments import (
     ThreadsOption,
 )
 from nnc.commands.output import print_json
+from nnc.errors import NncError
 
 
 def inspect(
@@ -38,19 +39,25 @@ def inspect(
     """
     from nnc import inspection
     from nnc import target as targets
-    from nnc.display import summaries
+    from nnc.display import console, summaries
 
     if latency == "emulated":
         from nnc.compiling import emulation
-        from nnc.display import console
 
+        if groups:
+            raise NncError("--groups: --latency emulated shows kernels, not channels", "leave one of them out")
+        if shape:
+            raise NncError(
+                "--shape: --latency emulated executes a library, which has its shapes", "compile again with it"
+            )
         with console.progress(quiet) as progress:
             timed = emulation.of_folder(model, target, threads, progress)
         print_json(timed) if as_json else summaries.show_emulation(timed)
         return
     path = model / "model.onnx" if model.is_dir() else model
     chip = None if target is None else targets.load(target)
-    inspected = inspection.inspect(path, chip, arguments.shapes(shape), threads, groups)
+    with console.progress(quiet) as progress:
+        inspected = inspection.inspect(path, chip, arguments.shapes(shape), threads, groups, progress)
     if as_json:
         print_json(inspected)
     elif groups:

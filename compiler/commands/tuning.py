@@ -83,6 +83,7 @@ def records_(
     from nnc.tuning.records import own_file
 
     chip = targets.load(target)
+    chip.require_threads(threads)
     own = file or own_file(chip)
     if import_:
         console.say(f"{autotune.imported(import_, own)} records added to {own}")

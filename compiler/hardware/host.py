@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnc.display import units
 from nnc.errors import NncError
 
 if TYPE_CHECKING:
@@ -116,11 +117,27 @@ def _features(flags: frozenset[str], level: str) -> list[str]:
     return features
 
 
+def processors() -> int:
+    """How many threads can run here at the same time: more only wait for each other, and those that spin for long."""
+    return len(_allowed())
+
+
+def require_processors(threads: int | None) -> None:
+    """Raise NncError for more threads than there are processors."""
+    if threads is not None and threads > processors():
+        found = units.plural(processors(), "processor")
+        raise NncError(f"--threads {threads}: this machine has {found}", f"give 1 to {processors()}")
+
+
+def _allowed() -> set[int]:
+    """The processors that this process may use, by number."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
 def _cores(sys: Path) -> int:
     """Physical cores that this process may use: a second thread on a core adds nothing to a full FMA pipe."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     cpus = sys / "devices/system/cpu"
-    cores = {_text(cpus / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in allowed}
+    cores = {_text(cpus / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in _allowed()}
     return max(1, min(len(cores), _quota(sys)))
 
 

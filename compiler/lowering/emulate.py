@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from nnc.errors import NncError
+from nnc.hardware import host
 from nnc.lowering import cross
 from nnc.target import Target
 
@@ -31,16 +32,19 @@ _SYSROOT_HINT = "apt install qemu-user libstdc++6-arm64-cross, or set QEMU_LD_PR
 class EmulatedLibrary:
     """A compiled AArch64 library; on an AArch64 machine it runs without emulation."""
 
-    def __init__(self, path: Path, target: Target) -> None:
-        """Raises NncError where the emulator, the C library or the TVM runtime for AArch64 can't be had."""
+    def __init__(self, path: Path, target: Target, threads: int | None = None) -> None:
+        """`threads`: as many as the target says, without it. Threads of an emulated program share the processors of
+        this machine: there are never more.
+
+        Raises NncError where the emulator, the C library or the TVM runtime for AArch64 can't be had.
+        """
         if target.unit.architecture != "aarch64":
             raise NncError(f"{target.label}: only AArch64 libraries are emulated, not {target.unit.architecture}")
         if not path.is_file():
             raise NncError(f"{path}: no such file")
         self._command = [*emulator(), runner()]
         self._path = path
-        # Threads of an emulated program share the host's cores.
-        self._threads = min(target.unit.threads, os.cpu_count() or 1)
+        self._threads = min(threads or target.unit.threads, host.processors())
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The outputs for `inputs`, both in the model's order, with the shapes and dtypes it declares."""

@@ -120,6 +120,21 @@ def test_only_aarch64_is_emulated(tmp_path: Path) -> None:
         emulate.EmulatedLibrary(tmp_path / "m.so", QCS605)
 
 
+def test_an_emulated_library_runs_on_the_threads_that_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    taken = []
+    monkeypatch.setattr(emulate, "emulator", lambda: [])
+    monkeypatch.setattr(emulate, "runner", lambda: tmp_path / "runner")
+    monkeypatch.setattr(emulate.host, "processors", lambda: 4)
+    monkeypatch.setattr(cross, "run", lambda command, environment, subject: taken.append(environment))
+    (tmp_path / "m.so").touch()
+    for threads in (1, 3, 500, None):
+        emulate.EmulatedLibrary(tmp_path / "m.so", QCS605, threads).run([])
+    expected = ["1", "3", "4", str(min(QCS605.unit.threads, 4))]
+    assert [environment["TVM_NUM_THREADS"] for environment in taken] == expected
+
+
 def test_no_network_is_one_line_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PIP_INDEX_URL", (tmp_path / "nothing").as_uri())
