@@ -1,6 +1,7 @@
 """What nnc can do on this machine: the packages and programs it uses, found without importing any of them."""
 
 import importlib.metadata
+import importlib.util
 import os
 import re
 import shutil
@@ -9,6 +10,8 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from nnc.cache import cache_folder
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,11 @@ _PACKAGES = (
     ("xgboost-cpu", "learning which schedules of loops without a template are fast (optional)", None),
     ("pyopencl", "running the kernels of GPUs here (optional)", None),
     ("nvidia-cuda-nvrtc-cu12", "compiling CUDA kernels (optional)", None),
+    ("nvidia-cuda-runtime-cu12", "float16 in CUDA kernels (optional)", None),
     ("nvidia-cuda-nvcc-cu12", "registers and spills of CUDA kernels (optional)", None),
+    ("cloudpickle", "tuning on boards (optional)", None),
+    ("psutil", "tuning on boards (optional)", None),
+    ("tornado", "tuning on boards (optional)", None),
 )
 
 # name; commands, the first that is there counts; what for; how to get it
@@ -47,6 +54,7 @@ _PROGRAMS = (
         "running AArch64 libraries here",
         "apt install qemu-user",
     ),
+    ("qemu-x86_64", ("qemu-x86_64",), "latencies of x86 code by emulation (optional)", "apt install qemu-user"),
     (
         "qemu-hexagon",
         ("qemu-hexagon", "qemu-hexagon-static"),
@@ -66,7 +74,9 @@ def checks() -> list[Check]:
     """Everything nnc uses, packages first, each with what is lost without it. Takes well under a second."""
     with ThreadPoolExecutor() as pool:
         programs = list(pool.map(lambda row: _program(*row), _PROGRAMS))
-    return [*(_package(*row) for row in _PACKAGES), *programs, _llvm(), _plugins(), _sysroot(), _pocl(), _cuda()]
+    packages = [_package(*row) for row in _PACKAGES]
+    llvm = [_llvm("llvm-mca"), _llvm("llvm-mc")]
+    return [*packages, *programs, *llvm, _plugins(), _sysroot(), _runtime(), _pocl(), _cuda()]
 
 
 def _package(name: str, needed_for: str, pin: str | None) -> Check:
@@ -85,10 +95,10 @@ def _program(name: str, commands: tuple[str, ...], needed_for: str, hint: str) -
     return Check(name, path is not None, path and _version(path), needed_for, None if path else hint)
 
 
-def _llvm() -> Check:
-    """llvm-mca with the scheduling models that are needed: of LLVM 19 or newer."""
-    commands = (*(f"llvm-mca-{version}" for version in range(30, 18, -1)), "llvm-mca")
-    check = _program("llvm-mca", commands, "latencies by emulation (optional)", "apt install llvm-19")
+def _llvm(name: str) -> Check:
+    """llvm-mca with the scheduling models that are needed, or llvm-mc beside it: of LLVM 19 or newer."""
+    commands = (*(f"{name}-{version}" for version in range(30, 18, -1)), name)
+    check = _program(name, commands, "latencies by emulation (optional)", "apt install llvm-19")
     if check.version is None or int(check.version.partition(".")[0]) >= 19:
         return check
     return replace(check, found=False, hint="apt install llvm-19")
@@ -122,6 +132,14 @@ def _sysroot() -> Check:
     return _from_files(
         "AArch64 C++ library", libraries, "running AArch64 libraries here", "apt install libstdc++6-arm64-cross"
     )
+
+
+def _runtime() -> Check:
+    """The TVM runtime for AArch64: the first library that runs in an emulator has pip download it into the cache."""
+    cached = cache_folder().glob("aarch64-*/libtvm_runtime.so")
+    found = next(cached, None) is not None or importlib.util.find_spec("pip") is not None
+    needed_for = "running AArch64 libraries here; pip downloads it once, for the first"
+    return Check("AArch64 TVM runtime", found, None, needed_for, None if found else "python -m ensurepip")
 
 
 def _pocl() -> Check:

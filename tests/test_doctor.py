@@ -1,8 +1,11 @@
 """What is found, which versions count, and what it costs to look."""
 
 import importlib.metadata
+import importlib.util
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -50,3 +53,24 @@ def test_pins_are_those_of_the_package() -> None:
 def test_looking_imports_nothing_heavy() -> None:
     code = "import sys; from nnc import doctor; doctor.checks(); assert not {'tvm', 'torch', 'onnx'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_extras_bring_is_looked_for() -> None:
+    """All but what developers and benchmarks take."""
+    names = {check.name for check in doctor.checks()}
+    for requirement in importlib.metadata.requires("nnc") or []:
+        if extra := re.search(r"extra == ['\"](\w+)['\"]", requirement):
+            (package,) = re.findall(r"^[\w-]+", requirement)
+            assert package in names or extra[1] in ("dev", "bench"), requirement
+    assert names >= {"llvm-mca", "llvm-mc", "qemu-aarch64", "qemu-x86_64"}
+
+
+def test_what_runs_emulated_libraries_is_there_or_pip_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert named("AArch64 TVM runtime").found == (importlib.util.find_spec("pip") is not None)
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
+    missing = named("AArch64 TVM runtime")
+    assert (missing.found, missing.hint) == (False, "python -m ensurepip")
+    (tmp_path / "nnc" / "aarch64-key").mkdir(parents=True)
+    (tmp_path / "nnc" / "aarch64-key" / "libtvm_runtime.so").touch()
+    assert named("AArch64 TVM runtime").found

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from nnc.cache import cache_folder
 from nnc.errors import NncError
 from nnc.target import Target
 
@@ -81,12 +82,6 @@ def run(command: Sequence[str | Path], environment: Mapping[str, str] | None = N
     if done.returncode:
         raise NncError(f"{subject or ' '.join(map(str, command[:4])) + ' ... failed'}: {_complaint(done)}")
     return done.stdout
-
-
-def cache_folder() -> Path:
-    """Where nnc keeps what it can make again: XDG_CACHE_HOME or ~/.cache, and nnc in it."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return Path(home) / "nnc" if home else Path.home() / ".cache" / "nnc"
 
 
 def _complaint(done: subprocess.CompletedProcess[str]) -> str:

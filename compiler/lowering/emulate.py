@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nnc.cache import cache_folder
 from nnc.errors import NncError
 from nnc.hardware import host
 from nnc.lowering import cross
@@ -82,7 +83,7 @@ def runner() -> Path:
     source = resources.files("nnc.lowering").joinpath("runner.c").read_text("utf-8")
     versions = {package: importlib.metadata.version(package) for package in _RUNTIME}
     key = hashlib.sha256(repr((source, sorted(versions.items()))).encode()).hexdigest()[:16]
-    folder = cross.cache_folder() / f"aarch64-{key}"
+    folder = cache_folder() / f"aarch64-{key}"
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="aarch64-", dir=folder.parent) as name:
