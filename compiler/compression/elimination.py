@@ -27,6 +27,9 @@ _RIDGE = 0.05
 #: Steps in which a group loses its channels: the others are looked at again after each.
 _STEPS = 64
 
+#: Share of columns whose channels are left at which a block lets go of the others.
+_SPARSE = 0.75
+
 #: Columns of a layer up to which its moments are inverted: 4608 are 512 channels of 3 x 3.
 _MOST_COLUMNS = 4608
 
@@ -58,7 +61,7 @@ def rank(
     readers = [node for node in graph.nodes if node.name in uses]
     if weights is None:
         weights = sensitivity.output_sensitivity(graph, readers, samples, context)
-    blocks: dict[int, list[_Block]] = defaultdict(list)
+    blocks: dict[int, list[_Block | _Apart]] = defaultdict(list)
     for index, node in enumerate(readers):
         context.progress("moments", index, len(readers))
         flow.run_before(node)
@@ -75,7 +78,7 @@ def rank(
     return rankings
 
 
-def _eliminated(ids: np.ndarray, blocks: Sequence["_Block"]) -> Ranking:
+def _eliminated(ids: np.ndarray, blocks: Sequence["_Block | _Apart"]) -> Ranking:
     """Let channels go, the cheapest first, until none is left."""
     left, order, errors = ids.copy(), [], [0.0]
     while left.size:
@@ -122,6 +125,32 @@ class _Block:
             shared = np.linalg.solve(self.inverse[np.ix_(gone, gone)], self.inverse[gone])
             self.W -= self.W[:, gone] @ shared
             self.inverse -= self.inverse[:, gone] @ shared
+            if sum(map(len, self.columns.values())) < _SPARSE * len(self.inverse):
+                self._leave_out_lost()
+
+    def _leave_out_lost(self) -> None:
+        """Let go of the rows and columns of channels that are gone, which nothing reads any more."""
+        rest = np.sort(np.concatenate([np.zeros(0, np.int64), *self.columns.values()]))
+        self.inverse, self.W = self.inverse[np.ix_(rest, rest)], self.W[:, rest]
+        self.columns = {one: np.searchsorted(rest, columns) for one, columns in self.columns.items()}
+
+
+@dataclass(frozen=True)
+class _Apart:
+    """What one layer reads of channels that nothing makes up for."""
+
+    ids: np.ndarray
+    """int64, ascending."""
+    strengths: np.ndarray
+    """What each adds when it goes."""
+
+    def costs(self, ids: np.ndarray) -> np.ndarray:
+        """What each channel adds when it goes; 0 where the layer doesn't read it."""
+        places = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
+        return np.where(self.ids[places] == ids, self.strengths[places], 0.0)
+
+    def lose(self, ids: np.ndarray) -> None:
+        """The others stay as they are."""
 
 
 @dataclass(frozen=True)
@@ -139,11 +168,13 @@ class _Reader:
     weights: np.ndarray | None
     """What the squared error of each output costs; None counts errors relative to all that the layer gives."""
 
-    def blocks(self, groups: Sequence[Group], seed: int) -> Iterator[tuple[int, _Block]]:
+    def blocks(self, groups: Sequence[Group], seed: int) -> Iterator[tuple[int, "_Block | _Apart"]]:
         """The layer's blocks, with the index of the group of each."""
         layer = Layer.of(self.use.node)
-        parts = self._independent() if layer is None or layer.columns > _MOST_COLUMNS else self._parts(layer, seed)
-        for ids, inverse, W in parts:
+        if layer is None or layer.columns > _MOST_COLUMNS:
+            yield from self._independent(groups)
+            return
+        for ids, inverse, W in self._parts(layer, seed):
             taps = W.shape[1] // len(ids)
             for index, group in enumerate(groups):
                 mine = np.flatnonzero(np.isin(ids, group.ids))
@@ -163,12 +194,14 @@ class _Reader:
             damping = _RIDGE * np.trace(xx) / len(xx) or 1.0
             yield ids, np.linalg.inv(xx + damping * np.eye(len(xx))), W
 
-    def _independent(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def _independent(self, groups: Sequence[Group]) -> Iterator[tuple[int, "_Apart"]]:
         """The same for a layer whose moments are not at hand: its inputs count as uncorrelated."""
         per_channel = np.moveaxis(self.x, self.axis + 1, 0).reshape(len(self.ids), -1)
         strength = per_channel.var(1, dtype=np.float64) * self._energies()
         strength *= 1 / (strength.sum() or 1.0) if self.weights is None else self.weights.mean()
-        yield self.ids, np.eye(len(self.ids)), np.sqrt(strength)[None]
+        ids, places = np.unique(self.ids, return_inverse=True)
+        block = _Apart(ids, np.bincount(places, strength))
+        yield from ((index, block) for index, group in enumerate(groups) if np.isin(group.ids, ids).any())
 
     def _energies(self) -> np.ndarray:
         """The sum of the squared weights that read each input channel or feature."""

@@ -1,5 +1,7 @@
 """The order in which channels go, against the error of refitting without them, computed one by one."""
 
+import tracemalloc
+
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
@@ -216,6 +218,23 @@ def test_many_channels_go_several_at_a_time() -> None:
     groups, (ranking,) = ranked(testing.graph(text))
     assert sorted(ranking.ids.tolist()) == sorted(groups[0].ids.tolist())
     assert np.isfinite(ranking.errors).all()
+
+
+def test_a_wide_layer_takes_no_square_of_its_width() -> None:
+    """VGG-16 has a layer of 25088 inputs, whose square is 5 GB."""
+    text = """net (float[1, 4, 2, 2] x) => (float y) <float[1500, 4, 1, 1] V, float[6000, 3] W> {
+        a = Conv(x, V)
+        f = Flatten(a)
+        y = MatMul(f, W)
+    }"""
+    graph = testing.graph(text)
+    tracemalloc.start()
+    _, (ranking,) = ranked(graph, weights=False)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 6000**2 * 8 / 4
+    assert len(ranking.ids) == 1500
+    assert ranking.errors[-1] == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
