@@ -9,6 +9,9 @@ _STRENGTHS = (1e-6, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _FEW_STRENGTHS = (1e-2, 1.0)
 _MANY_COLUMNS = 2048
 
+#: Columns up to which systems are solved together by LU: of small ones there are many, one per group.
+_FEW_COLUMNS = 64
+
 #: A share of the targets' energy that is noise of the arithmetic, and no reason to change weights.
 _NOISE = 1e-4
 
@@ -17,8 +20,23 @@ def ridge(moments: Moments, W: np.ndarray, strength: float) -> np.ndarray:
     """The weights V [g, K / g, D] that minimize E[(y - V x)^2] + s |V - W|^2, s a share of the mean of E[x x]."""
     columns = moments.xx.shape[1]
     scale = np.trace(moments.xx, axis1=1, axis2=2) / columns
-    damping = (strength * scale + np.finfo(np.float64).tiny)[:, None, None] * np.eye(columns)
-    return np.linalg.solve(moments.xx + damping, moments.xy + damping @ W.transpose(0, 2, 1)).transpose(0, 2, 1)
+    damping = (strength * scale + np.finfo(np.float64).tiny)[:, None, None]
+    return _solved(moments.xx + damping * np.eye(columns), moments.xy + damping * W.transpose(0, 2, 1)).transpose(
+        0, 2, 1
+    )
+
+
+def _solved(A: np.ndarray, B: np.ndarray) -> np.ndarray:
+    """The solutions [g, D, K] of systems of symmetric A [g, D, D], which are positive but for rounding."""
+    from scipy.linalg import LinAlgError, cho_factor, cho_solve
+
+    if A.shape[1] <= _FEW_COLUMNS:
+        return np.linalg.solve(A, B)
+    try:  # half the time
+        pairs = zip(A, B, strict=True)
+        return np.stack([cho_solve(cho_factor(a, check_finite=False), b, check_finite=False) for a, b in pairs])
+    except LinAlgError:
+        return np.linalg.solve(A, B)
 
 
 def fitted(halves: tuple[Moments, Moments], W: np.ndarray) -> np.ndarray:

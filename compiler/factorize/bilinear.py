@@ -96,7 +96,8 @@ class Bilinear:
             return B, fitted
         features = self._features(A)
         cross = self.W.reshape(K, -1) @ features.reshape(r * j, -1).T
-        B, fitted = (each.reshape(K, r, j) for each in least_squares((A @ features).reshape(r * j, -1), cross))
+        gram = np.tensordot(features, A, (1, 1)).swapaxes(1, 2)  # as A @ features, but one product of large matrices
+        B, fitted = (each.reshape(K, r, j) for each in least_squares(gram.reshape(r * j, -1), cross))
         return B, fitted
 
     def _features(self, A: np.ndarray) -> np.ndarray:

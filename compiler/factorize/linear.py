@@ -76,11 +76,13 @@ def least_squares(gram: np.ndarray, cross: np.ndarray, ridge: float = 0.0) -> tu
 
     `gram` is scaled to a unit diagonal, `ridge` added to that. It may be singular; features that are zero get zeros.
     """
+    from scipy.linalg import solve_triangular
+
     diagonal = np.diagonal(gram)
     scale = np.divide(1, np.sqrt(diagonal), out=np.zeros(len(gram)), where=diagonal > 0)
     L = _cholesky(symmetric(gram) * scale * scale[:, None] + np.diag(np.where(scale > 0, ridge, 1)))
-    fitted = np.linalg.solve(L, (cross * scale).T)
-    return np.linalg.solve(L.T, fitted).T * scale, fitted.T
+    fitted = solve_triangular(L, (cross * scale).T, lower=True, check_finite=False)
+    return solve_triangular(L, fitted, lower=True, trans="T", check_finite=False).T * scale, fitted.T
 
 
 def _cholesky(matrix: np.ndarray) -> np.ndarray:
