@@ -11,7 +11,7 @@ from nnc import calibrate, channels, splitting
 from nnc import graph as graphs
 from nnc.channels import Channels, Group
 from nnc.compression import pruning, resolution
-from nnc.compression.budget import Budget, Solution
+from nnc.compression.budget import Budget, Budgets, Solution
 from nnc.compression.network import Network
 from nnc.layers import Layer
 from nnc.measure import macs, measure, params
@@ -50,9 +50,10 @@ class Compress(Pass):
     reduce-resolution does, when less is lost in that way.
 
     Approximate. What each choice costs the outputs is measured once on calibration data and kept in the output folder,
-    so that other budgets only solve the allocation anew; the errors of the choices are taken to add up, and the
-    least sum within the budget is taken. Then the layers are fitted one after the other by least squares. `nnc plan`
-    shows the choices and the trade-off. Declines what prune-channels and the split passes decline.
+    so that other budgets only solve the allocation anew; the errors of the choices are taken to add up, and the least
+    sum is taken that keeps within the budget in every figure that it names. Then the layers are fitted one after the
+    other by least squares. `nnc plan` shows the choices, and the trade-off where one figure binds. Declines what
+    prune-channels and the split passes decline.
 
     Reference: the choices, see prune-channels and split-conv-spatial; the allocation, Everett, Generalized Lagrange
     multiplier method for solving problems of optimum allocation of resources, 1963.
@@ -62,7 +63,7 @@ class Compress(Pass):
     effect: ClassVar[Effect] = "approximate"
     needs: ClassVar[tuple[str, ...]] = ("calibration",)
 
-    budget: Budget = Field(description="what to keep of the network")
+    budget: Budgets = Field(description="what to keep of the network, by one figure or several")
     methods: tuple[Method, ...] = Field(
         ("prune", "svd", "spatial", "tucker", "resolution"), min_length=1, description="the ways to choose from"
     )
@@ -75,39 +76,42 @@ class Compress(Pass):
     def run(self, graph: gs.Graph, context: Context) -> int:
         before = graphs.copy(graph)
         plan = self._compress(graph, self.budget, context)
-        option = self._smaller(before, graph, plan.solution, context)
-        if option is None:
+        option = self._smaller(before, graph, plan, context)
+        if option is None or plan.budget is None:
             return _explain(before, graph, plan, context)
         graphs.restore(graph, resolution.resized(before, option.size))
-        rest = self.budget.within(option.share)
+        rest = plan.budget.within(option.share)
         if rest.share < _NEARLY_ALL:
             return _explain(before, graph, self._compress(graph, rest, context), context)
         self._announce(graph, context)
         return _explain(before, graph, None, context)
 
-    def _compress(self, graph: gs.Graph, budget: Budget, context: Context) -> "_Plan":
+    def _compress(self, graph: gs.Graph, budget: Budgets, context: Context) -> "_Plan":
         """Prune and split within the budget."""
         samples = calibrate.samples(graph, context.calibration, context.seed)
         traced = channels.trace(graph)
         multiple = self.round_to or context.target.unit.channel_multiple
         groups = self._groups(graph, traced, multiple) if "prune" in self.methods else []
-        methods = [split.model_validate({"budget": budget}) for name in self.methods for split in _SPLITS.get(name, ())]
+        one = {"budget": budget.each[0]}
+        methods = [split.model_validate(one) for name in self.methods for split in _SPLITS.get(name, ())]
         layers = self._layers(graph, methods, context)
         network = Network(graph, traced, groups, layers, methods, multiple, budget, samples, context)
-        solution = network.solve()
-        self._announce(network.hollow(solution.state), context, solution)
-        return _Plan(network, solution, network.compress(solution.state))
+        solution, bound = network.solve()
+        self._announce(network.hollow(solution.state), context, solution, bound)
+        return _Plan(network, solution, bound, network.compress(solution.state))
 
     def _smaller(
-        self, before: gs.Graph, compressed: gs.Graph, solution: Solution, context: Context
+        self, before: gs.Graph, compressed: gs.Graph, plan: "_Plan", context: Context
     ) -> resolution.Option | None:
         """The size to compute on where smaller images lose less than `compressed` does."""
-        if "resolution" not in self.methods or self.budget.metric == "params":
+        if "resolution" not in self.methods or "params" in self.budget.shares:
             return None
         try:
             if (self.include, self.exclude) != (("*",), ()):
                 raise NoMatch("smaller images would change the layers that the recipe excludes")
-            return resolution.instead(before, compressed, solution, self.budget, context)
+            if plan.budget is None or len(self.budget.shares) > 1:
+                raise NoMatch("smaller images are compared within budgets of one figure")
+            return resolution.instead(before, compressed, plan.solution, plan.budget, context)
         except NoMatch as reason:
             context.skip(before.nodes[0], str(reason))
             return None
@@ -140,13 +144,16 @@ class Compress(Pass):
                 chosen.append(layer)
         return chosen
 
-    def _announce(self, after: gs.Graph, context: Context, solution: Solution | None = None) -> None:
-        """Tell what the network will be like, and the trade-off."""
+    def _announce(
+        self, after: gs.Graph, context: Context, solution: Solution | None = None, bound: Budget | None = None
+    ) -> None:
+        """Tell what the network will be like, and the trade-off by the figure that binds."""
         figures, latency = measure(after), context.predict(after).latency_ms
         error = math.sqrt(solution.error) if solution else None
         context.predicted(macs=figures.macs, params=figures.params, latency_ms=latency, error=error)
         points = solution.points if solution else []
-        context.curve(self.budget.figure, [{**each, "error": math.sqrt(each["error"])} for each in points])
+        figure = (bound or self.budget.each[0]).figure
+        context.curve(figure, [{**each, "error": math.sqrt(each["error"])} for each in points])
 
 
 @dataclass(frozen=True)
@@ -155,6 +162,8 @@ class _Plan:
 
     network: Network
     solution: Solution
+    budget: Budget | None
+    """Of the figure that binds; None where several do."""
     errors: dict[str, float]
     """By layer, the share of its output's energy that is lost."""
 

@@ -606,6 +606,7 @@ PARAMETERS = [
     (*of(1, "prune-channels: budget = { macs = 0.5, params = 0.5 }"),
      "budget: a budget names one of 'macs', 'params' and 'latency'", None),
     (*of(1, "compress"), "'budget' is missing", None),
+    (*of(1, "compress: budget = {}"), "budget: a budget names 'macs', 'params' or 'latency', or several of them", None),
     (*of(1, "compress: budget = { macs = 0.5 }\nmethods = ['svdd']"),
      "item 1 of 'methods' must be 'prune', 'svd', 'spatial', 'tucker', 'cp' or 'resolution', not the string 'svdd'",
      "did you mean 'svd'?"),

@@ -3,7 +3,7 @@
 Errors add up over the places (an additive model); costs may depend on what is chosen elsewhere.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
@@ -18,8 +18,8 @@ Metric = Literal["macs", "params", "latency"]
 _NOISE = 1e-9
 
 
-class Budget(BaseModel):
-    """What shall be left of the network, as a share of what it is before the pass."""
+class Budgets(BaseModel):
+    """What shall be left of the network by one figure or several, as shares of what it is before the pass."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -28,18 +28,35 @@ class Budget(BaseModel):
     latency: float | None = Field(None, gt=0, le=1, description="share of the target's predicted latency to keep")
 
     @model_validator(mode="after")
-    def _names_one(self) -> Self:
-        if len(self._given()) != 1:
-            raise ValueError("a budget names one of 'macs', 'params' and 'latency'")
+    def _names_enough(self) -> Self:
+        if not self.shares:
+            raise ValueError("a budget names 'macs', 'params' or 'latency', or several of them")
         return self
 
-    def _given(self) -> dict[Metric, float]:
-        values: dict[Metric, float | None] = {"macs": self.macs, "params": self.params, "latency": self.latency}
+    @property
+    def shares(self) -> dict[Metric, float]:
+        """What is to be kept, by metric."""
+        values: dict[Metric, float | None] = {"latency": self.latency, "macs": self.macs, "params": self.params}
         return {key: value for key, value in values.items() if value is not None}
 
     @property
+    def each(self) -> "list[Budget]":
+        """The budgets of the single metrics."""
+        return [Budget.model_validate({metric: share}) for metric, share in self.shares.items()]
+
+
+class Budget(Budgets):
+    """What shall be left of the network by one figure."""
+
+    @model_validator(mode="after")
+    def _names_enough(self) -> Self:
+        if len(self.shares) != 1:
+            raise ValueError("a budget names one of 'macs', 'params' and 'latency'")
+        return self
+
+    @property
     def metric(self) -> Metric:
-        return next(iter(self._given()))
+        return next(iter(self.shares))
 
     @property
     def figure(self) -> str:
@@ -48,7 +65,7 @@ class Budget(BaseModel):
 
     @property
     def share(self) -> float:
-        return next(iter(self._given().values()))
+        return next(iter(self.shares.values()))
 
     def within(self, share: float) -> "Budget":
         """What the budget asks of a network of which `share` is left already."""
@@ -58,6 +75,10 @@ class Budget(BaseModel):
 #: How often the price of what costs are not the sum of is corrected, and the share of a budget that may be left.
 _ROUNDS = 8
 _UNUSED = 0.01
+
+#: How often the prices of several figures are set anew, and the power of what each needs that they move by.
+_PRICES = 6
+_HASTE = 4
 
 
 @dataclass(frozen=True)
@@ -227,6 +248,44 @@ def corrected(allocation: Allocation, cost: Callable[[list[int]], float], share:
         target = min(1.0, target + share * (1 - _UNUSED / 2) - reached)  # aimed within, or it comes near from above
     if best is None:
         raise unreachable(share, least)
+    return best
+
+
+def jointly(
+    shares: Mapping[Metric, float],
+    allocation: Callable[[Mapping[Metric, float]], Allocation],
+    left: Callable[[list[int]], Mapping[Metric, float]],
+) -> Solution:
+    """The solution within several budgets, `shares` by metric, none of whose own solutions keeps the others.
+
+    `allocation(prices)` is that of the sum of the figures' shares at these prices, and `left(state)` has the true
+    shares. Each figure is priced by how far the solution before was from its budget (Everett, 1963, section 5), and the
+    best solution that keeps all is taken; it has no points, which would be of no single figure. Raises NncError where
+    there is none.
+    """
+
+    def excess(state: list[int]) -> float:
+        return max(left(state)[metric] / share for metric, share in shares.items())
+
+    prices, best = {metric: 1 / (share * len(shares)) for metric, share in shares.items()}, None
+    for _ in range(_PRICES):
+        current = allocation(prices)
+        try:
+            solution = corrected(current, excess, 1 / excess(current.keep))
+        except NncError:
+            break
+        if best is None or solution.error < best.error:
+            best = replace(solution, points=[])
+        reached = left(solution.state)
+        needs = {metric: price * (reached[metric] / shares[metric]) ** _HASTE for metric, price in prices.items()}
+        total = sum(needs[metric] * share for metric, share in shares.items())
+        prices = {metric: need / total for metric, need in needs.items()}
+    if best is None:
+        raise NncError(
+            f"the budgets of {' and '.join(f'{share:g} of the {metric}' for metric, share in shares.items())} can't be "
+            "reached together",
+            "raise one of them, or let the pass change more layers",
+        )
     return best
 
 

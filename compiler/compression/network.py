@@ -18,7 +18,7 @@ from nnc import graph as graphs
 from nnc.calibrate import Flow, Moments
 from nnc.channels import Channels, Group
 from nnc.compression import costs, elimination, pruning, reconstruct, sensitivity
-from nnc.compression.budget import Allocation, Budget, Metric, Solution, corrected
+from nnc.compression.budget import Allocation, Budget, Budgets, Metric, Solution, corrected, jointly
 from nnc.compression.costs import coefficients
 from nnc.compression.elimination import Ranking
 from nnc.digests import digest, graph_digest
@@ -62,7 +62,7 @@ class Network:
 
     def __init__(
         self, graph: gs.Graph, traced: Channels, groups: Sequence[Group], layers: Sequence[Layer],
-        methods: Sequence[Split], multiple: int, budget: Budget, samples: Arrays, context: Context,
+        methods: Sequence[Split], multiple: int, budget: Budgets, samples: Arrays, context: Context,
     ) -> None:  # fmt: skip
         self.graph, self.traced, self.groups, self.layers = graph, traced, groups, layers
         self.methods = {method.name: method for method in methods}
@@ -107,12 +107,17 @@ class Network:
 
     def _curves(self, layer: Layer, multiple: int, flow: Flow, weights: np.ndarray | None) -> list[list[Any]]:
         """The choices [method, rank, error] of a layer that no other beats in both parameters and error."""
-        if layer.columns > reconstruct.MOST_COLUMNS:
-            return []
         flow.run_before(layer.node)
-        blocks = splitting.held(calibrate.input_moments(layer, flow.value(layer.node.inputs[0]), self.context.seed))
+        x = flow.value(layer.node.inputs[0])
         W = layer.weight if weights is None else scaled(layer.weight, roots(weights))
-        energy = sum(map(factorize.output_energy, np.split(W, layer.groups), blocks))
+        blocks: list[np.ndarray] | None = None
+        unit = 1.0
+        if layer.columns <= reconstruct.MOST_COLUMNS:
+            blocks = splitting.held(calibrate.input_moments(layer, x, self.context.seed))
+        else:  # moments would not fit into memory: inputs count as uncorrelated, and all alike
+            unit = float(calibrate.channel_moments(x, 1 if layer.is_conv else x.ndim - 2)[1].mean())
+        parts = enumerate(np.split(W, layer.groups))
+        energy = unit * sum(factorize.output_energy(part, blocks[at] if blocks else None) for at, part in parts)
         scale = energy if weights is not None else 1.0 / len(self.layers)
         shape = splitting.group_shape(layer)
         choices = []
@@ -128,19 +133,48 @@ class Network:
 
     # --- What is chosen
 
-    def solve(self) -> Solution:
-        """The state of least error within the budget."""
-        metric = self.budget.metric
-        return corrected(self._allocation(metric), partial(self.cost, metric), self.budget.share)
+    def solve(self) -> tuple[Solution, Budget | None]:
+        """The state of least error within the budget, and the one figure that binds it; None where several do."""
+        for each in self.budget.each:
+            solution = self._within(each)
+            left = self._left(solution.state)
+            if all(left[metric] <= share for metric, share in self.budget.shares.items()):
+                return solution, each
+        return jointly(self.budget.shares, self._allocation, self._left), None
 
-    def _allocation(self, metric: Metric) -> Allocation:
+    def _within(self, budget: Budget) -> Solution:
+        """The state of least error within the budget of one figure."""
+        return corrected(self._allocation({budget.metric: 1.0}), partial(self.cost, budget.metric), budget.share)
+
+    def _left(self, state: Sequence[int]) -> dict[Metric, float]:
+        """The share that is left of every figure of the budget."""
+        return {metric: self.cost(metric, state) / (whole or 1.0) for metric, whole in self._whole.items()}
+
+    @cached_property
+    def _whole(self) -> dict[Metric, float]:
+        """What the network costs as it is, by figure of the budget."""
+        return {metric: self.cost(metric, self._keep) for metric in self.budget.shares}
+
+    @property
+    def _keep(self) -> list[int]:
+        """The state in which everything stays as it is."""
+        return [0] * (len(self.groups) + len(self.layers))
+
+    def _allocation(self, prices: Mapping[Metric, float]) -> Allocation:
+        """The allocation by the sum of the shares that figures have of the network's, at these prices."""
         predicted = self.context.predict(self.graph)
-        layers = costs.layers(self.graph, self.traced, self.groups, metric, predicted)
+        scales = {metric: price / (self._whole[metric] or 1.0) for metric, price in prices.items()}
+        priced = {metric: costs.layers(self.graph, self.traced, self.groups, metric, predicted) for metric in scales}
+        dense = np.sum([scales[key] * each.dense for key, each in priced.items()], axis=0)
+        layers = replace(next(iter(priced.values())), dense=dense)
         index = {name: number for number, name in enumerate(layers.names)}
-        tables = [self._table(layer, metric, layers.dense[index[layer.node.name]]) for layer in self.layers]
         own = [index[layer.node.name] for layer in self.layers]
+        tables = [
+            np.sum([scales[key] * self._table(layer, key, each.dense[number]) for key, each in priced.items()], axis=0)
+            for layer, number in zip(self.layers, own, strict=True)
+        ]
         count = len(self.groups)
-        fixed = self.cost(metric, [0] * (count + len(self.layers))) - layers.total(self._units([]), layers.dense)
+        fixed = sum(prices.values()) - layers.total(self._units([]), layers.dense)
 
         def current(state: Sequence[int]) -> np.ndarray:
             table = layers.dense.copy()
@@ -248,7 +282,7 @@ class Network:
         """The chain for a layer as it now is; none where channels that went have made the layer itself cheaper."""
         method, shape = self.methods[choice.method], splitting.group_shape(layer)
         stages = splitting.grouped(method.stages(shape, method.clamped(shape, choice.rank)), layer.groups)
-        metric: Metric = "params" if self.budget.metric == "params" else "macs"
+        metric: Metric = "params" if list(self.budget.shares) == ["params"] else "macs"
         whole = {"params": math.prod(layer.node.inputs[1].shape), "macs": macs(layer.node)}[metric]
         chain = float(costs.cost(coefficients(layer, stages, metric, 0.0), *np.array([layer.inputs, layer.outputs])))
         return stages if chain < whole else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from nnc.compression.budget import Allocation, Budget, corrected
+from nnc.compression.budget import Allocation, Budget, Budgets, Metric, corrected, jointly
 from nnc.errors import NncError
 
 
@@ -20,6 +21,16 @@ def test_a_budget_names_one_metric() -> None:
         with pytest.raises(ValidationError):
             Budget(**wrong)
     assert [Budget(**{each: 0.5}).figure for each in ("macs", "params", "latency")] == ["macs", "params", "latency_ms"]
+
+
+def test_budgets_name_one_metric_or_more() -> None:
+    both = Budgets(latency=0.6, params=0.75)
+    assert both.shares == {"latency": 0.6, "params": 0.75}
+    assert both.each == [Budget(latency=0.6), Budget(params=0.75)]
+    assert Budget(macs=0.5).each == [Budget(macs=0.5)]
+    for wrong in ({}, {"params": 0.5, "macs": 0.0}):
+        with pytest.raises(ValidationError):
+            Budgets(**wrong)
 
 
 def additive(errors: list[np.ndarray], costs: list[np.ndarray]) -> Allocation:
@@ -111,3 +122,58 @@ def test_the_target_is_corrected_where_costs_do_not_add_up() -> None:
     assert 0.49 <= true(solution.state) / 180 <= 0.5
     with pytest.raises(NncError, match=r"the budget of 0.1 can't be reached: 0\.\d+ is left"):
         corrected(allocation, true, 0.1)
+
+
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 10**6))
+def test_several_budgets_are_kept_at_little_more_than_the_least_error(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    errors, costs = drawn(rng, places=30, convex=True)
+    tables: dict[Metric, list[np.ndarray]] = {
+        "macs": [each * rng.uniform(0.1, 2.0) for each in costs],
+        "params": [each * rng.uniform(0.1, 2.0) for each in costs],
+    }
+    whole = {metric: sum(each[0] for each in table) for metric, table in tables.items()}
+
+    def left(state: list[int]) -> dict[Metric, float]:
+        return {
+            metric: sum(each[option] for each, option in zip(table, state, strict=True)) / whole[metric]
+            for metric, table in tables.items()
+        }
+
+    def allocation(prices: Mapping[Metric, float]) -> Allocation:
+        scales = {metric: price / whole[metric] for metric, price in prices.items()}
+        rows = [np.sum([scales[key] * tables[key][place] for key in scales], axis=0) for place in range(len(errors))]
+        return additive(errors, rows)
+
+    shares: dict[Metric, float] = {"macs": 0.7, "params": 0.7}
+    solution = jointly(shares, allocation, left)
+    assert all(left(solution.state)[metric] <= share for metric, share in shares.items())
+    assert solution.error == pytest.approx(sum(e[o] for e, o in zip(errors, solution.state, strict=True)))
+    assert solution.error <= 1.1 * relaxed(errors, tables, shares) + 0.5
+
+
+def relaxed(
+    errors: list[np.ndarray], tables: Mapping[Metric, list[np.ndarray]], shares: Mapping[Metric, float]
+) -> float:
+    """The least error if options could be mixed, which is no more than what can be reached."""
+    from scipy.optimize import linprog
+
+    places = np.repeat(np.arange(len(errors)), [len(each) for each in errors])
+    one_each = (places == np.arange(len(errors))[:, None]).astype(float)
+    limits = [shares[metric] * sum(each[0] for each in table) for metric, table in tables.items()]
+    costs = np.stack([np.concatenate(table) for table in tables.values()])
+    found = linprog(np.concatenate(errors), costs, limits, one_each, np.ones(len(errors)), bounds=(0, 1))
+    return float(found.fun)
+
+
+def test_budgets_that_exclude_each_other() -> None:
+    errors, costs = drawn(np.random.default_rng(0), places=3, convex=True)
+    with pytest.raises(
+        NncError, match=r"the budgets of 0.5 of the macs and 0.01 of the params can't be reached together"
+    ):
+        jointly(
+            {"macs": 0.5, "params": 0.01},
+            lambda prices: additive(errors, costs),
+            lambda state: {"macs": 0.4, "params": 0.1},
+        )

@@ -13,7 +13,8 @@ import pytest
 
 from nnc import accuracy, measure, pipeline, target, testing
 from nnc import graph as graphs
-from nnc.compression.budget import Budget
+from nnc.compression import reconstruct
+from nnc.compression.budget import Budget, Budgets
 from nnc.compression.network import roots, scaled
 from nnc.data import Dataset, Preprocess
 from nnc.errors import NncError
@@ -59,6 +60,39 @@ def test_budgets_are_kept_and_used_up(network: Any, board: str, metric: str, sha
     assert share - 0.02 <= reached <= share
     assert row.predicted is not None
     assert row.predicted[figure]["predicted"] == pytest.approx(row.predicted[figure]["reached"])
+
+
+def test_all_figures_of_a_budget_are_kept(network: Any) -> None:
+    before = measure.measure(network[0])
+
+    def left(budget: Budgets) -> tuple[float, float, pipeline.Row]:
+        after, row = run(Compress(budget=budget, round_to=1, methods=("prune", "svd")), network)
+        figures = measure.measure(after)
+        return figures.macs / before.macs, figures.params / before.params, row
+
+    macs, params, alone = left(Budgets(macs=0.6))
+    assert (macs, params) == left(Budget(macs=0.6))[:2]
+    assert left(Budgets(macs=0.6, params=min(1.0, params + 0.01)))[:2] == (macs, params), "only one figure binds"
+    both = left(Budgets(macs=0.6, params=params - 0.1))
+    assert both[0] <= 0.6
+    assert params - 0.15 <= both[1] <= params - 0.1
+    assert alone.predicted is not None
+    assert both[2].predicted is not None
+    assert both[2].predicted["error"]["predicted"] > alone.predicted["error"]["predicted"]
+
+
+def test_layers_too_wide_for_moments_are_split_by_their_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconstruct, "MOST_COLUMNS", 20)
+    rng = np.random.default_rng(0)
+    W = rng.standard_normal((40, 3)) @ rng.standard_normal((3, 30))
+    graph = testing.graph("net (float[1, 40] x) => (float y) <float[40, 30] W> { y = MatMul(x, W) }", W=W)
+    np.savez(tmp_path / "x.npz", x=rng.standard_normal((64, 40)).astype(np.float32))
+    calibration = Dataset.open(tmp_path / "x.npz", None, graph.inputs)
+    context = pipeline.Context(target.load("x86"), imported=graph, calibration=calibration, data_key="drawn")
+    after = testing.run(Compress(budget=Budget(params=0.2), round_to=1), graph, context).graph
+    assert [list(node.inputs[1].shape) for node in after.nodes] == [[3, 40], [30, 3]]
 
 
 @pytest.mark.parametrize("metric", ["macs", "params", "latency"])
