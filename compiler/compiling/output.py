@@ -99,15 +99,16 @@ class OutputFolder:
 def opened(path: Path) -> Iterator[OutputFolder]:
     """The folder for one compile at a time.
 
-    On an error, folders that were made here disappear again, unless they hold epochs of training, or checkpoints that
-    took longer than `_LONG` to get to, which are worth more than a clean place. Folders that were there keep what they
-    held; an interrupted compile leaves its checkpoints too.
+    On an error, folders that were made here disappear again, unless they hold what somebody else wrote meanwhile,
+    epochs of training, or checkpoints that took longer than `_LONG` to get to, which are worth more than a clean place.
+    Folders that were there keep what they held; an interrupted compile leaves its checkpoints too.
     """
     if path.exists() and not path.is_dir():
         raise NncError(f"{path}: a file, not a folder", "choose another output folder with -o")
-    folder, made, started = OutputFolder(path), _first_missing(path), time.time()
+    folder, made, started = OutputFolder(path), list[Path](), time.time()
     try:
-        folder.hidden.mkdir(parents=True, exist_ok=True)
+        _make(path, made)
+        folder.hidden.mkdir(exist_ok=True)
         with _alone(folder.hidden / "running", path), _staged(folder.staging):
             yield folder
     except OSError as error:
@@ -128,17 +129,27 @@ def _files_of(path: Path) -> set[str]:
     return set()
 
 
-def _first_missing(path: Path) -> Path | None:
-    """The outermost folder of `path` that is not there."""
-    missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
-    return missing[-1] if missing else None
+def _make(path: Path, made: list[Path]) -> None:
+    """Make a folder, and those around it; `made` grows by what was not there and nobody else made, innermost last."""
+    if not os.path.lexists(path.parent):
+        _make(path.parent, made)
+    try:
+        path.mkdir()
+        made.append(path)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
 
 
-def _clear(folder: OutputFolder, made: Path | None, started: float) -> None:
+def _clear(folder: OutputFolder, made: list[Path], started: float) -> None:
+    """Remove the hidden folder of a new output folder, and the folders `made` as far as nothing else is in them."""
     saved = [path.stat().st_mtime - started for path in folder.checkpoints.glob("*.onnx")]
     is_worth_it = any(folder.training.glob("*.pt")) or max(saved, default=0.0) > _LONG
-    if made is not None and not is_worth_it:
-        shutil.rmtree(made, ignore_errors=True)
+    if folder.path in made and not is_worth_it:
+        shutil.rmtree(folder.hidden, ignore_errors=True)
+    with suppress(OSError):  # not empty
+        for path in reversed(made):
+            path.rmdir()
 
 
 @contextmanager

@@ -72,6 +72,20 @@ def test_an_error_removes_only_folders_that_were_new(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("other", ["sweep/b", "sweep/a/below"])
+def test_an_error_leaves_what_others_wrote_meanwhile(tmp_path: Path, other: str) -> None:
+    def work() -> None:
+        with output.opened(tmp_path / "sweep" / "a"):
+            write(tmp_path / other, b="1")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()
+    assert visible(tmp_path / other) == {"b.txt": "1"}
+    assert not output.OutputFolder(tmp_path / "sweep" / "a").hidden.exists()
+    assert (tmp_path / "sweep" / "a").exists() == (other == "sweep/a/below")
+
+
 @pytest.mark.parametrize("error", [ZeroDivisionError(), OSError(errno.ENOSPC, "No space left on device")])
 def test_an_error_leaves_epochs_of_training(tmp_path: Path, error: Exception) -> None:
     def train() -> None:
