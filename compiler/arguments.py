@@ -89,6 +89,7 @@ def job(
     chip = targets.load(target)
     default = Path(f"{model.stem}-{chip.name}" + (f"-{chip.unit.name}" if chip.unit != chip.units[0] else ""))
     read = recipes.load(recipe, overrides, data)
+    read.require_packages()
     return Job(read, model, chip, out or default, shapes(shape), threads, lower, seed, latency)
 
 

@@ -24,6 +24,9 @@ from nnc.rewrite import Pass
 
 Passes = dict[str, type[Pass]]
 
+#: The extras of nnc that bring a package along.
+_EXTRAS = {"torch": "train"}
+
 
 class Data(BaseModel):
     """The table [data]: an .npz file or a folder of images each, and how an image becomes the model's input."""
@@ -82,6 +85,15 @@ class Recipe:
         """The data for the inputs of `graph`, by the key of [data]."""
         paths = [(key, path) for key, path in self.data_paths().items() if key != "teacher"]
         return {key: Dataset.open(path, self.data.preprocess, graph.inputs) for key, path in paths}
+
+    def require_packages(self) -> None:
+        """Raise NncError for the first pass whose package is not installed; such a recipe can be read, but not run."""
+        for index, each in enumerate(self.passes, 1):
+            if each.package is not None and find_spec(each.package) is None:
+                extra = _EXTRAS.get(each.package)
+                hint = f"pip install '{f'nnc[{extra}]' if extra else each.package}'"
+                where = f"{self.called}: pass {index} ({each.name})"
+                raise NncError(f"{where}: needs {each.package}, which is not installed", hint)
 
     def to_toml(self, paths: bool = False) -> str:
         """The recipe with every parameter of every pass spelled out.
@@ -255,25 +267,12 @@ def _pass(table: dict[str, Any], index: int, known: Passes, place: str, origins:
         raise NncError(
             f"{where}: no pass is called '{name}'", toml.nearest(name, known) or "nnc passes lists the names"
         )
-    _require_package(known[name], where)
     try:
         return known[name].model_validate_json(json.dumps(parameters_, default=str), strict=True)
     except ValidationError as error:
         first = toml.first_of(error)["loc"]
         where = origins.get((index, str(first[0])) if first else (index, ""), f"{where} ({name})")
         raise _explained(error, known[name], parameters_, where) from None
-
-
-def _require_package(pass_: type[Pass], where: str) -> None:
-    """Refuse a pass whose package is not installed."""
-    if pass_.package is not None and find_spec(pass_.package) is None:
-        extra = _EXTRAS.get(pass_.package)
-        hint = f"pip install '{f'nnc[{extra}]' if extra else pass_.package}'"
-        raise NncError(f"{where} ({pass_.name}): needs {pass_.package}, which is not installed", hint)
-
-
-#: The extras of nnc that bring a package along.
-_EXTRAS = {"torch": "train"}
 
 
 def _overridden(

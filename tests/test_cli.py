@@ -376,6 +376,19 @@ def test_recipes_are_printed_as_they_are() -> None:
     assert error_of("recipes", "nothing-like-it") == "nnc: error: no recipe is called 'nothing-like-it'"
 
 
+@pytest.mark.parametrize("command", ["compile", "plan", "bisect"])
+def test_recipes_are_listed_without_the_packages_that_they_need(
+    here: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr("nnc.recipe.find_spec", lambda name: None)
+    assert "quantize-trained" in output_of("recipes")
+    assert "train-quantized" in output_of("recipes", "quantize-trained")
+    message = error_of(command, "quantize-trained", "absent.onnx", "--target", "x86")
+    assert re.fullmatch(
+        r"nnc: error: quantize-trained: pass \d+ \([a-z-]+\): needs torch, which is not installed", message
+    )
+
+
 def test_schema(here: Path) -> None:
     schema = json.loads(output_of("schema", "--use", "passes.py"))
     assert schema["$defs"]["RoundWeights"]["properties"]["step"]["maximum"] == 10
