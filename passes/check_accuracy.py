@@ -16,7 +16,8 @@ class CheckAccuracy(Pass):
 
     Exact: it changes nothing. It compares top-1 accuracies on the recipe's test data, as shares from 0 to 1.
 
-    Declines for nothing; without test data, or when the drop is larger, the compile stops.
+    Declines for nothing; without test data, or when the drop is larger, the compile stops. A plan, which
+    does not train, tells the drop and goes on.
 
     Reference: none.
     """
@@ -34,10 +35,15 @@ class CheckAccuracy(Pass):
         before, after = context.imported_accuracy(), context.accuracy(graph)
         assert before is not None
         assert after is not None
-        if before - after > self.max_drop + 1e-9:  # 0.94 - 0.93 is a little more than 0.01
+        if before - after <= self.max_drop + 1e-9:  # 0.94 - 0.93 is a little more than 0.01
+            return 0
+        dropped = (
+            f"the accuracy dropped from {before:.4f} to {after:.4f}, by {before - after:.4f}; "
+            f"max_drop is {self.max_drop:g}"
+        )
+        if context.trains:
             raise NncError(
-                f"the accuracy dropped from {before:.4f} to {after:.4f}, by {before - after:.4f}; "
-                f"max_drop is {self.max_drop:g}",
-                "allow a larger max_drop, or ask less of the passes before; nnc bisect shows what each costs",
+                dropped, "allow a larger max_drop, or ask less of the passes before; nnc bisect shows what each costs"
             )
+        context.skip(graph.nodes[-1], f"{dropped}: nnc compile stops here, unless what it trains wins enough back")
         return 0

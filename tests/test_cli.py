@@ -220,6 +220,7 @@ def test_a_bug_is_reported_with_its_traceback_in_a_file(here: Path, monkeypatch:
 def test_plan_says_what_would_happen_and_why_not(here: Path) -> None:
     text = output_of("plan", "recipe.toml", "model.onnx", "--target", "qcs605")
     assert re.search(r"\(model\) +6 ", text)
+    assert "not compared" not in text
     assert re.search(r"round-weights +1 +the weights are multiples already +features", text)
     assert "of the time is in layers bound by" in text
     planned = json_of("plan", "recipe.toml", "model.onnx", "--target", "qcs605")

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -50,7 +50,10 @@ def _compile(job: Job, graph: gs.Graph, context: Context, folder: OutputFolder) 
     compressed, rows = pipeline.run(graph, job.recipe.passes, context, checkpoints)
     files = graphs.save(compressed, folder.staging / "model.onnx", locks.metadata(job, lock))
     after = entries.figures(compressed, context, files)
-    after["accuracy"] = _accuracy_after(rows, before, context, compressed, folder, digest(inputs, *keys))
+    state = digest(inputs, *keys)
+    after["accuracy"] = _accuracy_after(
+        rows, before, lambda: folder.once("after", state, lambda: context.accuracy(compressed))
+    )
     library: dict[str, Any] | None = None
     emulated: dict[str, Any] = {}
     if job.lower:
@@ -94,6 +97,7 @@ def plan(job: Job, progress: Progress = silent) -> dict[str, Any]:
     """What each pass would do, and what it would leave alone and why; writes nothing.
 
     {"target", "before", "after", "passes"} as in the report, and "remarks" of the target's cost model on the result.
+    No file is written, so that "file_bytes" is None; accuracies are those before training.
     """
     job.target.require_threads(job.threads)
     graph = graphs.load(job.model, job.shapes)
@@ -101,10 +105,12 @@ def plan(job: Job, progress: Progress = silent) -> dict[str, Any]:
     context.trains = False
     before = entries.figures(graph, context) | {"accuracy": context.accuracy(graph)}
     compressed, rows = pipeline.run(graph, job.recipe.passes, context)
+    after = entries.figures(compressed, context)
+    after["accuracy"] = _accuracy_after(rows, before, lambda: context.accuracy(compressed))
     return {
         "target": job.target.label,
         "before": before,
-        "after": entries.figures(compressed, context),
+        "after": after,
         "passes": [asdict(row) for row in rows],
         "remarks": report.remarks(context.predict(compressed), job.target),
     }
@@ -151,13 +157,13 @@ def _accuracy(context: Context, graph: gs.Graph) -> float:
 
 
 def _accuracy_after(
-    rows: Sequence[Row], before: Mapping[str, Any], context: Context, graph: gs.Graph, folder: OutputFolder, state: str
+    rows: Sequence[Row], before: Mapping[str, Any], measured: Callable[[], float | None]
 ) -> float | None:
-    """The accuracy of the result; it is measured only where no row has it and no earlier compile of `state` knew it."""
+    """The accuracy of the result, which is measured only where no row has it."""
     changed = [row for row in rows if row.changed]
     if not changed:
         unchanged: float | None = before["accuracy"]
         return unchanged
     if changed[-1].accuracy is not None:
         return changed[-1].accuracy
-    return folder.once("after", state, lambda: context.accuracy(graph))
+    return measured()

@@ -54,15 +54,15 @@ def assembled(
     }
 
 
-def figures(graph: gs.Graph, context: Context, files: Iterable[Path] = ()) -> dict[str, Any]:
-    """An entry `before` or `after` of the report, without the accuracy."""
+def figures(graph: gs.Graph, context: Context, files: Iterable[Path] | None = None) -> dict[str, Any]:
+    """An entry `before` or `after` of the report, without the accuracy; `files` hold the graph where it was written."""
     static, cost = measure(graph), context.predict(graph)
     return {
         "params": static.params,
         "weight_bytes": static.weight_bytes,
         "macs": static.macs,
         "nodes": static.nodes,
-        "file_bytes": sum(file.stat().st_size for file in files),
+        "file_bytes": None if files is None else sum(file.stat().st_size for file in files),
         "latency_ms": cost.latency_ms,
         "peak_activation_bytes": cost.peak_activation_bytes,
         "energy_mj": cost.energy_mj,

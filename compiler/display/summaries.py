@@ -213,9 +213,8 @@ def passes(rows: Sequence[Row], width: int, before: Row | None = None) -> Table:
     columns += ["time"] if width >= tables.WIDE else []
     made = tables.table("pass", *columns, numbers=columns)
     if before is not None:
-        tables.add(
-            made, "(model)", *_cells({"changed": "", "snr_db": None, "proof": "", **before}, columns), style="dim"
-        )
+        imported = {"changed": "", "snr_db": None, "proof": "unchanged", **before}
+        tables.add(made, "(model)", *_cells(imported, columns), style="dim")
     for row in rows:
         tables.add(made, row["name"], *_cells(row, columns), style=None if row["changed"] else "dim")
     return made

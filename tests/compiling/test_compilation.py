@@ -618,6 +618,27 @@ def test_a_plan_writes_nothing(project: Path) -> None:
     assert planned["before"]["nodes"] == planned["after"]["nodes"] + 1
 
 
+@pytest.mark.parametrize("passes", ["round-weights", "round-weights drop-one"])
+def test_the_figures_of_a_plan_are_those_of_the_compile(project: Path, passes: str) -> None:
+    """A row has the accuracy, or it is measured behind the last pass."""
+    text = (project / "recipe.toml").read_text().partition("[[pass]]")[0]
+    chosen = "".join(f'[[pass]]\nname = "{name}"\n' for name in passes.split())
+    (project / "recipe.toml").write_text(text + chosen)
+    planned, compiled = compilation.plan(job(project)), compilation.compile_model(job(project))
+    for side in ("before", "after"):
+        assert planned[side] == compiled[side] | {"file_bytes": None}
+    assert planned["after"]["accuracy"] < planned["before"]["accuracy"]
+
+
+def test_a_plan_goes_on_where_a_compile_stops(project: Path) -> None:
+    with (project / "recipe.toml").open("a") as file:
+        file.write('[[pass]]\nname = "check-accuracy"\nmax_drop = 0.0\n')
+    *_, row = compilation.plan(job(project))["passes"]
+    assert "nnc compile stops here" in row["skipped"][0]["reason"]
+    with pytest.raises(NncError, match="pass check-accuracy: the accuracy dropped"):
+        compilation.compile_model(job(project))
+
+
 def test_bisect_finds_the_pass_that_costs(project: Path) -> None:
     states = compilation.bisect(job(project))
     assert [name for name, _ in states] == ["(model)", "drop-one", "round-weights"]

@@ -67,6 +67,15 @@ def test_drop_stops_the_compile(context: pipeline.Context) -> None:
         pipeline.run(testing.graph(NET), passes, context)
 
 
+def test_a_plan_tells_the_drop_and_goes_on(context: pipeline.Context) -> None:
+    context.trains = False
+    _, rows = pipeline.run(testing.graph(NET), [Reverse(), CheckAccuracy(max_drop=0.01), Reverse()], context)
+    assert [row.accuracy for row in rows] == [pytest.approx(0.1), None, pytest.approx(0.1)]
+    (left,) = rows[1].skipped
+    assert left["node"] == "y"
+    assert left["reason"].startswith("the accuracy dropped from 0.9000 to 0.1000, by 0.8000; max_drop is 0.01: ")
+
+
 def test_drop_that_is_allowed(context: pipeline.Context) -> None:
     _, rows = pipeline.run(testing.graph(NET), [Reverse(), CheckAccuracy(max_drop=0.8)], context)
     assert rows[0].accuracy == pytest.approx(0.1)
