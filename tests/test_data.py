@@ -1,6 +1,7 @@
 """Datasets: what each source yields, and one clear error for whatever can be wrong with it."""
 
 import io
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,23 @@ def test_layout_and_integer_inputs(tmp_path: Path) -> None:
     values = only(dataset)
     assert values.dtype == np.uint8
     np.testing.assert_array_equal(values, PIXELS)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_integer_inputs_read_pixels_as_they_are(tmp_path: Path, dtype: type) -> None:
+    inputs = [gs.Variable("input", dtype, [1, 3, 8, 8])]
+    values = only(Dataset.open(image_npz(tmp_path), None, inputs))
+    assert values.dtype == dtype
+    np.testing.assert_array_equal(values, PIXELS.transpose(0, 3, 1, 2))
+
+
+def test_int8_inputs_need_a_mean_and_std(tmp_path: Path) -> None:
+    inputs = [gs.Variable("input", np.int8, [1, 3, 8, 8])]
+    with pytest.raises(NncError, match=r"input 'input' is int8, which can't hold pixels") as caught:
+        Dataset.open(image_npz(tmp_path), None, inputs)
+    mean, std = (float(number) for number in re.findall(r"= \[([\d.]+)\]", str(caught.value.hint)))
+    values = only(Dataset.open(image_npz(tmp_path), Preprocess(mean=(mean,), std=(std,)), inputs))
+    np.testing.assert_array_equal(values, (PIXELS.astype(np.int16) - 128).transpose(0, 3, 1, 2))
 
 
 def test_integer_inputs_saturate(tmp_path: Path) -> None:

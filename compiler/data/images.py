@@ -48,6 +48,12 @@ class Images:
                     f"[data.preprocess]: {name} has {len(values)} numbers, but input '{self._input}' has "
                     f"{self._channels} channels"
                 )
+        if self._dtype == np.int8 and preprocess.is_plain:  # some models subtract 128, others halve
+            raise NncError(
+                f"[data.preprocess]: input '{self._input}' is int8, which can't hold pixels from 0 to 255",
+                "give mean and std so that (pixel / 255 - mean) / std is what it reads; "
+                "mean = [0.50196], std = [0.00392157] subtract 128",
+            )
         return preprocess.model_copy(update={"size": size})
 
     def __len__(self) -> int:
@@ -75,8 +81,12 @@ class Images:
 
     def prepared(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """The model's input from pixels, of one image or, with one more axis in front, of several."""
-        values = self._preprocess.normalized(pixels)
-        if self._dtype.kind in "iu":
+        reads_integers = self._dtype.kind in "iu"
+        if reads_integers and self._preprocess.is_plain:
+            values = self._preprocess.arranged(pixels.astype(np.float32))
+        else:
+            values = self._preprocess.normalized(pixels)
+        if reads_integers:
             limits = np.iinfo(self._dtype)
             values = np.clip(np.rint(values), limits.min, limits.max)
         return {self._input: values.astype(self._dtype, copy=False)}

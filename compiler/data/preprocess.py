@@ -13,7 +13,10 @@ _PositiveChannels = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(m
 
 
 class Preprocess(BaseModel):
-    """From an image to the input that a model was trained with: crop, resize (bilinear), (pixel / 255 - mean) / std."""
+    """From an image to the input that a model was trained with: crop, resize (bilinear), (pixel / 255 - mean) / std.
+
+    A model that reads integers gets the pixels as they are, 0 to 255, where neither mean nor std is given.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -40,11 +43,19 @@ class Preprocess(BaseModel):
         pixels = np.asarray(image, np.uint8)
         return pixels.reshape(*pixels.shape[:2], -1)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether mean and std leave pixels where they are, from 0 to 1."""
+        return not any(self.mean) and all(each == 1 for each in self.std)
+
     def normalized(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 [..., height, width, channels] as float32 [..., *layout without N]."""
         scaled: np.ndarray = pixels.astype(np.float32) / np.float32(255)
-        scaled = (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return scaled if self.layout == "NHWC" else np.moveaxis(scaled, -1, -3)
+        return self.arranged((scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32))
+
+    def arranged(self, values: np.ndarray) -> np.ndarray:
+        """[..., height, width, channels] as [..., *layout without N]."""
+        return values if self.layout == "NHWC" else np.moveaxis(values, -1, -3)
 
 
 def _crop(image: Image.Image, side: int, place: str) -> Image.Image:
