@@ -120,8 +120,7 @@ def _default(artifact: Artifact) -> Path:
 def _require_writable(path: Path) -> None:
     if not path.name.endswith(_SUFFIXES) or path.name.startswith(_SUFFIXES):
         raise NncError(f"{path}: a package is a gzipped tar file", "choose a name that ends in .tar.gz")
-    if path.is_dir():
-        raise NncError(f"{path}: a folder, not a file", "choose another file with -o")
+    wire.refuse_folder(path)
     if not path.parent.is_dir():
         raise NncError(f"{path.parent}: no such folder", "make it first, or choose another file with -o")
 

@@ -855,6 +855,7 @@ def test_dsp(here: Path, capfd: pytest.CaptureFixture[str], old: str, new: str, 
 # -- options and other commands
 
 FORM = "such as --shape input=1,3,224,224"
+A_FILE = "give the name of a file in it"
 GIVE_A_COMPILE = "compile it first: nnc compile RECIPE model.onnx --target TARGET -o DIR"
 
 COMMANDS = [
@@ -986,10 +987,17 @@ COMMANDS = [
     ("inspect model.onnx --target x87", "no target 'x87'", "did you mean 'x86'?"),
     ("network resnet51", "unknown network 'resnet51'", "did you mean 'resnet56'?"),
     ("network resnet18 --width nan", "resnet18: the width must be a number above 0, not nan", "1.0 is as published"),
+    ("network foo/bar", "unknown network 'foo/bar'", "'nnc network list' shows all"),
+    ("network resnet18 --input 0", "resnet18: an input of 0x0 is too small", "32 is the smallest"),
+    ("network mobilenet_v1_0.25_0", "mobilenet_v1_0.25_0: an input of 0x0 is too small", "32 is the smallest"),
     ("network resnet18 --input 3", "resnet18: an input of 3x3 is too small", "32 is the smallest"),
     ("network resnet18 --classes 0", "resnet18: the number of classes must be at least 1, not 0", None),
     ("network squeezenet1_1 -o absent/m.onnx", "absent/m.onnx: no such file or directory", None),
-    ("network squeezenet1_1 -o folder.toml", "folder.toml: is a directory", None),
+    ("network squeezenet1_1 -o folder.toml", "folder.toml: a folder, not a file", A_FILE),
+    ("network resnet50 -o .", ".: a folder, not a file", A_FILE),
+    ("run absent --input random -o .", ".: a folder, not a file", A_FILE),
+    ("validate absent.csv --plot .", ".: a folder, not a file", A_FILE),
+    ("records --target x86 --records empty --export .", ".: a folder, not a file", A_FILE),
     ("example .", "model.onnx: there is such a file already", "choose another folder, or remove it"),
     ("example model.onnx", "model.onnx: a file, not a folder", None),
     ("passes fold-batchnrom", "no pass is called 'fold-batchnrom'", "did you mean 'fold-batchnorm'?"),

@@ -34,7 +34,10 @@ def run(
     """Run a compiled model: here, or an AArch64 one in an emulator."""
     from nnc.artifact import Artifact, load_arrays, save_arrays
     from nnc.display import console, runs
+    from nnc.model import wire
 
+    if out is not None:
+        wire.refuse_folder(out)
     artifact = Artifact.open(folder)
     given = artifact.random_inputs(seed) if inputs == "random" else load_arrays(Path(inputs))
     with console.progress(quiet) as progress:

@@ -86,6 +86,8 @@ def validate(
     from nnc.model import wire
     from nnc.validation import listing, scatter
 
+    if plot is not None:
+        wire.refuse_folder(plot)
     with console.progress(quiet) as progress:
         found = validation.validate(table, target, models, progress)
     if plot is not None:

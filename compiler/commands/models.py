@@ -38,6 +38,7 @@ def network(
             rows = networks.listing(progress)
         print_json(rows) if as_json else listings.show_networks(rows)
         return
+    networks.find(name)  # a name that is none may hold what files can't be called
     path, sides = out or Path(f"{name}.onnx"), None if size is None else arguments.sides(size)
     with console.progress(quiet) as progress, wire.replacing(path) as file:
         model = networks.build(name, input_size=sides, classes=classes, width=width, seed=seed, progress=progress)

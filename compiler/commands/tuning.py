@@ -80,8 +80,11 @@ def records_(
     from nnc import autotune
     from nnc import target as targets
     from nnc.display import console, listings
+    from nnc.model import wire
     from nnc.tuning.records import own_file
 
+    if export is not None:
+        wire.refuse_folder(export)
     chip = targets.load(target)
     chip.require_threads(threads)
     own = file or own_file(chip)

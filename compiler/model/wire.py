@@ -270,9 +270,16 @@ def external_tensor(name: str, values: np.ndarray, location: str, offset: int) -
     return tensor
 
 
+def refuse_folder(path: Path) -> None:
+    """Raise NncError where a file can't be written because a folder is there: before anything is computed for it."""
+    if path.is_dir():
+        raise NncError(f"{path}: a folder, not a file", "give the name of a file in it")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """`with replacing(path) as file:` writes beside `path` and renames at the end; on any error the old file stays."""
+    refuse_folder(path)
     part = path.with_name(f".{path.name}.part")
     try:
         with open(part, "wb") as file:

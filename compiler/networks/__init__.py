@@ -15,7 +15,7 @@ from nnc.errors import NncError
 from nnc.networks.architectures import ARCHITECTURES, find
 from nnc.networks.network import Network, Pair, pair
 
-__all__ = ["ARCHITECTURES", "NAMES", "build", "listing"]
+__all__ = ["ARCHITECTURES", "NAMES", "build", "find", "listing"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -52,7 +52,8 @@ def build(
     Raises NncError for a name or a figure that makes no network.
     """
     architecture, named_width, named_size = find(name)
-    sides = pair(_once(name, "input size", input_size, named_size) or architecture.input_size)
+    size = _once(name, "input size", input_size, named_size)
+    sides = pair(architecture.input_size if size is None else size)
     classes = architecture.classes if classes is None else classes
     width = _once(name, "width", width, named_width)
     width = 1.0 if width is None else width
