@@ -57,6 +57,8 @@ class Row:
     """{"metric", "points": [{"budget", "error", "accuracy", "chosen"}]}, see nnc.context.Context."""
     predicted: dict[str, dict[str, float | None]] | None = None
     """By figure: what it was "before" the pass, "predicted" by the pass, and "reached", null where not measured."""
+    tolerance: float | None = None
+    """Where "outputs equal": the largest difference that counted as rounding, of the largest value of an output."""
 
 
 @dataclass
@@ -247,6 +249,7 @@ def _rows(steps: list[_Step], context: Context) -> list[Row]:
     """Prove or measure what the steps did together, and describe each."""
     last = steps[-1]
     proof, snr = _prove(steps, context)
+    tolerance = verify.tolerance(last.after) if proof == "outputs equal" else None  # as `_moved`
     moved = last.changed > 0 and last.pass_.effect != "exact"  # such a pass is a run of its own
     accuracy = context.accuracy(last.after) if moved else None
     rows: list[Row] = []
@@ -268,6 +271,7 @@ def _rows(steps: list[_Step], context: Context) -> list[Row]:
                 decisions=list(step.explanation.decisions.values()),
                 curve=step.explanation.curve,
                 predicted=_reached(step, found | {"accuracy": accuracy}, context),
+                tolerance=tolerance if step.changed else None,
             )
         )
     return rows

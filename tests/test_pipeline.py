@@ -12,7 +12,7 @@ import pytest
 from onnx.parser import parse_model
 
 from nnc import graph as graphs
-from nnc import pipeline, report, target
+from nnc import pipeline, report, target, testing
 from nnc.checkpoint import Checkpoints
 from nnc.data import Dataset
 from nnc.errors import NncError
@@ -128,12 +128,19 @@ def context() -> pipeline.Context:
     return pipeline.Context(target.load("qcs605"))
 
 
+def test_a_row_has_the_tolerance_of_its_proof(context: pipeline.Context) -> None:
+    text = """net (float[1, 4] x) => (float[1, 4] y) <float one = {1.0}, float s = {0.1}, uint8 z = {128}>
+    { a = Mul(x, one) q = QuantizeLinear(a, s, z) y = DequantizeLinear(q, s, z) }"""
+    _, rows = pipeline.run(testing.graph(text), [DropOne(), DropOne()], context)
+    assert [(row.proof, row.tolerance) for row in rows] == [("outputs equal", 0.05), ("unchanged", None)]
+
+
 def test_exact_passes_are_proved_and_counted(net: gs.Graph, context: pipeline.Context) -> None:
     after, rows = pipeline.run(net, [DropOne(), DoubleWeights()], context)
     assert [node.op for node in after.nodes] == ["Conv", "Relu"]
-    assert [(row.name, row.changed, row.proof) for row in rows] == [
-        ("drop-one", 1, "outputs equal"),
-        ("double-weights", 1, "outputs equal"),
+    assert [(row.name, row.changed, row.proof, row.tolerance) for row in rows] == [
+        ("drop-one", 1, "outputs equal", 1e-4),
+        ("double-weights", 1, "outputs equal", 1e-4),
     ]
     assert rows[0].skipped == [{"node": "d", "reason": "the factor is 2.0"}]
     assert [node.op for node in net.nodes] == ["Conv", "Mul", "Mul", "Relu"], "the graph given is left alone"

@@ -83,6 +83,16 @@ def test_the_page_needs_nothing_else(folder: Path) -> None:
     assert len(html) < 200_000
 
 
+def test_the_page_says_how_equal_outputs_were(folder: Path) -> None:
+    assert "Equal means: to 0.0001 of the largest value after drop-one." in words(page_of(folder))
+    row = json.loads((folder / "report.json").read_text())["passes"][0]
+    rows = [row, row, row | {"name": "fold", "tolerance": 0.05}, row | {"name": "other", "tolerance": None}]
+    text = words(page_of(folder, passes=rows))
+    assert "to 0.0001 of the largest value after drop-one. Equal" in text
+    assert "to 0.05 of the largest value after fold, where values are rounded" in text
+    assert "after other" not in text
+
+
 def test_names_from_files_are_escaped(folder: Path) -> None:
     written = json.loads((folder / "report.json").read_text())
     layer, row = written["layers"][0], written["passes"][1]

@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from nnc import verify
 from nnc.compiling.job import command
 from nnc.display import plot, units
 from nnc.report import (
@@ -56,6 +57,8 @@ def page(report: Entry, lock: Entry) -> str:
         strip=_strip(report["layers"]),
         heaviest=_heaviest(report["layers"]),
         left_alone=_left_alone(report["passes"]),
+        tolerances=_tolerances(report["passes"]),
+        rounding=verify.TOLERANCE,
         command=_command(report, lock),
     )
 
@@ -187,6 +190,12 @@ def _left_alone(rows: Sequence[Entry]) -> list[Made]:
         for reason, names in sorted(nodes.items(), key=lambda group: -len(group[1])):
             groups.append({"pass": row["name"], "reason": reason, "nodes": names})
     return groups
+
+
+def _tolerances(rows: Sequence[Entry]) -> dict[float, list[str]]:
+    """By the difference that counted as rounding, the smallest first: the passes whose outputs were proved equal."""
+    proved = [(row["tolerance"], row["name"]) for row in rows if row["tolerance"] is not None]
+    return {limit: list(dict.fromkeys(name for at, name in proved if at == limit)) for limit in sorted(dict(proved))}
 
 
 def _command(report: Entry, lock: Entry) -> str:
