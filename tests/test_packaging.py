@@ -1,5 +1,8 @@
 """What is installed: everything that is in the folders, and it works without them."""
 
+import ast
+import importlib.metadata
+import itertools
 import os
 import re
 import subprocess
@@ -63,6 +66,33 @@ def test_every_folder_with_code_is_a_package() -> None:
             if file.suffix == ".py":
                 found.add(".".join([package, *file.parent.parts]))
     assert found == set(PROJECT["tool"]["setuptools"]["packages"])
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    extras = PROJECT["project"]["optional-dependencies"].values()
+    texts = itertools.chain(PROJECT["project"]["dependencies"], *extras)
+    declared = {canonical(re.split(r"[^\w.-]", text)[0]) for text in texts}
+    declared |= {"protobuf", "pydantic-core"}  # of onnx and pydantic, which can't do without
+    known = importlib.metadata.packages_distributions()
+    files = [ROOT / folder / file for folder in FOLDERS.values() for file in contents(folder) if file.suffix == ".py"]
+    imported = set().union(*map(imports, files)) - sys.stdlib_module_names - {"nnc"}
+    assert {"numpy", "torch"} <= imported
+    assert not [name for name in imported if not declared & {canonical(each) for each in known.get(name, [name])}]
+
+
+def canonical(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def imports(file: Path) -> set[str]:
+    """The packages that a module imports, here or there."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module)
+    return {name.partition(".")[0] for name in found}
 
 
 @pytest.mark.slow

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from nnc.compiling.job import Job
 
 #: Packages whose version can change what a compile leaves behind.
-PACKAGES = ("onnx", "onnx-graphsurgeon", "onnxruntime", "numpy", "pillow", "apache-tvm", "apache-tvm-ffi", "ziglang")
+PACKAGES = (
+    *("onnx", "onnx-graphsurgeon", "onnxruntime", "numpy", "scipy", "tensorly", "pillow"),
+    *("apache-tvm", "apache-tvm-ffi", "ziglang"),
+)
 
 #: Packages that make PTX of CUDA kernels and say what these take; each may be missing.
 CUDA_PACKAGES = ("nvidia-cuda-nvrtc-cu12", "nvidia-cuda-runtime-cu12", "nvidia-cuda-nvcc-cu12")

@@ -148,7 +148,7 @@ def test_metadata_and_lock_say_where_the_result_is_from(project: Path) -> None:
     assert lock["recipe"]["sha256"].keys() == {"recipe.toml", "passes.py"}
     assert lock["model"]["sha256"].keys() == {"model.onnx"}
     assert lock["data"]["sha256"].keys() == {"test"}
-    assert {"onnx", "onnxruntime", "numpy", "pillow", "apache-tvm"} <= lock["packages"].keys()
+    assert {"onnx", "onnxruntime", "numpy", "scipy", "tensorly", "pillow", "apache-tvm"} <= lock["packages"].keys()
 
 
 def test_the_same_inputs_give_the_same_bytes_elsewhere(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
