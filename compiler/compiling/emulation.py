@@ -66,10 +66,15 @@ def of_folder(folder: Path, target: str | None, threads: int | None, progress: P
     """What the library of a compile costs on its target, or on another one: {"model", "target", "threads",
     "latency_ms", "analytic_ms", "layers"}.
 
-    Raises NncError where the folder holds no library, or one that can't be emulated.
+    Raises NncError where the folder holds no library, or one that can't be emulated or that the target can't execute.
     """
     artifact = Artifact.open(folder)
     chip = artifact.target if target is None else load_target(target)
+    if (chip.unit.kind, chip.unit.architecture) != (artifact.target.unit.kind, artifact.target.unit.architecture):
+        raise NncError(
+            f"{folder}: compiled for {artifact.target.label}, whose code {chip.label} can't execute",
+            f"compile it with --target {chip.spec}",
+        )
     chip.require_threads(threads)
     threads = threads or min(artifact.threads, chip.unit.cores)
     check(chip, threads)

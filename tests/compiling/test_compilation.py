@@ -20,7 +20,7 @@ import pytest
 import nnc
 from nnc import graph as graphs
 from nnc import recipe, target
-from nnc.compiling import compilation, lock
+from nnc.compiling import compilation, emulation, lock
 from nnc.compiling.compilation import Job
 from nnc.compiling.job import command
 from nnc.errors import NncError
@@ -548,6 +548,13 @@ def test_a_library_is_built_again_only_for_another_graph_or_machine(project: Pat
     (out / "module.so").write_text("damaged")
     compilation.compile_model(job(project, lower=True, threads=1))
     assert (lowering.builds, (out / "module.so").read_text()) == (4, "build 4")
+
+
+@pytest.mark.parametrize("other", ["x86", "qcs605:gpu"])
+def test_a_library_is_emulated_only_where_it_could_run(project: Path, lowering: _Lowering, other: str) -> None:
+    compilation.compile_model(job(project, lower=True))
+    with pytest.raises(NncError, match=rf"out: compiled for qcs605:cpu, whose code {other}.* can't execute"):
+        emulation.of_folder(project / "out", other, None, lambda *_: None)
 
 
 def test_no_lower_removes_the_library_of_another_graph(project: Path, lowering: _Lowering) -> None:
