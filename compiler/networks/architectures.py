@@ -13,7 +13,7 @@ from nnc.networks.efficientnet import V2_B0, V2_S, efficientnet, efficientnet_li
 from nnc.networks.ghostnet import ghostnet
 from nnc.networks.inception import googlenet, googlenet_caffe, inception_resnet_v2, inception_v3, inception_v4
 from nnc.networks.mnasnet import mnasnet, proxylessnas
-from nnc.networks.mobilenet import V3_LARGE, V3_SMALL, mobilenet_v1, mobilenet_v2, mobilenet_v3
+from nnc.networks.mobilenet import V3_LARGE, V3_LARGE_FIRST, V3_SMALL, mobilenet_v1, mobilenet_v2, mobilenet_v3
 from nnc.networks.nanodet import nanodet_m
 from nnc.networks.network import Network, Value
 from nnc.networks.regnet import X_DESIGNS, Y_DESIGNS, regnet
@@ -76,6 +76,7 @@ ARCHITECTURES = {
     "vgg19": Architecture(partial(vgg, stages=PLAN_E)),
     "vgg19_bn": Architecture(partial(vgg, stages=PLAN_E, normalized=True)),
     "resnet18": Architecture(partial(resnet, block=basic_block, depths=(2, 2, 2, 2))),
+    "resnet18_caffe": Architecture(partial(resnet, block=basic_block, depths=(2, 2, 2, 2), projects=True)),
     "resnet34": Architecture(partial(resnet, block=basic_block, depths=(3, 4, 6, 3))),
     "resnet50": Architecture(partial(resnet, block=bottleneck, depths=(3, 4, 6, 3))),
     "resnet50_caffe": Architecture(
@@ -95,7 +96,11 @@ ARCHITECTURES = {
     "resnet56": _cifar(partial(resnet_cifar, depth=56)),
     "mobilenet_v1": Architecture(mobilenet_v1),
     "mobilenet_v2": Architecture(mobilenet_v2),
+    "mobilenet_v2_caffe": Architecture(partial(mobilenet_v2, all_expanded=True)),
     "mobilenet_v3_large": Architecture(partial(mobilenet_v3, blocks=V3_LARGE, last=1280)),
+    "mobilenet_v3_large_ncnn": Architecture(
+        partial(mobilenet_v3, blocks=V3_LARGE_FIRST, last=1280, squeezed_to=1)
+    ),
     "mobilenet_v3_small": Architecture(partial(mobilenet_v3, blocks=V3_SMALL, last=1024)),
     "mobilenet_v3_large_minimalistic": Architecture(
         partial(mobilenet_v3, blocks=V3_LARGE, last=1280, minimalistic=True)
@@ -105,6 +110,7 @@ ARCHITECTURES = {
     ),
     "mnasnet": Architecture(mnasnet),
     "proxylessnas": Architecture(proxylessnas),
+    "proxylessnas_ncnn": Architecture(partial(proxylessnas, first_block=32)),
     "ghostnet": Architecture(ghostnet),
     "densenet121": Architecture(partial(densenet, growth=32, depths=(6, 12, 24, 16))),
     "densenet161": Architecture(partial(densenet, growth=48, depths=(6, 12, 36, 24))),
@@ -112,12 +118,16 @@ ARCHITECTURES = {
     "densenet201": Architecture(partial(densenet, growth=32, depths=(6, 12, 48, 32))),
     "squeezenet1_0": Architecture(partial(squeezenet, filters=96, kernel=7, fires=FIRES_1_0)),
     "squeezenet1_1": Architecture(partial(squeezenet, filters=64, kernel=3, fires=FIRES_1_1)),
+    "squeezenet1_1_caffe": Architecture(
+        partial(squeezenet, filters=64, kernel=3, fires=FIRES_1_1, padded=True), input_size=227
+    ),
     "googlenet": Architecture(googlenet),
     "googlenet_caffe": Architecture(googlenet_caffe),
     "inception_v3": Architecture(inception_v3, input_size=299, smallest=75),
     "inception_v4": Architecture(inception_v4, input_size=299, smallest=75),
     "inception_resnet_v2": Architecture(inception_resnet_v2, input_size=299, smallest=75),
     "shufflenet_v1": Architecture(shufflenet_v1),
+    "shufflenet_v1_caffe": Architecture(partial(shufflenet_v1, narrow=True)),
     "shufflenet_v2": Architecture(shufflenet_v2),
     **{name: Architecture(partial(efficientnet, width=width, depth=depth), size)
        for name, (width, depth, size) in _EFFICIENTNETS.items()},

@@ -14,10 +14,9 @@ _MNASNET_STAGES = (
     (3, 1, 6, 320, 1),
 )
 
-#: Output channels, stride of the first block, kernel and expansion of each block: figure 4 of the paper, and the
-#: configuration that its authors published.
+#: Output channels, stride of the first block, kernel and expansion of each block behind the first: figure 4 of the
+#: paper, and the configuration that its authors published.
 _PROXYLESS_STAGES = (
-    (16, 1, ((3, 1),)),
     (32, 2, ((5, 3), (3, 3))),
     (40, 2, ((7, 3), (3, 3), (5, 3), (5, 3))),
     (80, 2, ((7, 6), (5, 3), (5, 3), (5, 3))),
@@ -49,12 +48,16 @@ def _mnasnet_block(net: Network, x: Value, name: str, channels: int, expansion: 
     return net.add(y, x, f"{name}.add") if x.shape == y.shape else y
 
 
-def proxylessnas(net: Network) -> Value:
+def proxylessnas(net: Network, first_block: int = 16) -> Value:
+    """`first_block` are the output channels of the first block; those inside the second don't depend on them."""
     x = conv_bn(net, net.input, "first_conv", net.scaled(32), 3, 2, Network.relu6)
-    for stage, (channels, stride, blocks) in enumerate(_PROXYLESS_STAGES):
+    x = conv_bn(net, x, "blocks.0.0.0", x.channels, 3, 1, Network.relu6, groups=x.channels)
+    x = conv_bn(net, x, "blocks.0.0.1", net.scaled(first_block), activation=None)
+    published = net.scaled(16)
+    for stage, (channels, stride, blocks) in enumerate(_PROXYLESS_STAGES, start=1):
         for index, (kernel, expansion) in enumerate(blocks):
             name, first = f"blocks.{stage}.{index}", stride if index == 0 else 1
-            hidden, filters = x.channels * expansion, net.scaled(channels)
-            x = inverted_residual(net, x, name, filters, hidden, kernel, first, Network.relu6)
+            hidden, published = published * expansion, net.scaled(channels)
+            x = inverted_residual(net, x, name, published, hidden, kernel, first, Network.relu6)
     last = divisible(1280 * max(1.0, net.width))  # never narrower, as in MobileNetV2
     return classifier(net, conv_bn(net, x, "feature_mix_layer", last, activation=Network.relu6), "classifier")

@@ -30,6 +30,8 @@ V3_LARGE = (
     (5, 960, 160, True, True, 1),
     (5, 960, 160, True, True, 1),
 )
+#: As in the first version of the paper: the last stride of 2 is one block later.
+V3_LARGE_FIRST = (*V3_LARGE[:-3], (5, 672, 160, True, True, 1), (5, 672, 160, True, True, 2), V3_LARGE[-1])
 V3_SMALL = (
     (3, 16, 16, True, False, 2),
     (3, 72, 24, False, False, 2),
@@ -64,26 +66,30 @@ def separable(net: Network, x: Value, name: str, channels: int, stride: int = 1)
     return conv_bn(net, x, f"{name}.1", channels, activation=Network.relu6)
 
 
-def mobilenet_v2(net: Network) -> Value:
-    return classifier(net, v2_features(net)[-1], "classifier.1")
+def mobilenet_v2(net: Network, all_expanded: bool = False) -> Value:
+    return classifier(net, v2_features(net, all_expanded)[-1], "classifier.1")
 
 
-def v2_features(net: Network) -> list[Value]:
-    """The outputs of the first convolution, the seventeen blocks and the last convolution."""
+def v2_features(net: Network, all_expanded: bool = False) -> list[Value]:
+    """The outputs of the first convolution, the seventeen blocks and the last convolution.
+
+    `all_expanded`: whether the first block too has a 1x1 convolution in front, to as many channels as it reads.
+    """
     outputs = [conv_bn(net, net.input, "features.0", net.scaled(32), 3, 2, Network.relu6)]
     for expansion, channels, blocks, stride in _V2_STAGES:
         for block in range(blocks):
             name, first = f"features.{len(outputs)}", stride if block == 0 else 1
-            outputs.append(_v2_block(net, outputs[-1], name, net.scaled(channels), expansion, first))
+            expands = all_expanded or expansion != 1
+            outputs.append(_v2_block(net, outputs[-1], name, net.scaled(channels), expansion, first, expands))
     # The paper never makes the last convolution narrower than 1280.
     last = divisible(1280 * max(1.0, net.width))
     outputs.append(conv_bn(net, outputs[-1], f"features.{len(outputs)}", last, activation=Network.relu6))
     return outputs
 
 
-def _v2_block(net: Network, x: Value, name: str, channels: int, expansion: int, stride: int) -> Value:
+def _v2_block(net: Network, x: Value, name: str, channels: int, expansion: int, stride: int, expands: bool) -> Value:
     y, index, hidden = x, 0, x.channels * expansion
-    if expansion != 1:
+    if expands:
         y = conv_bn(net, y, f"{name}.conv.0", hidden, activation=Network.relu6)
         index = 1
     y = conv_bn(net, y, f"{name}.conv.{index}", hidden, 3, stride, Network.relu6, groups=hidden)
@@ -91,17 +97,22 @@ def _v2_block(net: Network, x: Value, name: str, channels: int, expansion: int, 
     return net.add(x, y, f"{name}.add") if x.shape == y.shape else y
 
 
-def mobilenet_v3(net: Network, blocks: Blocks, last: int, minimalistic: bool = False) -> Value:
-    """Minimalistic is the authors' variant without 5x5 kernels, hard-swish and squeeze-and-excitation."""
+def mobilenet_v3(net: Network, blocks: Blocks, last: int, minimalistic: bool = False, squeezed_to: int = 8) -> Value:
+    """Minimalistic is the authors' variant without 5x5 kernels, hard-swish and squeeze-and-excitation.
+
+    Squeezed channels are multiples of `squeezed_to`.
+    """
     activation = Network.relu if minimalistic else Network.hard_swish
-    x = v3_features(net, blocks, minimalistic)[-1]
+    x = v3_features(net, blocks, minimalistic, squeezed_to=squeezed_to)[-1]
     x = net.flatten(net.global_average_pool(x, "avgpool"), "flatten")
     # As the last convolution of V2, the widest layer is not made narrower.
     x = activation(net, net.linear(x, "classifier.0", divisible(last * max(1.0, net.width))), "classifier.1")
     return net.linear(x, "classifier.3", net.classes)
 
 
-def v3_features(net: Network, blocks: Blocks, minimalistic: bool = False, dilated: bool = False) -> list[Value]:
+def v3_features(
+    net: Network, blocks: Blocks, minimalistic: bool = False, dilated: bool = False, squeezed_to: int = 8
+) -> list[Value]:
     """The outputs of the first convolution, the blocks and the last convolution.
 
     Dilated: the last stride of 2 becomes a dilation of 2, as segmentation wants it.
@@ -114,7 +125,10 @@ def v3_features(net: Network, blocks: Blocks, minimalistic: bool = False, dilate
             stride, dilation = 1, 2
         hidden = divisible(x.channels * expanded / published)
         excite = partial(
-            squeeze_excite, squeezed=divisible(hidden // 4), activation=Network.relu, gate=Network.hard_sigmoid
+            squeeze_excite,
+            squeezed=divisible(hidden // 4, squeezed_to),
+            activation=Network.relu,
+            gate=Network.hard_sigmoid,
         )
         x = inverted_residual(
             net, x, f"features.{index}.block", net.scaled(channels), hidden,

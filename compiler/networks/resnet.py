@@ -12,16 +12,22 @@ Shortcut = Callable[[Network, Value, str, int, int], Value]
 Block = Callable[[Network, Value, str, int, int, Shortcut, int], Value]
 
 
-def resnet(net: Network, block: Block, depths: Sequence[int]) -> Value:
-    """The four-stage network for ImageNet; the blocks are torchvision's."""
-    return classifier(net, features(net, block, depths)[-1], "fc")
+def resnet(net: Network, block: Block, depths: Sequence[int], projects: bool = False) -> Value:
+    """The four-stage network for ImageNet; the blocks are torchvision's.
+
+    `projects`: whether the first stage has a projection too, which changes no shape.
+    """
+    shortcut = projection_of_stages if projects else projection
+    return classifier(net, features(net, block, depths, shortcut=shortcut)[-1], "fc")
 
 
-def features(net: Network, block: Block, depths: Sequence[int], dilated: int = 0) -> list[Value]:
+def features(
+    net: Network, block: Block, depths: Sequence[int], dilated: int = 0, shortcut: Shortcut | None = None
+) -> list[Value]:
     """The outputs of the four stages; in the last `dilated` of them a stride of 2 becomes twice the dilation."""
     x = net.relu(net.batch_norm(net.conv(net.input, "conv1", net.scaled(64), 7, 2), "bn1"), "relu")
     x = net.max_pool(x, "maxpool", 3, 2, 1)
-    return _stages(net, x, block, (64, 128, 256, 512), depths, projection, dilated)
+    return _stages(net, x, block, (64, 128, 256, 512), depths, shortcut or projection, dilated)
 
 
 def resnet_cifar(net: Network, depth: int) -> Value:
@@ -69,6 +75,15 @@ def projection(net: Network, x: Value, name: str, channels: int, stride: int) ->
     """Option B: a strided 1x1 convolution where the shape changes."""
     if stride == 1 and x.channels == channels:
         return x
+    return _downsample(net, x, name, channels, stride)
+
+
+def projection_of_stages(net: Network, x: Value, name: str, channels: int, stride: int) -> Value:
+    """A 1x1 convolution in the first block of every stage."""
+    return _downsample(net, x, name, channels, stride) if name.endswith(".0") else x
+
+
+def _downsample(net: Network, x: Value, name: str, channels: int, stride: int) -> Value:
     return net.batch_norm(net.conv(x, f"{name}.downsample.0", channels, 1, stride), f"{name}.downsample.1")
 
 

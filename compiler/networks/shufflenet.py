@@ -22,7 +22,8 @@ _V2_CHANNELS = {
 _V2_DEPTHS = (4, 8, 4)
 
 
-def shufflenet_v1(net: Network, groups: int = 3) -> Value:
+def shufflenet_v1(net: Network, groups: int = 3, narrow: bool = False) -> Value:
+    """Narrow: units of stride 2 have inside a quarter of the channels that they add, not of all behind them."""
     x = net.relu(net.batch_norm(net.conv(net.input, "conv1.0", 24, 3, 2), "conv1.1"), "conv1.2")
     x = net.max_pool(x, "maxpool", 3, 2, 1)
     # The 1x1 convolutions inside have a quarter of the channels, in groups; a stage adds some to those that it reads.
@@ -31,20 +32,23 @@ def shufflenet_v1(net: Network, groups: int = 3) -> Value:
     for stage, depth in enumerate(_V1_DEPTHS, start=2):
         for index in range(depth):
             first = 1 if stage == 2 and index == 0 else groups
-            x = _v1_unit(net, x, f"stage{stage}.{index}", channels, 2 if index == 0 else 1, first, groups)
+            added = channels - x.channels if index == 0 else channels
+            inner = (added if narrow else channels) // 4
+            x = _v1_unit(net, x, f"stage{stage}.{index}", inner, added, 2 if index == 0 else 1, first, groups)
         channels *= 2
     return classifier(net, x, "fc")
 
 
-def _v1_unit(net: Network, x: Value, name: str, channels: int, stride: int, first: int, groups: int) -> Value:
+def _v1_unit(
+    net: Network, x: Value, name: str, inner: int, channels: int, stride: int, first: int, groups: int
+) -> Value:
     """Grouped 1x1, shuffle, depthwise, grouped 1x1; next to an average pooling with stride 2, a sum elsewhere."""
-    inner, shortcut = channels // 4, x
+    shortcut = x
     y = net.relu(net.batch_norm(net.conv(x, f"{name}.conv1", inner, groups=first), f"{name}.bn1"))
     y = channel_shuffle(net, y, f"{name}.shuffle", groups)
     y = net.batch_norm(net.conv(y, f"{name}.conv2", inner, 3, stride, groups=inner), f"{name}.bn2")
     if stride > 1:
         shortcut = net.average_pool(x, f"{name}.pool", 3, stride, padding=1)
-        channels -= x.channels
     y = net.batch_norm(net.conv(y, f"{name}.conv3", channels, groups=groups), f"{name}.bn3")
     y = net.concat([shortcut, y], f"{name}.concat") if stride > 1 else net.add(shortcut, y, f"{name}.add")
     return net.relu(y, f"{name}.relu")

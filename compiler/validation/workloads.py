@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from nnc import networks, recipe
 from nnc.context import Context
 from nnc.display import units
 from nnc.errors import NncError
+from nnc.networks.architectures import find
 from nnc.simulation.kernels import kernels
 from nnc.simulation.work import Work, work
 from nnc.target import load
@@ -32,9 +34,17 @@ _OPSET = 24
 # Engines that run every node by itself, as it comes.
 _EAGER = {"pytorch", "tensorflow"}
 
-# Caffe's versions of networks, which ncnn's benchmark runs: https://github.com/Tencent/ncnn/tree/master/benchmark.
-_CAFFE = {name: f"{name}_caffe" for name in ("alexnet", "googlenet", "resnet50")}
-_VERSIONS = {"ncnn": _CAFFE, "ncnn-vulkan": _CAFFE}
+# The versions of reference networks that ncnn's benchmark runs, most of them Caffe's:
+# https://github.com/Tencent/ncnn/tree/master/benchmark/models.
+_NCNN = {
+    name: f"{name}_{origin}"
+    for origin, names in (
+        ("caffe", ("alexnet", "googlenet", "mobilenet_v2", "resnet18", "resnet50", "shufflenet_v1", "squeezenet1_1")),
+        ("ncnn", ("mobilenet_v3_large", "proxylessnas")),
+    )
+    for name in names
+}
+_VERSIONS = {"ncnn": _NCNN, "ncnn-vulkan": _NCNN}
 
 
 class Workloads:
@@ -51,7 +61,7 @@ class Workloads:
 
     def of(self, row: Row) -> Work | str:
         """The kernels of the row's network at its input shape, or why there are none."""
-        name = _VERSIONS.get(row.engine, {}).get(row.model_id, row.model_id)
+        name = _version(row)
         key = row.model_id, name, row.input_shape, row.batch, row.engine in _EAGER
         if key not in self._made:
             self._made[key] = self._build(row, name)
@@ -67,6 +77,16 @@ class Workloads:
         except NncError as error:
             return error.message
         return graph if isinstance(graph, str) else work(kernels(_simplified(graph), fused=row.engine not in _EAGER))
+
+
+def _version(row: Row) -> str:
+    """The reference network that the row's engine runs under the row's name for it."""
+    with contextlib.suppress(NncError):
+        match find(row.model_id):
+            case architecture, (None | 1.0), None:
+                same = (name for name in networks.NAMES if networks.ARCHITECTURES[name] is architecture)
+                return _VERSIONS.get(row.engine, {}).get(next(same), row.model_id)
+    return row.model_id
 
 
 def _is_file_name(model_id: str) -> bool:

@@ -90,6 +90,12 @@ TORCHVISION |= {
 
 # Parameters with BatchNormalization folded, and multiply-accumulates, of the files in ncnn's benchmark.
 NCNN = {
+    "resnet18_caffe": (11_688_872, 1_826_918_400),
+    "mobilenet_v2_caffe": (3_488_872, 313_619_328),
+    "mobilenet_v3_large_ncnn": (5_133_694, 245_564_768),
+    "proxylessnas_ncnn": (4_064_560, 336_483_904),
+    "squeezenet1_1_caffe": (1_235_496, 418_467_520),
+    "shufflenet_v1_caffe": (1_802_866, 127_061_304),
     "ssd_mobilenet_v1": (5_783_417, 1_148_479_168),
     "squeezenet_ssd": (5_525_088 + 256, 1_175_969_984),  # one BatchNormalization has no convolution in front of it
     "yolov4_tiny": (6_053_502, 3_453_938_176),

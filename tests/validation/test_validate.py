@@ -42,7 +42,7 @@ def test_rows_are_predicted_from_core_types_and_reference_networks(tmp_path: Pat
 def test_a_folder_of_models_comes_before_reference_networks(tmp_path: Path) -> None:
     folder = tmp_path / "models"
     folder.mkdir()
-    small = networks.build("squeezenet1_1", input_size=64, seed=None)
+    small = networks.build("squeezenet1_1_caffe", input_size=64, seed=None)  # as ncnn runs it
     onnx.save(small, folder / "resnet18.onnx")  # the user's network of that name is another one
     onnx.save(small, folder / "mine.onnx")
     table = write(tmp_path, *ROWS)

@@ -41,6 +41,13 @@ def test_a_gate_of_its_own_input_is_one_node_behind_its_layer(of: Callable[[str,
     assert len(of("ncnn", "efficientnet_b0")) == 82 + 17 + 16
 
 
+@pytest.mark.parametrize(("spelled", "more"), [("mobilenet_v2_1.0", 1), ("mobilenet_v2", 1), ("mobilenet_v2_0.5", 0)])
+def test_ncnn_runs_its_own_version_of_a_network(of: Callable[[str, str], Work], spelled: str, more: int) -> None:
+    """Caffe's MobileNetV2 expands in front of its first block too, to the 32 channels that are there."""
+    own, published = (of(framework, spelled) for framework in ("ncnn", "TFLite"))
+    assert own.macs.sum() - published.macs.sum() == more * 32 * 32 * 32 * 32
+
+
 def row(model_id: str, input_shape: str, batch: str = "1", framework: str = "ncnn") -> Row:
     return Row(2, "chip", "cpu", "1", "Cortex-A76", "2.0", framework, "fp32", model_id, input_shape, 10.0, batch)
 
