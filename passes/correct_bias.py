@@ -27,8 +27,9 @@ class CorrectBias(Pass):
     x are those that BatchNormalization in the imported model tells: E[x] of a normal distribution, cut off by Relu or
     Clip; that corrects the rounding of weights only.
 
-    Approximate. Declines where a layer is not quantized, can't add a number to every output, gives what is not finite,
-    was not in the graph that insert-qdq met, and without data where no BatchNormalization tells what the layer reads.
+    Approximate. Declines where a layer is not quantized, was quantized already or of another shape when the recipe's
+    last insert-qdq met it, can't add a number to every output, gives what is not finite, and without data where no
+    BatchNormalization tells what the layer reads.
 
     Reference: Nagel et al., Data-free quantization through weight equalization and bias correction, ICCV 2019.
     """
@@ -76,8 +77,7 @@ class CorrectBias(Pass):
         for name in twins.layers:
             if not self._fits(name, twins, context):
                 continue
-            floats = Layer.of(twins.originals[name])
-            assert floats is not None, "the simulated layer is one"
+            floats = twins.floats[name]
             mean = known.get(floats.node.inputs[0].name)
             if mean is None or mean.size != floats.inputs:
                 context.skip(twins.layers[name].node, "no BatchNormalization tells the means of what it reads")

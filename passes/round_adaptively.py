@@ -26,8 +26,8 @@ class RoundAdaptively(Pass):
     also makes up for the errors before it. Rounding is up, down or further, whatever lowers the quadratic error: by
     column-wise feedback of errors, then by coordinate descent. Scales and biases are fitted, too.
 
-    Approximate. Declines where a layer is not quantized or was not when the recipe's insert-qdq met it, where it has
-    too many columns, and where what it reads or gives is not finite.
+    Approximate. Declines where a layer is not quantized, was quantized already or of another shape when the recipe's
+    last insert-qdq met it, where it has too many columns, and where what it reads or gives is not finite.
 
     Reference: Nagel et al., Up or down? Adaptive rounding for post-training quantization, ICML 2020; Frantar et al.,
     GPTQ, ICLR 2023.
@@ -74,9 +74,7 @@ class RoundAdaptively(Pass):
         finally:
             twins.release(name)
         whole = moments[0].with_(moments[1])
-        floats = Layer.of(twins.originals[name])
-        assert floats is not None, "the simulated layer is one"
-        W = calibrate.fitted(moments, floats.matrix)
+        W = calibrate.fitted(moments, twins.floats[name].matrix)
         grid = _grid(stored, simulated)
         old = simulated.matrix
         grid = rounding.rescaled(W, whole.xx, grid) if self.scales and grid.scale.size == stored.scale.size else grid

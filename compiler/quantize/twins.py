@@ -31,24 +31,27 @@ def unquantized(context: Context, graph: gs.Graph) -> gs.Graph:
 class Twins:
     """Layers of a quantized graph and their originals, in order of execution.
 
-    A layer whose weights were changed in `graph` is to be put into the simulation with `update`.
+    `simulated` and `floats` have the layers that the original has in floats and in the same shape, by name. A layer
+    whose weights were changed in `graph` is to be put into the simulation with `update`.
     """
 
     def __init__(self, graph: gs.Graph, original: gs.Graph, samples: Mapping[str, np.ndarray]) -> None:
         self.layers = layers(graph)
-        self.originals = {node.name: node for node in original.nodes}
+        self._originals = {node.name: node for node in original.nodes}
         self._simulated = graphs.copy(graph)
         self._nodes = {node.name: node for node in self._simulated.nodes}
         self._driver = Driver(self._simulated)
         for name in self.layers:
             self.update(name)
-        self.simulated = {
-            name: layer
-            for name in self.layers
-            if name in self.originals and (layer := Layer.of(self._nodes[name])) is not None
-        }
+        self.simulated: dict[str, Layer] = {}
+        self.floats: dict[str, Layer] = {}
+        for name in self.layers:
+            simulated = Layer.of(self._nodes[name])
+            floats = Layer.of(self._originals[name]) if name in self._originals else None
+            if simulated is not None and floats is not None and _shape(simulated) == _shape(floats):
+                self.simulated[name], self.floats[name] = simulated, floats
         self.now, self.then = Flow(self._simulated, samples), Flow(original, samples)
-        self.then.keep(self.originals[name].outputs[0].name for name in self.simulated)
+        self.then.keep(layer.node.outputs[0].name for layer in self.floats.values())
 
     def update(self, name: str) -> None:
         """Simulate a layer with the integers that it has."""
@@ -71,9 +74,10 @@ class Twins:
 
     def target(self, name: str) -> Callable[[slice], np.ndarray]:
         """What a layer shall give by samples: the original's output, less the error of what is then added to it."""
-        output = self.originals[name].outputs[0]
-        self.then.run_through(self.originals[name])
-        added = shortcut(self._nodes[name], self.now, self.originals, self.then)
+        floats = self.floats[name].node
+        output = floats.outputs[0]
+        self.then.run_through(floats)
+        added = shortcut(self._nodes[name], self.now, self._originals, self.then)
 
         def target(part: slice) -> np.ndarray:
             y = unbatched(self.then.value(output))[part]
@@ -85,7 +89,12 @@ class Twins:
 
     def release(self, name: str) -> None:
         """Forget the target of a layer."""
-        self.then.release(self.originals[name].outputs[0].name)
+        self.then.release(self.floats[name].node.outputs[0].name)
+
+
+def _shape(layer: Layer) -> tuple[int, ...]:
+    """Of the matrix [g, K / g, D], and of what the layer gives."""
+    return layer.groups, layer.outputs, layer.columns, *layer.node.outputs[0].shape
 
 
 def samples(graph: gs.Graph, context: Context, most: int) -> dict[str, np.ndarray]:

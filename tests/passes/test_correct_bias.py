@@ -1,6 +1,7 @@
 """correct-bias: means of outputs are those of the floats again."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -12,6 +13,7 @@ from nnc.errors import NncError
 from nnc.passes.correct_bias import CorrectBias
 from nnc.passes.fold_batchnorm import FoldBatchNorm
 from nnc.passes.insert_qdq import InsertQdq
+from nnc.passes.prune_channels import PruneChannels
 from nnc.quantize.expectation import clipped_mean
 from nnc.rewrite import Pass
 from nnc.session import Session
@@ -112,6 +114,16 @@ def test_without_the_floats_it_is_told(tmp_path: Path) -> None:
     graph = testing.graph(CHAIN)
     with pytest.raises(NncError, match="no layer is quantized"):
         run(graph, dataset(tmp_path, graph), CorrectBias())
+
+
+@pytest.mark.parametrize("method", ["empirical", "analytic"])
+def test_layers_whose_floats_are_not_known_stay(method: Literal["empirical", "analytic"], tmp_path: Path) -> None:
+    graph = testing.graph(CHAIN)
+    data, correct, unknown = dataset(tmp_path, graph), CorrectBias(method=method), "its weights before quantization"
+    _, twice = run(graph, data, InsertQdq(include=("a",)), INSERT, correct)
+    assert twice["a"].startswith(unknown)
+    _, pruned = run(graph, data, INSERT, PruneChannels(sparsity=0.5, round_to=1), correct)
+    assert [pruned[name].startswith(unknown) for name in ("a", "y")] == [True, True]
 
 
 def test_what_the_recipe_excludes_stays(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from nnc.checkpoint import Checkpoints
 from nnc.data import Dataset, Preprocess
 from nnc.errors import NncError
 from nnc.passes.insert_qdq import InsertQdq
+from nnc.passes.prune_channels import PruneChannels
 from nnc.passes.round_adaptively import RoundAdaptively
 from nnc.rewrite import Pass
 from nnc.session import Session
@@ -122,6 +123,19 @@ def test_without_the_floats_it_is_told(tmp_path: Path) -> None:
     for each, reason in ((graph, "no layer is quantized"), (quantized, "the floats .* not known")):
         with pytest.raises(NncError, match=f"round-adaptively: {reason}"):
             run(each, data, RoundAdaptively())
+
+
+@pytest.mark.parametrize(
+    ("passes", "unknown"),
+    [((InsertQdq(include=("a",)), INSERT), "a"), ((INSERT, PruneChannels(sparsity=0.5, round_to=1)), "ay")],
+    ids=["quantized before", "pruned since"],
+)
+def test_layers_whose_floats_are_not_known_stay(passes: tuple[Pass, ...], unknown: str, tmp_path: Path) -> None:
+    graph = testing.graph(CHAIN)
+    _, context = run(graph, dataset(tmp_path, graph), *passes, RoundAdaptively())
+    skipped = {each["node"]: each["reason"] for each in context.skipped.values()}
+    assert skipped == dict.fromkeys(unknown, "its weights before quantization are not known")
+    assert set(context.explanation.decisions) == {"a", "y"} - set(unknown)
 
 
 def test_the_floats_are_found_again_behind_a_checkpoint(tmp_path: Path) -> None:
