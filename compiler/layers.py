@@ -14,7 +14,8 @@ import onnx_graphsurgeon as gs
 from nnc.measure import has_shape
 from nnc.model.proto import is_standard
 from nnc.quantize import scheme
-from nnc.rewrite import Driver
+from nnc.rewrite import Driver, replace_input
+from nnc.rewrite import node as draft
 
 
 @dataclass(frozen=True)
@@ -168,8 +169,20 @@ class Layer:
     def set(self, W: np.ndarray, bias: np.ndarray, driver: Driver) -> None:
         """Give the layer the weights W [g, K / g, D] and the bias [K], in constants that no other node reads.
 
-        A MatMul becomes a Gemm where it needs a bias and may have one; where it may not, the bias is left out.
+        A MatMul becomes a Gemm where it needs a bias and may have one; where it may not, an Add behind it has the bias.
         """
+    def _add_behind(self, bias: np.ndarray, driver: Driver) -> None:
+        """Add the bias [K] to the constant that is added to the output; to the output itself where there is none."""
+        output = self.node.outputs[0]
+        readers = [] if driver.is_output(output) else output.outputs
+        add = readers[0] if len(readers) == 1 and is_standard(readers[0], "Add") else None
+        added = next((each for each in add.inputs if isinstance(each, gs.Constant)), None) if add is not None else None
+        if added is not None:
+            replace_input(add, added, driver.constant(added.name, added.values + bias))
+            return
+        driver.replace(self.node, draft("Add", draft("MatMul", *self.node.inputs), bias))
+        driver.tidy()
+
         node, weight = self.node, self.node.inputs[1]
         values = W.reshape(self.outputs, *self._shape[1:]).astype(weight.dtype)
         values = np.ascontiguousarray(values if self._out_first else values.T)
@@ -180,7 +193,9 @@ class Layer:
             node.attrs |= {"alpha": 1.0, "beta": 1.0}
         name = node.outputs[0].name
         node.inputs[1] = driver.constant(f"{name}.W", values)
-        if biased and node.op != "MatMul":
+        if biased and node.op == "MatMul":
+            self._add_behind(bias.astype(weight.dtype), driver)
+        elif biased:
             made = driver.constant(f"{name}.B", bias.astype(weight.dtype))
             node.inputs = [*node.inputs[:2], made]
 

@@ -113,6 +113,30 @@ def test_other_channels_take_over_what_they_can() -> None:
     assert errors["y"] == pytest.approx(direct, rel=0.3)
 
 
+TOKENS = """
+net (float[2, 7, 6] x) => (float y) <float[6, 8] V, float[8, 5] W, float[5] B> {
+    a = MatMul(x, V)
+    r = Relu(a)
+    y = MatMul(r, W)
+}
+"""
+ADDED = TOKENS.replace("y = MatMul(r, W)", "b = MatMul(r, W)\n    y = Add(B, b)")
+
+
+@pytest.mark.parametrize(
+    ("text", "adds"),
+    [(TOKENS.replace(", float[5] B", ""), 1), (ADDED, 1), (ADDED.replace("(float y", "(float b, float y"), 2)],
+)
+def test_the_mean_of_what_is_lost_is_added_behind_a_matmul_of_sequences(text: str, adds: int) -> None:
+    graph = testing.graph(text)
+    after, _ = refitted(graph, "a", 2)
+    assert [node.op for node in after.nodes] == ["MatMul", "Relu", "MatMul", *["Add"] * adds]
+    expected, found = (Flow(each, drawn(graph)).outputs()["y"] for each in (graph, after))
+    np.testing.assert_allclose(found.mean((0, 1, 2)), expected.mean((0, 1, 2)), atol=1e-5)
+    if adds == 2:
+        assert [tensor.name for tensor in after.outputs] == ["b", "y"]
+
+
 GROUPED = """
 net (float[1, 4, 8, 8] x) => (float y)
 <float[8, 4, 1, 1] V, float[8] A, float[6, 4, 3, 3] W, float[6] B>
