@@ -195,7 +195,7 @@ class InsertQdq(QuantizingPass):
             barred = {name for name, ends in ranges.items() if ends is None}
             placement = quantize.place(graph, lambda node: self._refusal(node, kept), barred, self._is_weight_only)
             missing = [tensor for tensor in placement.sources if tensor.name not in ranges]
-            if not missing or not placement.layers:
+            if not missing:
                 return placement
             ranges |= self._measured(graph, missing, placement, context)
 

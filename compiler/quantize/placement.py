@@ -56,7 +56,8 @@ def place(
     that layers that read them stay in floats, too. `weight_only` says whether a layer goes on reading floats.
 
     A tensor is where a layer reads it, or where an element-wise operator in reach of layers does: between a layer and
-    the activation behind it none is. What only moves values keeps its scale.
+    the activation behind it none is. What only moves values keeps its scale. Without a layer that reads integers, none
+    is anywhere.
     """
     layers: list[gs.Node] = []
     products: list[gs.Node] = []
@@ -69,6 +70,8 @@ def place(
                 refused.append((node, reason))
             else:
                 (products if alone else layers).append(node)
+    if not layers:  # what is near the integers that the model came with stays as it is
+        return Placement([], products, [], refused, frozenset(), frozenset())
     ends = {id(tensor) for tensor in graph.outputs}
     integer = _integer_nodes(graph, layers, ends)
     wanted = {key: each for key, each in _wanted(graph, integer).items() if _can_round(each, barred)}

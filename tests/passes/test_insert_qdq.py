@@ -476,6 +476,28 @@ def test_weight_only_is_for_products(tmp_path: Path) -> None:
     assert snr(graph, mixed) > 20
 
 
+def test_weight_only_leaves_integers_around_gates_alone() -> None:
+    """No scales are placed near the pairs that the model came with, where no data tells any."""
+    text = """net (float[1, 3, 8, 8] x) => (float[1, 5] y)
+    <float s = {0.05}, uint8 z = {128}, float[4, 3, 1, 1] W, float[4, 5] V>
+    {
+        q = QuantizeLinear(x, s, z)
+        d = DequantizeLinear(q, s, z)
+        c = Conv(d, W)
+        e = QuantizeLinear(c, s, z)
+        g = DequantizeLinear(e, s, z)
+        h = Sigmoid(g)
+        m = Mul(g, h)
+        p = GlobalAveragePool(m)
+        f = Flatten(p)
+        y = Gemm(f, V)
+    }"""
+    result = testing.check(InsertQdq(weight_only=True), text)
+    assert result.skipped == {"c": "only Gemm and MatMul have weight_only"}
+    assert Counter(result.ops)["QuantizeLinear"] == 2
+    assert list(quantize.layers(result.graph)) == ["y"]
+
+
 def test_weight_only_but_for_some(tmp_path: Path) -> None:
     pass_ = InsertQdq(weight_only=True, layers={"y": LayerOptions(weight_only=False)})
     assert pass_.data_needed() == ("calibration",)
