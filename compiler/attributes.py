@@ -60,6 +60,29 @@ def pads(node: gs.Node) -> dict[int, tuple[int, int]]:
     return {axis % rank: pair for axis, pair in zip(axes, pairs, strict=True) if any(pair)}
 
 
+def window_pads(
+    node: gs.Node, kernel: Sequence[int], sizes: Sequence[int], stops: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """The padding in front of and behind each spatial axis of a convolution or pool, whose windows have size `kernel`.
+
+    Windows slide over `sizes` and stop at `stops` places: those of the input and the output; of a ConvTranspose, those
+    of the output, less `output_padding`, and of the input. With `auto_pad`, or the `output_shape` of a ConvTranspose,
+    it is what the windows need, half of it on each side: an odd element is in front, with SAME_UPPER behind.
+    """
+    rank, automatic = len(kernel), node.attrs.get("auto_pad", "NOTSET")
+    if automatic in ("NOTSET", "VALID") and "output_shape" not in node.attrs:
+        given = node.attrs.get("pads") if automatic == "NOTSET" else None
+        padding = list(given or [0] * 2 * rank)
+        return padding[:rank], padding[rank:]
+    strides, dilations = (node.attrs.get(name) or [1] * rank for name in ("strides", "dilations"))
+    totals = [
+        max(0, stride * (count - 1) + dilation * (taps - 1) + 1 - size)
+        for size, count, taps, stride, dilation in zip(sizes, stops, kernel, strides, dilations, strict=True)
+    ]
+    less, more = [total // 2 for total in totals], [total - total // 2 for total in totals]
+    return (less, more) if automatic == "SAME_UPPER" else (more, less)
+
+
 def reduced_axes(node: gs.Node) -> list[int]:
     """The axes, from 0, that a reduction, ArgMax or ArgMin reduces."""
     rank = len(node.inputs[0].shape)

@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from nnc.attributes import window_pads
 from nnc.measure import has_shape
 from nnc.model.proto import is_standard
 from nnc.quantize import scheme
@@ -146,43 +147,14 @@ class Layer:
     @property
     def pads(self) -> tuple[list[int], list[int]]:
         """Values added in front of and behind each spatial axis."""
-        kernel = self.kernel
-        pads = self.node.attrs.get("pads") or [0] * (2 * len(kernel))
-        automatic = self.node.attrs.get("auto_pad", "NOTSET")
-        if automatic in ("SAME_UPPER", "SAME_LOWER"):
-            return self._same_pads(automatic == "SAME_LOWER")
-        if automatic == "VALID":
-            pads = [0] * (2 * len(kernel))
-        return list(pads[: len(kernel)]), list(pads[len(kernel) :])
-
-    def _same_pads(self, lower: bool) -> tuple[list[int], list[int]]:
-        dilations = self.node.attrs.get("dilations") or [1] * len(self.kernel)
-        strides = self.node.attrs.get("strides") or [1] * len(self.kernel)
-        sizes = zip(self.node.inputs[0].shape[2:], self.node.outputs[0].shape[2:], strict=True)
-        total = [
-            max(0, (out - 1) * stride + dilation * (size - 1) + 1 - into)
-            for (into, out), stride, dilation, size in zip(sizes, strides, dilations, self.kernel, strict=True)
-        ]
-        small, large = [each // 2 for each in total], [each - each // 2 for each in total]
-        return (large, small) if lower else (small, large)
+        sizes, stops = self.node.inputs[0].shape[2:], self.node.outputs[0].shape[2:]
+        return window_pads(self.node, self.kernel, sizes, stops)
 
     def set(self, W: np.ndarray, bias: np.ndarray, driver: Driver) -> None:
         """Give the layer the weights W [g, K / g, D] and the bias [K], in constants that no other node reads.
 
         A MatMul becomes a Gemm where it needs a bias and may have one; where it may not, an Add behind it has the bias.
         """
-    def _add_behind(self, bias: np.ndarray, driver: Driver) -> None:
-        """Add the bias [K] to the constant that is added to the output; to the output itself where there is none."""
-        output = self.node.outputs[0]
-        readers = [] if driver.is_output(output) else output.outputs
-        add = readers[0] if len(readers) == 1 and is_standard(readers[0], "Add") else None
-        added = next((each for each in add.inputs if isinstance(each, gs.Constant)), None) if add is not None else None
-        if added is not None:
-            replace_input(add, added, driver.constant(added.name, added.values + bias))
-            return
-        driver.replace(self.node, draft("Add", draft("MatMul", *self.node.inputs), bias))
-        driver.tidy()
-
         node, weight = self.node, self.node.inputs[1]
         values = W.reshape(self.outputs, *self._shape[1:]).astype(weight.dtype)
         values = np.ascontiguousarray(values if self._out_first else values.T)
@@ -198,6 +170,18 @@ class Layer:
         elif biased:
             made = driver.constant(f"{name}.B", bias.astype(weight.dtype))
             node.inputs = [*node.inputs[:2], made]
+
+    def _add_behind(self, bias: np.ndarray, driver: Driver) -> None:
+        """Add the bias [K] to the constant that is added to the output; to the output itself where there is none."""
+        output = self.node.outputs[0]
+        readers = [] if driver.is_output(output) else output.outputs
+        add = readers[0] if len(readers) == 1 and is_standard(readers[0], "Add") else None
+        added = next((each for each in add.inputs if isinstance(each, gs.Constant)), None) if add is not None else None
+        if added is not None:
+            replace_input(add, added, driver.constant(added.name, added.values + bias))
+            return
+        driver.replace(self.node, draft("Add", draft("MatMul", *self.node.inputs), bias))
+        driver.tidy()
 
 
 def _adds_per_output(node: gs.Node) -> bool:

@@ -252,7 +252,7 @@ def test_conv_transpose(data: st.DataObject, rank: int, group: int, read: int, w
     check_window(net(layer("ConvTranspose", "x, W", attrs | {"group": group}), f"x{shape}", f"float{W} W"))
 
 
-@pytest.mark.parametrize("pad", ["NOTSET", "SAME_UPPER", "SAME_LOWER"])
+@pytest.mark.parametrize("pad", ["NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"])
 @pytest.mark.parametrize("size", [[6, 9], [7, 8], [5, 7]])
 def test_conv_transpose_of_a_given_size(pad: str, size: list[int]) -> None:
     attrs = {"output_shape": size, "strides": [2, 3], "auto_pad": pad}

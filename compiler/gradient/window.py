@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from nnc.attributes import window_pads
 from nnc.gradient.step import Rule, Step, first
 from nnc.gradient.value import Value, apply, apply_all, scatter_add
 
@@ -62,16 +63,7 @@ def _window(step: Step, kernel: Sequence[int], large: Sequence[int], small: Sequ
     """The window that takes the sizes `large` to `small`, padded as the node's attributes say."""
     rank = len(kernel)
     strides, dilations = step.attr("strides", [1] * rank), step.attr("dilations", [1] * rank)
-    padded = Window(kernel, strides, dilations, [0] * rank, large, small)
-    match step.attr("auto_pad", "NOTSET"):
-        case "NOTSET" if "output_shape" not in step.node.attrs:
-            begins = step.attr("pads", [0] * 2 * rank)[:rank]
-        case "VALID":
-            begins = [0] * rank
-        case "SAME_UPPER":
-            begins = [max(end, 0) // 2 for end in padded.ends]
-        case _:  # SAME_LOWER, and a ConvTranspose of a given size: an odd element more in front
-            begins = [(max(end, 0) + 1) // 2 for end in padded.ends]
+    begins, _ = window_pads(step.node, kernel, large, small)
     return Window(kernel, strides, dilations, begins, large, small)
 
 
@@ -122,13 +114,7 @@ def _divisors(step: Step, window: Window) -> np.ndarray:
     nothing = [0] * len(window.kernel)
     if not step.attr("count_include_pad", 0):
         return window.counts(nothing, nothing)
-    match step.attr("auto_pad", "NOTSET"):
-        case "NOTSET":
-            ends = step.attr("pads", nothing * 2)[len(nothing) :]
-        case "VALID":
-            ends = nothing
-        case _:
-            ends = window.ends
+    _, ends = window_pads(step.node, window.kernel, window.sizes, window.stops)
     return window.counts(window.begins, ends)
 
 

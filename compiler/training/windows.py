@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.nn import functional as F  # as everybody calls it
 
+from nnc.attributes import window_pads
 from nnc.training.site import Compute, Operator, Site, Tensor
 
 _CONV: tuple[Any, ...] = (F.conv1d, F.conv2d, F.conv3d)
@@ -32,18 +33,8 @@ class Window:
 
     @classmethod
     def of(cls, site: Site, kernel: Sequence[int], large: Sequence[int], small: Sequence[int]) -> Window:
-        ones = [1] * len(kernel)
-        plain = cls(kernel, site.attr("strides", ones), site.attr("dilations", ones), [0] * len(kernel), large, small)
-        match site.attr("auto_pad", "NOTSET"):
-            case "SAME_UPPER":
-                begins: Sequence[int] = [max(end, 0) // 2 for end in plain.ends]
-            case "SAME_LOWER":
-                begins = [(max(end, 0) + 1) // 2 for end in plain.ends]
-            case "VALID":
-                begins = plain.begins
-            case _:
-                begins = site.attr("pads", [0] * 2 * len(kernel))[: len(kernel)]
-        return cls(kernel, plain.strides, plain.dilations, begins, large, small)
+        ones, (begins, _) = [1] * len(kernel), window_pads(site.node, kernel, large, small)
+        return cls(kernel, site.attr("strides", ones), site.attr("dilations", ones), begins, large, small)
 
     @property
     def reach(self) -> list[int]:
@@ -118,15 +109,12 @@ def _average_pool(site: Site) -> Compute:
     kernel, strides = tuple(window.kernel), tuple(window.strides)
     if not any(window.begins) and max(window.ends) <= 0:
         return lambda x: function(x, kernel, strides)
-    counted = torch.ones(1, 1, *window.sizes)
+    counted = window
     if site.attr("count_include_pad", 0):
-        pads = site.attr("pads", [0] * 2 * len(kernel))
-        counted = torch.ones(1, 1, *(sum(each) for each in zip(window.sizes, pads, pads[len(kernel) :], strict=False)))
-        window = Window(kernel, strides, window.dilations, [0] * len(kernel), counted.shape[2:], window.stops)
-        own = Window.of(site, kernel, site.shape()[2:], site.result[2:])
-        share = function(window.padded(counted, 0.0), kernel, strides)
-        return lambda x: function(own.padded(x, 0.0), kernel, strides) / share.to(x.device)
-    share = function(window.padded(counted, 0.0), kernel, strides)
+        pads = window_pads(site.node, kernel, window.sizes, window.stops)
+        sizes = [sum(each) for each in zip(window.sizes, *pads, strict=True)]
+        counted = replace(window, begins=[0] * len(kernel), sizes=sizes)
+    share = function(counted.padded(torch.ones(1, 1, *counted.sizes), 0.0), kernel, strides)
     return lambda x: function(window.padded(x, 0.0), kernel, strides) / share.to(x.device)
 
 

@@ -23,11 +23,24 @@ LINES = {
     "dilated": ("y = Conv<dilations = [2, 2], group = 2>(x, W)", "float[6, 2, 3, 3] W", [6, 5, 5]),
     "transposed": ("y = ConvTranspose<strides = [2, 2], pads = [1, 0, 1, 1], output_padding = [1, 0]>(x, W)",
                    "float[4, 3, 3, 3] W", [3, 18, 18]),
+    "transposed-to-a-size": ("y = ConvTranspose<strides = [2, 2], output_shape = [18, 17]>(x, W)",
+                             "float[4, 3, 3, 3] W", [3, 18, 17]),
+    "transposed-same-upper": (
+        'y = ConvTranspose<strides = [2, 2], output_shape = [18, 17], auto_pad = "SAME_UPPER">(x, W)',
+        "float[4, 3, 3, 3] W", [3, 18, 17],
+    ),
     "max": ("y = MaxPool<kernel_shape = [3, 3], strides = [2, 2], pads = [0, 0, 1, 1]>(x)", "", [4, 4, 4]),
     "max-ceil": ("y = MaxPool<kernel_shape = [2, 2], strides = [2, 2], ceil_mode = 1>(x)", "", [4, 5, 5]),
     "average": ("y = AveragePool<kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1]>(x)", "", [4, 5, 5]),
     "average-padded": (
         "y = AveragePool<kernel_shape = [3, 3], pads = [1, 0, 1, 2], count_include_pad = 1>(x)", "", [4, 9, 9]
+    ),
+    "average-same": (
+        'y = AveragePool<kernel_shape = [3, 3], strides = [2, 2], auto_pad = "SAME_UPPER", count_include_pad = 1>(x)',
+        "", [4, 5, 5],
+    ),
+    "average-same-lower": (
+        'y = AveragePool<kernel_shape = [2, 2], auto_pad = "SAME_LOWER", count_include_pad = 1>(x)', "", [4, 9, 9]
     ),
     "average-ceil": ("y = AveragePool<kernel_shape = [2, 2], strides = [2, 2], ceil_mode = 1>(x)", "", [4, 5, 5]),
     "batchnorm": ("y = BatchNormalization(x, s, b, m, v)", "float[4] s, float[4] b, float[4] m, float[4] v", [4, 9, 9]),

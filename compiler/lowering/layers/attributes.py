@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from nnc.attributes import window_pads
 from nnc.lowering.kernels.window import Window
 from nnc.lowering.shapes import shape_of
 
@@ -32,15 +33,6 @@ def along_channels(bias: gs.Tensor | None, rank: int) -> gs.Tensor | np.ndarray 
     return bias.values.reshape(1, -1, *[1] * (rank - 2)) if isinstance(bias, gs.Constant) else bias
 
 
-def reduced_axes(node: gs.Node) -> list[int]:
-    """The axes of a reduction, an attribute before opset 18 and then an input; none where they are not known."""
-    axes = node.attrs.get("axes")
-    if axes is None and len(node.inputs) > 1:
-        values = array_of(node, 1)
-        axes = values.tolist() if values is not None else None
-    return sorted(axis % len(shape_of(node.inputs[0])) for axis in axes or ())
-
-
 def window_of(node: gs.Node, kernel: Sequence[int]) -> Window | None:
     """The sliding window of a convolution or pool over images; None for other ranks and negative padding."""
     shape, out = shape_of(node.inputs[0]), shape_of(node.outputs[0])
@@ -60,20 +52,8 @@ def window_of(node: gs.Node, kernel: Sequence[int]) -> Window | None:
 
 def pads_of(node: gs.Node, window: Window) -> tuple[int, int, int, int]:
     """Top, left, bottom, right."""
-    auto = node.attrs.get("auto_pad", "NOTSET")
-    if auto in ("NOTSET", b"NOTSET"):
-        return tuple(node.attrs.get("pads", (0, 0, 0, 0)))
-    if auto == "VALID":
-        return 0, 0, 0, 0
-    starts, ends = [], []
-    for size, kernel, stride, dilation, out in zip(
-        window.size, window.kernel, window.strides, window.dilations, window.out_size, strict=True
-    ):
-        total = max(0, (out - 1) * stride + (kernel - 1) * dilation + 1 - size)
-        first = total // 2 if auto == "SAME_UPPER" else total - total // 2
-        starts.append(first)
-        ends.append(total - first)
-    return starts[0], starts[1], ends[0], ends[1]
+    (top, left), (bottom, right) = window_pads(node, window.kernel, window.size, window.out_size)
+    return top, left, bottom, right
 
 
 def two(values: Sequence[int]) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from nnc.attributes import window_pads
 from nnc.lowering.expression import FLOATS
 from nnc.lowering.forms import PLAIN
 from nnc.lowering.fuse import Group
@@ -245,7 +246,7 @@ def phases(node: gs.Node, weights: np.ndarray, block: int) -> Iterator[tuple[Con
     """The convolutions that a ConvTranspose consists of, each with its weights `[out, in / groups, kh, kw]`."""
     (batch, channels, *size), groups = shape_of(node.inputs[0]), node.attrs.get("group", 1)
     strides, out_size = two(node.attrs.get("strides", (1, 1))), two(shape_of(node.outputs[0])[2:])
-    pads, W = _transposed_pads(node, strides, two(weights.shape[2:]), out_size), _as_convolution(weights, groups)
+    pads, W = _transposed_pads(node, two(weights.shape[2:]), out_size), _as_convolution(weights, groups)
     for phase in product(range(strides[0]), range(strides[1])):
         rows, columns = (_phase(*each) for each in zip(phase, strides, weights.shape[2:], pads, out_size, strict=True))
         window = Window(
@@ -291,18 +292,8 @@ def _as_convolution(W: np.ndarray, groups: int) -> np.ndarray:
     return split.reshape(groups * outs, ins, *W.shape[2:])
 
 
-def _transposed_pads(
-    node: gs.Node, strides: tuple[int, int], kernel: tuple[int, int], out: tuple[int, int]
-) -> tuple[int, int]:
-    """The padding in front of rows and columns; `output_shape` and `auto_pad` decide over `pads`, as in ONNX."""
-    auto = node.attrs.get("auto_pad", "NOTSET")
-    if auto in ("NOTSET", "VALID") and "output_shape" not in node.attrs:
-        return two(node.attrs.get("pads", (0, 0, 0, 0))[:2]) if auto == "NOTSET" else (0, 0)
-    added = node.attrs.get("output_padding", (0, 0))
-    totals = [
-        max(0, (size - 1) * stride + extra + taps - result)
-        for size, stride, extra, taps, result in zip(
-            shape_of(node.inputs[0])[2:], strides, added, kernel, out, strict=True
-        )
-    ]
-    return two([total // 2 if auto == "SAME_UPPER" else total - total // 2 for total in totals])
+def _transposed_pads(node: gs.Node, kernel: tuple[int, int], out: tuple[int, int]) -> tuple[int, int]:
+    """The padding in front of rows and columns."""
+    added = two(node.attrs.get("output_padding", (0, 0)))
+    sizes = [size - extra for size, extra in zip(out, added, strict=True)]
+    return two(window_pads(node, kernel, sizes, shape_of(node.inputs[0])[2:])[0])

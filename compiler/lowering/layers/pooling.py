@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import onnx_graphsurgeon as gs
 
 from nnc import integers
+from nnc.attributes import Computed, reduced_axes
 from nnc.lowering.fuse import Group
 from nnc.lowering.kernels import pool
 from nnc.lowering.kernels.window import Window
-from nnc.lowering.layers.attributes import input_of, pads_of, reduced_axes, two, used_outputs, window_of
+from nnc.lowering.layers.attributes import input_of, pads_of, two, used_outputs, window_of
 from nnc.lowering.layers.emit import Kernel, emit
 from nnc.lowering.shapes import dtype_of, shape_of
 
@@ -46,12 +47,20 @@ def whole(node: gs.Node, block: int) -> pool.Pool | None:
     x = input_of(node, 0)
     if x is None or not _is_image(x):
         return None
-    if node.op.startswith("Reduce") and reduced_axes(node) != [2, 3]:
+    if node.op.startswith("Reduce") and not _reduces_image(node):
         return None
     size = two(shape_of(x)[2:])
     window = Window(size, size, (1, 1), (1, 1), (0, 0), (1, 1))
     kind: pool.Kind = "max" if node.op.endswith("Max") or node.op == "GlobalMaxPool" else "average"
     return pool.Pool(kind, shape_of(x)[0], shape_of(x)[1], window, block)
+
+
+def _reduces_image(node: gs.Node) -> bool:
+    """Whether a reduction is known to be one over rows and columns."""
+    try:
+        return sorted(reduced_axes(node)) == [2, 3]
+    except Computed:
+        return False
 
 
 def keeps_axes(node: gs.Node) -> bool:

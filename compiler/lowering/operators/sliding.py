@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nnc.attributes import window_pads
 from nnc.lowering.pieces import Shape, Work
 
 
@@ -25,21 +26,8 @@ class Sliding:
     def of(cls, work: Work, kernel: Sequence[int]) -> Sliding:
         count = len(kernel)
         strides, dilations = (tuple(work.attribute(name, [1] * count)) for name in ("strides", "dilations"))
-        pads, auto = work.attribute("pads", [0] * 2 * count), work.attribute("auto_pad", "NOTSET")
-        if auto == "VALID":
-            pads = [0] * 2 * count
-        elif auto != "NOTSET":
-            totals = [
-                max(0, (out - 1) * stride + (size - 1) * dilation + 1 - axis)
-                for axis, out, size, stride, dilation in zip(
-                    work.input(0).shape[2:], work.shape()[2:], kernel, strides, dilations, strict=True
-                )
-            ]
-            less, more = [total // 2 for total in totals], [total - total // 2 for total in totals]
-            pads = [*less, *more] if auto == "SAME_UPPER" else [*more, *less]
-        return cls(
-            tuple(kernel), strides, dilations, tuple(pads[:count]), tuple(pads[count:]), work.attribute("group", 1)
-        )
+        starts, ends = window_pads(work.node, kernel, work.input(0).shape[2:], work.shape()[2:])
+        return cls(tuple(kernel), strides, dilations, tuple(starts), tuple(ends), work.attribute("group", 1))
 
     @property
     def attributes(self) -> dict[str, Any]:

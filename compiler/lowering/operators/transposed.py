@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
+from nnc.attributes import window_pads
 from nnc.lowering.operators.sliding import Sliding
 from nnc.lowering.pieces import Value, Work, constant
 
@@ -81,15 +82,9 @@ class _Phases:
 
 def _transposed_starts(work: Work, slide: Sliding) -> list[int]:
     """How many results are cut off before each axis."""
-    if work.attribute("auto_pad", "NOTSET") == "NOTSET" and work.attribute("output_shape") is None:
-        return list(slide.starts)
-    extra = work.attribute("output_padding", [0] * len(slide.kernel))
-    starts = []
-    for axis, (size, out) in enumerate(zip(work.input(0).shape[2:], work.shape()[2:], strict=True)):
-        reach = (slide.kernel[axis] - 1) * slide.dilations[axis] + 1
-        total = max(0, slide.strides[axis] * (size - 1) + extra[axis] + reach - out)
-        starts.append(total // 2 if work.attribute("auto_pad") == "SAME_UPPER" else total - total // 2)
-    return starts
+    more = work.attribute("output_padding", [0] * len(slide.kernel))
+    sizes = [out - extra for out, extra in zip(work.shape()[2:], more, strict=True)]
+    return window_pads(work.node, slide.kernel, sizes, work.input(0).shape[2:])[0]
 
 
 def _by_phase(work: Work, W: Value, groups: int, slide: Sliding, phases: Sequence[_Phases]) -> Value:
