@@ -210,11 +210,27 @@ def _ran_out(error: Exception) -> bool:
 
 
 def _links(graph: gs.Graph) -> list[tuple[object, ...]]:
-    """What changes when a pass edits the graph: its nodes, tensors and arrays, and how they hang together."""
-    return [
-        (id(node), *((id(tensor), id(vars(tensor).get("_values"))) for tensor in (*node.inputs, *node.outputs)))
+    """What changes when a pass edits the graph: nodes, attributes, tensors and arrays, and how they hang together."""
+    nodes: list[tuple[object, ...]] = [
+        (
+            *(id(node), node.op, node.domain, *((key, _value(each)) for key, each in node.attrs.items())),
+            *((id(tensor), id(vars(tensor).get("_values"))) for tensor in (*node.inputs, *node.outputs)),
+        )
         for node in graph.nodes
     ]
+    return [*nodes, tuple(map(id, graph.inputs)), tuple(map(id, graph.outputs))]
+
+
+def _value(attribute: object) -> object:
+    """What changes when an attribute is edited, in place or not."""
+    match attribute:
+        case gs.Graph():
+            return _links(attribute)
+        case list() | tuple():
+            return tuple(map(_value, attribute))
+        case int() | float() | str() | bytes():
+            return attribute
+    return id(attribute)
 
 
 def _line(pass_: Pass, error: Exception) -> str:

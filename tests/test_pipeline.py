@@ -118,6 +118,18 @@ class Rename(Pass):
         return 1
 
 
+class Deny(Pass):
+    """Say that nothing was changed."""
+
+    name = "deny"
+    effect = "exact"
+    edit: Any
+
+    def run(self, graph: gs.Graph, context: Context) -> int:
+        self.edit(graph)
+        return 0
+
+
 @pytest.fixture
 def net() -> gs.Graph:
     return graphs.from_model(parse_model(NET))
@@ -171,6 +183,22 @@ def test_a_broken_pass_is_named_among_others(
     pipeline.save_reproduction(caught.value, tmp_path / "failed", "a recipe")
     assert (tmp_path / "failed" / "recipe.toml").read_text() == "a recipe"
     assert [node.op for node in graphs.load(tmp_path / "failed" / "before.onnx").nodes] == ["Conv", "Mul", "Relu"]
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda graph: graph.nodes[0].attrs.update(pads=[2, 1, 0, 1]),
+        lambda graph: graph.nodes[0].attrs["pads"].reverse(),
+        lambda graph: setattr(graph.nodes[3], "op", "Sigmoid"),
+        lambda graph: graph.outputs.append(graph.nodes[0].outputs[0]),
+        lambda graph: graph.nodes.pop(),
+    ],
+)
+def test_what_a_pass_denies_is_not_blamed_on_the_next(net: gs.Graph, context: pipeline.Context, edit: Any) -> None:
+    net.nodes[0].attrs["pads"] = [0, 1, 2, 1]
+    with pytest.raises(pipeline.PassFailed, match=r"pass deny: .* changed it and returned 0$"):
+        pipeline.run(net, [Deny(edit=edit), DropOne()], context)
 
 
 @pytest.mark.parametrize(
