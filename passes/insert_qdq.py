@@ -2,10 +2,10 @@
 
 from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import onnx_graphsurgeon as gs
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from nnc import graph as graphs
 from nnc import quantize, report, toml
@@ -60,6 +60,13 @@ class InsertQdq(QuantizingPass):
         "without it, a channel has one"
     )  # fmt: skip
     budget: DropBudget | None = Field(None, description="what quantization may cost; layers stay in floats to keep it")
+
+    @model_validator(mode="after")
+    def _groups_what_reads_floats(self) -> Self:
+        reads_floats = self.weight_only or any(each.weight_only for each in self.layers.values())
+        if self.group_size is not None and not reads_floats:
+            raise ValueError("'group_size' is for 'weight_only'")
+        return self
 
     def data_needed(self) -> tuple[str, ...]:
         """None where only weights are quantized, and no drop is measured."""

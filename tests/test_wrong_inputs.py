@@ -194,6 +194,7 @@ RECIPES = [
         "pass insert-qdq: group_size: needs a model of opset 21 or newer, not 17",
         "leave it out, or convert the model with onnx.version_converter",
     ),
+    (f"{INSERT}group_size = 32", "recipe.toml: pass 1 (insert-qdq): 'group_size' is for 'weight_only'", None),
     (CHECK, "pass check-accuracy: needs test data", "give it with --data test=PATH or in the recipe's [data]"),
 ]  # fmt: skip
 
