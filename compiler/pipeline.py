@@ -344,8 +344,8 @@ def _what_moved(step: _Step, inputs: verify.Arrays) -> str:
     return f"it is called exact, but '{tensor}' moved" if tensor else "it is called exact, but the outputs moved"
 
 
-def save_reproduction(failure: PassFailed, folder: Path, recipe: str) -> None:
+def save_reproduction(before: gs.Graph, folder: Path, recipe: str) -> None:
     """Write before.onnx, and the text of a recipe that fails on it as recipe.toml."""
     folder.mkdir(parents=True, exist_ok=True)
-    graphs.save(failure.before, folder / "before.onnx")
+    graphs.save(before, folder / "before.onnx")
     (folder / "recipe.toml").write_text(recipe, "utf-8")

@@ -44,6 +44,10 @@ class Pass(BaseModel):
         """Keys of the recipe's [data] that the pass can't do without, with the parameters that it has."""
         return self.needs
 
+    def looks_back(self) -> bool:
+        """Whether the pass reads earlier states of the graph: `Context.imported` or `Context.unquantized`."""
+        return False
+
     def check(self, context: Context) -> None:
         """Raise NncError for what is wrong whatever the passes before make of `context.imported`, such as data.
 

@@ -31,6 +31,9 @@ class CheckAccuracy(Pass):
         ..., ge=0, le=1, description="largest drop of the top-1 accuracy, as a share: 0.01 is one point of a hundred"
     )
 
+    def looks_back(self) -> bool:
+        return True
+
     def run(self, graph: gs.Graph, context: Context) -> int:
         before, after = context.imported_accuracy(), context.accuracy(graph)
         assert before is not None

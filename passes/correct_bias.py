@@ -44,6 +44,9 @@ class CorrectBias(Pass):
     include: tuple[str, ...] = Field(("*",), description="correct only layers whose name fits one of these globs")
     exclude: tuple[str, ...] = Field((), description="leave layers alone whose name fits one of these globs")
 
+    def looks_back(self) -> bool:
+        return True
+
     def run(self, graph: gs.Graph, context: Context) -> int:
         if self.method == "empirical" and context.calibration is None:
             hint = "give it with --data calibration=PATH or in the recipe's [data]"

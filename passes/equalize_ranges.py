@@ -62,6 +62,9 @@ class EqualizeRanges(Pass):
     include: tuple[str, ...] = Field(("*",), description="scale only what layers write whose name fits a glob")
     exclude: tuple[str, ...] = Field((), description="scale nothing that layers write whose name fits a glob")
 
+    def looks_back(self) -> bool:
+        return self.absorb
+
     def run(self, graph: gs.Graph, context: Context) -> int:
         changed = self._absorb(graph, context) if self.absorb else 0
         traced = equalize.trace(graph, bounds=self.bounds != "keep")

@@ -43,6 +43,9 @@ class RoundAdaptively(Pass):
     include: tuple[str, ...] = Field(("*",), description="round only layers whose name fits one of these globs")
     exclude: tuple[str, ...] = Field((), description="leave layers alone whose name fits one of these globs")
 
+    def looks_back(self) -> bool:
+        return True
+
     def run(self, graph: gs.Graph, context: Context) -> int:
         original = unquantized(context, graph)
         twins = Twins(graph, original, samples(original, context, self.samples))

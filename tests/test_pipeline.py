@@ -180,7 +180,7 @@ def test_a_broken_pass_is_named_among_others(
     with pytest.raises(pipeline.PassFailed, match=reason) as caught:
         pipeline.run(net, [DropOne(), broken, DropOne()], context)
     assert broken.name in caught.value.message
-    pipeline.save_reproduction(caught.value, tmp_path / "failed", "a recipe")
+    pipeline.save_reproduction(caught.value.before, tmp_path / "failed", "a recipe")
     assert (tmp_path / "failed" / "recipe.toml").read_text() == "a recipe"
     assert [node.op for node in graphs.load(tmp_path / "failed" / "before.onnx").nodes] == ["Conv", "Mul", "Relu"]
 

@@ -37,7 +37,7 @@ def compile_model(job: Job, progress: Progress = silent) -> dict[str, Any]:
             context.store = folder
             return _compile(job, graph, context, folder)
     except pipeline.PassFailed as failure:
-        raise _reproduced(failure, job) from failure
+        raise _reproduced(failure, job, graph) from failure
 
 
 def _compile(job: Job, graph: gs.Graph, context: Context, folder: OutputFolder) -> dict[str, Any]:
@@ -80,12 +80,18 @@ def _compile(job: Job, graph: gs.Graph, context: Context, folder: OutputFolder) 
     return result
 
 
-def _reproduced(failure: pipeline.PassFailed, job: Job) -> NncError:
-    """The error of a pass that failed by itself; what it was given is saved beside the output folder."""
+def _reproduced(failure: pipeline.PassFailed, job: Job, imported: gs.Graph) -> NncError:
+    """The error of a pass that failed by itself; what it was given is saved beside the output folder.
+
+    For a pass that looks back that is the imported model, with the passes in front of it.
+    """
     out = job.out if job.out.name not in ("", "..") else job.out.resolve()
     folder = out.with_name(f"{out.name}-failed")
-    alone = replace(job.recipe, passes=(failure.pass_,))
-    pipeline.save_reproduction(failure, folder, alone.to_toml(paths=True))
+    failed = next(index for index, each in enumerate(job.recipe.passes) if each is failure.pass_)
+    first = 0 if failure.pass_.looks_back() else failed
+    failing = replace(job.recipe, passes=job.recipe.passes[first : failed + 1])
+    before = imported if first < failed else failure.before
+    pipeline.save_reproduction(before, folder, failing.to_toml(paths=True))
     reproduce = command(
         str(folder / "recipe.toml"), str(folder / "before.onnx"), job.target.spec,
         threads=job.threads, seed=job.seed, lower=job.lower,

@@ -28,6 +28,10 @@ class TrainingPass(Options, Pass):
         """Accuracy says whether training went well; who learns from a teacher may have no labels."""
         return ("train",) if self.distill else ("train", "test")
 
+    def looks_back(self) -> bool:
+        """Without [data]'s teacher it learns from the imported model."""
+        return self.distill is not None
+
     def check(self, context: Context) -> None:
         """What doesn't fit of the training data, and of the teacher, is told before any pass runs."""
         super().check(context)

@@ -49,6 +49,20 @@ class Fail(Pass):
 
     def run(self, graph, context):
         raise ZeroDivisionError("oops")
+
+class Compare(Pass):
+    """Raise where passes in front changed the model."""
+
+    name = "compare"
+    effect = "exact"
+
+    def looks_back(self):
+        return True
+
+    def run(self, graph, context):
+        if len(graph.nodes) < len(context.imported.nodes):
+            raise ZeroDivisionError("oops")
+        return 0
 '''
 
 
@@ -359,6 +373,16 @@ def test_the_reproduction_holds_the_pass_and_its_input(project: Path) -> None:
     assert [node.op for node in graphs.load(failed / "before.onnx").nodes][:2] == ["Conv", "Relu"]
     again = replace(job(project), recipe=recipe.load(failed / "recipe.toml"), model=failed / "before.onnx")
     with pytest.raises(NncError, match="pass fail: ZeroDivisionError: oops"):
+        compilation.compile_model(again)
+
+
+def test_the_reproduction_of_a_pass_that_looks_back_holds_what_is_in_front_of_it(project: Path) -> None:
+    add_pass(project, "compare")
+    with pytest.raises(NncError, match="pass compare: ZeroDivisionError: oops"):
+        compilation.compile_model(job(project))
+    failed = project / "out-failed"
+    again = replace(job(project), recipe=recipe.load(failed / "recipe.toml"), model=failed / "before.onnx")
+    with pytest.raises(NncError, match="pass compare: ZeroDivisionError: oops"):
         compilation.compile_model(again)
 
 
