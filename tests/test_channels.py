@@ -949,9 +949,9 @@ def test_inspect_shows_groups(tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     graphs.save(graphs.from_model(networks.build("resnet56")), path)
     shown = CliRunner().invoke(cli.app, ["inspect", str(path), "--groups"])
-    assert re.search(r"^conv1 +16 +conv1, layer1.0.conv2, layer1.1.conv2 and 25 more", shown.output, re.MULTILINE)
-    assert re.search(r"^ *1 +'logits' is an output of the graph +linear$", shown.output, re.MULTILINE)
-    inspected = json.loads(CliRunner().invoke(cli.app, ["inspect", str(path), "--groups", "--json"]).output)
+    assert re.search(r"^conv1 +16 +conv1, layer1.0.conv2, layer1.1.conv2 and 25 more", shown.stdout, re.MULTILINE)
+    assert re.search(r"^ *1 +'logits' is an output of the graph +linear$", shown.stdout, re.MULTILINE)
+    inspected = json.loads(CliRunner().invoke(cli.app, ["inspect", str(path), "--groups", "--json"]).stdout)
     assert inspected["fixed"] == {"linear": "'logits' is an output of the graph"}
     assert inspected["groups"][1] == {
         "name": "layer1.0.conv1", "channels": 16, "written_by": ["layer1.0.conv1"], "read_by": ["layer1.0.conv2"],
