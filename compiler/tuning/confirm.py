@@ -95,9 +95,9 @@ def confirm(
                 return
             progress("confirm in the network", count, _LIBRARIES)
             default, tuned = libraries.timed(_Chosen(searches, plans, time))
-            told = _told_default(network, searches, default)
-            told = [*([] if before else told), *_told(searches, changed, plans, default, tuned)]
-            yield Confirmed(told, _total(default) / _total(tuned))
+            _tell_default(network, searches, default)
+            _tell(searches, changed, plans, default, tuned)
+            yield Confirmed(searches.confirmed(), _total(default) / _total(tuned))
             if is_last:
                 return
             before = plans
@@ -110,24 +110,23 @@ def _time(searches: Searches, is_first: bool, is_last: bool) -> Callable[[Worklo
     return searches.settled if is_last else lambda workload: searches.expected(workload, searches.settled)
 
 
-def _told_default(network: Network, searches: Searches, default: Sequence[Step]) -> list[Record]:
-    """Records of the default plans of all layers, so that what is known of the network is known of all of it."""
-    times = [(task.workload, _taken(default, _nodes(task)) / len(task.layers)) for task in network.tasks]
-    return [searches.confirm(workload, 0, ms, ms) for workload, ms in times]
+def _tell_default(network: Network, searches: Searches, default: Sequence[Step]) -> None:
+    """What the default plans of all layers take, so that what is known of the network is known of all of it."""
+    for task in network.tasks:
+        ms = _taken(default, _nodes(task)) / len(task.layers)
+        searches.confirm(task.workload, 0, ms, ms)
 
 
-def _told(
+def _tell(
     searches: Searches, tasks: Sequence[Task], plans: Plans, default: Sequence[Step], tuned: Sequence[Step]
-) -> list[Record]:
-    """Records of the plans of tasks."""
-    found = []
+) -> None:
+    """What the plans of tasks take."""
     for task, speed in zip(tasks, speeds(tasks, default, tuned), strict=True):
         bases = [searches.of(base) for base in task.bases]
         ms = sum(base.default_ms or 0.0 for base in bases)
         alone, alone_ms = sum(base.alone_ms or 0.0 for base in bases), searches.of(task.workload).alone_ms
         expected = ms * alone_ms / alone if alone and alone_ms else ms / speed
-        found.append(searches.confirm(task.workload, plans[task.workload], ms / speed, expected))
-    return found
+        searches.confirm(task.workload, plans[task.workload], ms / speed, expected)
 
 
 def speeds(tasks: Sequence[Task], default: Sequence[Step], tuned: Sequence[Step]) -> list[float]:

@@ -115,6 +115,7 @@ class Searches:
         self._known = list(records.best(known).values())
         self._made: dict[Workload, Tuning] = {}
         self._refused: set[Workload] = set()
+        self._told: set[bytes] = set()  # lines of what ran in networks
 
     def of(self, workload: Workload) -> Tuning:
         if workload not in self._made:
@@ -212,13 +213,24 @@ class Searches:
             search.tell(index, trial.speed)
         return made
 
-    def confirm(self, workload: Workload, index: int, ms: float, expected_ms: float) -> Record:
-        """The record of a plan that took so long in a network, where the default one is expected to take that long."""
+    def confirm(self, workload: Workload, index: int, ms: float, expected_ms: float) -> None:
+        """A plan took so long in a network, where the default one is expected to take that long."""
         tuning = self.of(workload)
         tuning.ran = tuning.ran or Ran(expected_ms)
         tuning.ran.times.setdefault(index, []).append(ms)
-        taken, plan = tuning.ran.ms(index), tuning.search.plans[index]
-        return Record(workload.key, self._machine, plan, tuning.ran.default_ms / taken, taken, "network")
+
+    def confirmed(self) -> list[Record]:
+        """The records of all plans that ran in networks, but those that were told before and are the same."""
+        made = [
+            Record(each.workload.key, self._machine, each.search.plans[index], ran.default_ms / ms, ms, "network")
+            for each in self._made.values()
+            if (ran := each.ran) is not None
+            for index in ran.times
+            for ms in [ran.ms(index)]
+        ]
+        new = [record for record in made if record.line not in self._told]
+        self._told.update(record.line for record in new)
+        return new
 
 
 def nearest(key: records.Json, known: Iterable[Record], count: int = 2) -> list[Record]:
