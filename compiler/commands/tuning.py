@@ -26,7 +26,9 @@ def tune(
         str | None,
         typer.Option("--target", "-t", metavar="T", help="A name, name:unit or a file; of DIR, its own."),
     ] = None,
-    time: Annotated[str | None, typer.Option("--time", metavar="TIME", help="At most so long: 90s, 10m, 1h.")] = None,
+    time: Annotated[
+        str | None, typer.Option("--time", metavar="TIME", help="Search for about so long: 90s, 10m, 1h.")
+    ] = None,
     trials: Annotated[
         int | None,
         typer.Option("--trials", min=1, metavar="N", help="At most so many schedules; else 32 per layer."),

@@ -151,8 +151,8 @@ def _nodes(task: Task) -> frozenset[str]:
 
 
 def _taken(steps: Sequence[Step], nodes: frozenset[str]) -> float:
-    """Milliseconds of the kernels that compute some of these nodes."""
-    return sum(step.ms for step in steps if step.nodes & nodes)
+    """Milliseconds of the kernels that compute some of these nodes; never 0: speeds are divided by it."""
+    return max(sum(step.ms for step in steps if step.nodes & nodes), _LEAST_MS)
 
 
 def _total(steps: Sequence[Step]) -> float:

@@ -137,6 +137,7 @@ class Searches:
             elif record.speed and record.ms:
                 tuning.ran = tuning.ran or Ran(record.speed * record.ms)
                 tuning.ran.times[place] = [record.ms]
+                self._told.add(record.line)
         near = [record for record in nearest(key, self._known) if decoded(record.plan) is not None]
         tuning.search.start(record.plan for record in near)
         for record in near:

@@ -182,6 +182,19 @@ def test_what_is_known_of_layers_that_were_not_measured_runs_too(monkeypatch: py
     assert own.find(workload) == plans[2]
 
 
+def test_what_was_known_is_not_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, _, found = confirmed(monkeypatch, lambda layer, plan: 1.1, [1.0, 1.5])
+    done = [record for each in found for record in each.records]
+    again = Searches(tasks.network(testing.graph(NET), X86, 1, silent).unit, X86, "measured", done, done)
+    for each in shown.tasks:
+        assert again.of(each.workload).ran
+    assert again.confirmed() == []
+
+
+def test_a_kernel_that_takes_no_time_is_compared() -> None:
+    assert confirm.speeds([task("a")], steps(a=0.0), steps(a=0.0)) == [1.0]
+
+
 def test_layouts_are_chosen_by_times_in_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wider blocks are faster alone, and slower where they run: what ran is what compiles choose."""
     graph = testing.graph(NET)
