@@ -133,13 +133,16 @@ def seconds(text: str) -> float:
 # -- records
 
 
-def exported(target: Target, file: Path, own: Path) -> int:
-    """Write the best record of every workload that `own` holds into a new file; returns how many."""
-    found = sorted(records.best(records.read(own)).values(), key=lambda record: record.place)
+def exported(target: Target, threads: int | None, file: Path, own: Path) -> int:
+    """Write the best record of every workload that `own` holds into a new file; returns how many.
+
+    With `threads`, only those of as many threads.
+    """
+    kept = (each for each in records.read(own) if threads in (None, each.machine.get("threads")))
+    found = sorted(records.best(kept).values(), key=lambda record: record.place)
     if not found:
-        raise NncError(
-            f"{own}: holds no records for {target.name}", f"nnc tune MODEL --target {target.spec} makes some"
-        )
+        of = target.name if threads is None else f"{target.name} on {threads} threads"
+        raise NncError(f"{own}: holds no records for {of}", f"nnc tune MODEL --target {target.spec} makes some")
     with wire.replacing(file) as written:
         written.write(b"".join(record.line for record in found))
     return len(found)

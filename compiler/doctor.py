@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import importlib.util
-import os
 import re
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nnc.cache import cache_folder
+from nnc.hardware import host
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,7 @@ def _output(path: str, option: str) -> str:
 
 
 def _sysroot() -> Check:
-    roots = ["/usr/aarch64-linux-gnu", os.environ.get("QEMU_LD_PREFIX", "")]
-    libraries = (file for root in filter(None, roots) for file in Path(root).glob("**/libstdc++.so.6*"))
+    libraries = (library for _, library in host.aarch64_roots())
     return _from_files(
         "AArch64 C++ library", libraries, "running AArch64 libraries here", "apt install libstdc++6-arm64-cross"
     )

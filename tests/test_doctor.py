@@ -43,6 +43,19 @@ def test_programs_are_looked_up_in_the_path(monkeypatch: pytest.MonkeyPatch) -> 
     assert (missing.found, missing.version, missing.hint) == (False, None, "apt install qemu-user")
 
 
+def test_the_cpp_library_is_looked_for_where_the_emulator_takes_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(doctor.host, "_AARCH64_ROOTS", ())
+    monkeypatch.setenv("QEMU_LD_PREFIX", str(tmp_path))
+    assert not named("AArch64 C++ library").found
+    (tmp_path / "usr/lib64").mkdir(parents=True)
+    (tmp_path / "usr/lib64/libstdc++.so.6.0.33").touch()
+    (tmp_path / "usr/lib64/libstdc++.so.6").symlink_to("libstdc++.so.6.0.33")
+    assert named("AArch64 C++ library").version == "6.0.33"
+    assert next(doctor.host.aarch64_roots())[0] == tmp_path
+
+
 def test_pins_are_those_of_the_package() -> None:
     required = importlib.metadata.requires("nnc") or []
     for name, _, pin in doctor._PACKAGES:

@@ -971,6 +971,7 @@ COMMANDS = [
     ("records --target x86 --threads 100000", "--threads 100000: x86:cpu has ", "give 1 to "),
     ("records --target x86 --import absent.jsonl", "absent.jsonl: no such file", None),
     ("records --target x86 --import empty", "empty: holds no records", "nnc records --export writes such files"),
+    ("records --target x86 --threads 1 --import empty", "--import: --threads has no say", "leave it out"),
     ("records --target x86 --records empty --export o", "empty: holds no records", "nnc tune MODEL --target x86:cpu"),
     ("records --target x86 --records folder.toml", "folder.toml: is a directory", "give the file of nnc records"),
     ("inspect model.onnx --threads 2", "--threads 2: nothing is predicted without --target", "such as --target x86"),

@@ -18,6 +18,7 @@ from nnc.arguments import (
     ThreadsOption,
 )
 from nnc.commands.output import print_json
+from nnc.errors import NncError
 
 
 def tune(
@@ -87,13 +88,15 @@ def records_(
 
     if export is not None:
         wire.refuse_folder(export)
+    elif import_ and threads is not None:
+        raise NncError("--import: --threads has no say in what is added", "leave it out, or give it to --export")
     chip = targets.load(target)
     chip.require_threads(threads)
     own = file or own_file(chip)
     if import_:
         console.say(f"{autotune.imported(import_, own)} records added to {own}")
     if export is not None:
-        console.say(f"{autotune.exported(chip, export, own)} records written to {export}")
+        console.say(f"{autotune.exported(chip, threads, export, own)} records written to {export}")
     if import_ or export is not None:
         return
     rows = autotune.listing(chip, threads, own, console.say)

@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,9 @@ _LEVELS = {
     "x86-64-v3": (256, 16, 16.0),
     "x86-64-v2": (128, 16, 4.0),
 }
+
+# Where distributions put the AArch64 libraries: Debian, Ubuntu and Arch; Fedora.
+_AARCH64_ROOTS = ("/usr/aarch64-linux-gnu", "/usr/aarch64-redhat-linux/sys-root/fc")
 
 
 def figures(proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> dict[str, Any]:
@@ -115,6 +119,14 @@ def _features(flags: frozenset[str], level: str) -> list[str]:
     if "avx_vnni" in flags:
         features.append("+avxvnni")
     return features
+
+
+def aarch64_roots() -> Iterator[tuple[Path, Path]]:
+    """Folders that hold an AArch64 system on this machine, each with its C++ library."""
+    for root in (os.environ.get("QEMU_LD_PREFIX"), *_AARCH64_ROOTS):
+        library = next(Path(root).glob("**/libstdc++.so.6"), None) if root else None
+        if root and library:
+            yield Path(root), library.resolve()
 
 
 def processors() -> int:

@@ -3,7 +3,6 @@
 import hashlib
 import importlib.metadata
 import importlib.util
-import os
 import platform
 import shutil
 import sys
@@ -23,9 +22,6 @@ from nnc.target import Target
 
 # The parts of the AArch64 wheels that a library needs to run; libtvm_compiler.so, 240 MB, is not one of them.
 _RUNTIME = {"apache-tvm": "tvm/lib/libtvm_runtime.so", "apache-tvm-ffi": "tvm_ffi/lib/libtvm_ffi.so"}
-
-# Where distributions put the AArch64 libraries: Debian, Ubuntu and Arch; Fedora.
-_SYSROOTS = ("/usr/aarch64-linux-gnu", "/usr/aarch64-redhat-linux/sys-root/fc")
 
 _SYSROOT_HINT = "apt install qemu-user libstdc++6-arm64-cross, or set QEMU_LD_PREFIX to the root of an AArch64 system"
 
@@ -71,11 +67,11 @@ def emulator() -> list[str | Path]:
     qemu = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
     if qemu is None:
         raise NncError("qemu-aarch64 is not installed, which runs the library here", _SYSROOT_HINT)
-    for root in (os.environ.get("QEMU_LD_PREFIX"), *_SYSROOTS):
-        if root and any(Path(root).glob("**/libstdc++.so.6")):
-            # No model of QEMU's is one of the targets' cores; "max" has every instruction that they have.
-            return [qemu, "-cpu", "max", "-L", root]
-    raise NncError("no AArch64 C++ library is installed, which qemu-aarch64 needs", _SYSROOT_HINT)
+    root, _ = next(host.aarch64_roots(), (None, None))
+    if root is None:
+        raise NncError("no AArch64 C++ library is installed, which qemu-aarch64 needs", _SYSROOT_HINT)
+    # No model of QEMU's is one of the targets' cores; "max" has every instruction that they have.
+    return [qemu, "-cpu", "max", "-L", root]
 
 
 def runner() -> Path:

@@ -10,6 +10,7 @@ import pytest
 
 from nnc import target
 from nnc.errors import NncError
+from nnc.hardware import host
 from nnc.lowering import cross, emulate
 
 QCS605 = target.load("qcs605")
@@ -102,7 +103,7 @@ def test_no_emulator_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_no_c_library_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(emulate.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(emulate.shutil, "which", lambda name: "/usr/bin/qemu-aarch64")
-    monkeypatch.setattr(emulate, "_SYSROOTS", (str(tmp_path),))
+    monkeypatch.setattr(host, "_AARCH64_ROOTS", (str(tmp_path),))
     monkeypatch.setenv("QEMU_LD_PREFIX", str(tmp_path))
     with pytest.raises(NncError, match="no AArch64 C\\+\\+ library is installed"):
         emulate.emulator()

@@ -16,9 +16,9 @@ import onnx
 import pytest
 from typer.testing import CliRunner
 
+from nnc import autotune, testing, verify
 from nnc import graph as graphs
 from nnc import target as targets
-from nnc import testing, verify
 from nnc.artifact import Artifact
 from nnc.cli import app
 from nnc.errors import NncError
@@ -110,7 +110,9 @@ def test_a_killed_search_goes_on_with_nothing_lost_or_done_again(here: Path) -> 
 def test_records_go_from_one_machine_to_another(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nnc(*TUNE, "--trials", "8")
     own = lines(here)
-    nnc("records", "--target", "x86", "--export", "best.jsonl")
+    with pytest.raises(NncError, match="no records for x86 on 2 threads"):
+        autotune.exported(targets.load("x86"), 2, here / "best.jsonl", here / "records/x86.jsonl")
+    nnc("records", "--target", "x86", "--threads", "1", "--export", "best.jsonl")
     monkeypatch.setenv("NNC_TUNING", str(here / "other"))
     nnc("records", "--target", "x86", "--import", "best.jsonl")
     nnc("records", "--target", "x86", "--import", "best.jsonl")  # a second time adds nothing
