@@ -28,7 +28,7 @@ from nnc import verify
 from nnc.errors import NncError
 from nnc.target import Target
 from nnc.tuning.measure import quiet
-from nnc.tuning.records import Json, Record
+from nnc.tuning.records import Json
 from nnc.tuning.searches import Searches
 from nnc.tuning.tasks import Network, Task
 
@@ -60,15 +60,6 @@ class Step:
     ms: float
 
 
-@dataclass(frozen=True)
-class Confirmed:
-    """What a library of tuned plans shows."""
-
-    records: list[Record]
-    speed: float
-    """Of the network over the default plans."""
-
-
 def confirm(
     graph: gs.Graph,
     target: Target,
@@ -76,9 +67,10 @@ def confirm(
     searches: Searches,
     progress: Progress,
     is_over: Callable[[], bool],
-) -> Iterator[Confirmed]:
+) -> Iterator[float]:
     """Time plans in the graph on this machine until there is none left to try, or it `is_over`.
 
+    Yields how many times faster than with its default plans the network is with those of each library.
     Raises NncError where a library can't be built or run.
     """
     before: Plans = {}
@@ -91,13 +83,14 @@ def confirm(
             tunings = [searches.of(task.workload) for task in tasks]
             plans = {each.workload: each.best if is_last else each.promising for each in tunings}
             changed = [task for task in tasks if plans[task.workload] or not task.is_default]
-            if not changed or plans == before:
+            all_ran = all(each.ran and plans[each.workload] in each.ran.times for each in tunings)
+            if not changed or plans == before or (count == 0 and all_ran):
                 return
             progress("confirm in the network", count, _LIBRARIES)
             default, tuned = libraries.timed(_Chosen(searches, plans, time))
             _tell_default(network, searches, default)
             _tell(searches, changed, plans, default, tuned)
-            yield Confirmed(searches.confirmed(), _total(default) / _total(tuned))
+            yield _total(default) / _total(tuned)
             if is_last:
                 return
             before = plans

@@ -158,9 +158,11 @@ def tune(
             records.append(file, searches.measure(task.workload, measurer, min(count, clock.left), task.is_required))
             clock.trials += searches.trials - before
     speed = None
-    for shown in confirm(graph, target, network, searches, progress, clock.is_late) if runs_here else ():
-        records.append(file, shown.records)
-        speed = shown.speed
+    try:
+        for each in confirm(graph, target, network, searches, progress, clock.is_late) if runs_here else ():
+            speed = each
+    finally:  # once, by all that was seen of each plan
+        records.append(file, searches.confirmed())
     clock.finish()
     return Result(_tuned(network, searches), clock.trials, clock.seconds, file, device.source, speed)
 

@@ -79,7 +79,7 @@ class Network:
 
 def confirmed(
     monkeypatch: pytest.MonkeyPatch, speed: Callable[[int, int], float], alone: Sequence[float], late: bool = False
-) -> tuple[Network, Searches, list[confirm.Confirmed]]:
+) -> tuple[Network, Searches, list[float]]:
     """Plans that are so fast `alone`, by their index, in a network where they have a `speed`."""
     graph = testing.graph(NET)
     network, shown = tasks.network(graph, X86, 1, silent), Network(speed)
@@ -98,21 +98,21 @@ def test_a_plan_that_is_slower_in_the_network_gives_its_place_to_the_next(monkey
     real = {1: 0.9, 2: 1.1, 3: 1.3}
     shown, searches, found = confirmed(monkeypatch, lambda layer, plan: real[plan], [1.0, 1.5, 1.4, 1.2])
     assert shown.chosen == [[1, 1], [2, 2], [3, 3]]
-    assert [each.speed for each in found] == pytest.approx([0.9, 1.1, 1.3])
+    assert found == pytest.approx([0.9, 1.1, 1.3])
     tunings = [searches.of(each.workload) for each in shown.tasks]
     assert all(tuning.best == 3 for tuning in tunings)
     machine = records.machine_of(X86, 1)
-    known = records.Records([record for each in found for record in each.records], (), machine)
+    known = records.Records(searches.confirmed(), (), machine)
     assert [known.find(each.workload) for each in shown.tasks] == [each.search.plans[3] for each in tunings]
 
 
 def test_nothing_is_used_that_the_network_refutes(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown, searches, found = confirmed(monkeypatch, lambda layer, plan: 0.9, [1.0, 1.5, 1.01])
+    shown, searches, _ = confirmed(monkeypatch, lambda layer, plan: 0.9, [1.0, 1.5, 1.01])
     assert shown.chosen == [[1, 1]]
     tunings = [searches.of(each.workload) for each in shown.tasks]
     assert [tuning.best for tuning in tunings] == [0, 0]
     assert [tuning.ms for tuning in tunings] == [1.0, 1.0]
-    known = records.Records([record for each in found for record in each.records], (), records.machine_of(X86, 1))
+    known = records.Records(searches.confirmed(), (), records.machine_of(X86, 1))
     assert [known.find(each.workload) for each in shown.tasks] == [None, None]
 
 
@@ -121,7 +121,7 @@ def test_every_layer_keeps_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     shown, searches, found = confirmed(monkeypatch, lambda layer, plan: (1.2, 0.8)[layer] / plan, [1.0, 1.5, 1.4])
     assert shown.chosen == [[1, 1], [2, 2], [1, 0]]
     assert [searches.of(each.workload).best for each in shown.tasks] == [1, 0]
-    assert found[-1].speed == pytest.approx(2 / (1 + 1 / 1.2))
+    assert found[-1] == pytest.approx(2 / (1 + 1 / 1.2))
 
 
 def test_late_searches_try_one_library(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,8 +158,8 @@ def _end(*_: Any) -> None:
 
 
 def test_what_a_network_confirmed_is_known_to_the_next_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown, searches, found = confirmed(monkeypatch, lambda layer, plan: 1.1, [1.0, 1.5])
-    done, workload = [record for each in found for record in each.records], shown.tasks[0].workload
+    shown, searches, _ = confirmed(monkeypatch, lambda layer, plan: 1.1, [1.0, 1.5])
+    done, workload = searches.confirmed(), shown.tasks[0].workload
     again = Searches(tasks.network(testing.graph(NET), X86, 1, silent).unit, X86, "measured", done, done).of(workload)
     assert again.search.plans[again.best] == searches.of(workload).search.plans[1]
     assert again.ms == searches.settled(workload) == pytest.approx(1 / 1.1)
@@ -176,19 +176,31 @@ def test_what_is_known_of_layers_that_were_not_measured_runs_too(monkeypatch: py
     plans = Searches(network.unit, X86, "measured", [], []).of(workload).search.plans
     known = [records.Record(workload.key, machine, plans[2], 1.3, 0.5, "network")]
     searches = Searches(network.unit, X86, "measured", [], known)
-    found = list(confirm.confirm(graph, X86, network, searches, silent, lambda: False))
+    list(confirm.confirm(graph, X86, network, searches, silent, lambda: False))
     assert shown.chosen == [[0, 2]]
-    own = records.Records([record for each in found for record in each.records], known, machine)
+    own = records.Records(searches.confirmed(), known, machine)
     assert own.find(workload) == plans[2]
 
 
 def test_what_was_known_is_not_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown, _, found = confirmed(monkeypatch, lambda layer, plan: 1.1, [1.0, 1.5])
-    done = [record for each in found for record in each.records]
+    shown, searches, _ = confirmed(monkeypatch, lambda layer, plan: 1.1, [1.0, 1.5])
+    done = searches.confirmed()
     again = Searches(tasks.network(testing.graph(NET), X86, 1, silent).unit, X86, "measured", done, done)
     for each in shown.tasks:
         assert again.of(each.workload).ran
+    graph = testing.graph(NET)
+    network = tasks.network(graph, X86, 1, silent)
+    assert list(confirm.confirm(graph, X86, network, again, silent, lambda: False)) == []
     assert again.confirmed() == []
+
+
+def test_every_plan_has_one_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many libraries it was in."""
+    _, searches, found = confirmed(monkeypatch, lambda layer, plan: plan / 2, [1.0, 1.5, 1.4, 1.2])
+    assert len(found) == 3
+    made = [(each.place, records.canonical(each.plan)) for each in searches.confirmed()]
+    assert len(made) == len(set(made)) == 2 * 4
+    assert searches.confirmed() == []
 
 
 def test_a_kernel_that_takes_no_time_is_compared() -> None:
@@ -214,8 +226,8 @@ def test_layouts_are_chosen_by_times_in_the_network(monkeypatch: pytest.MonkeyPa
             return [[Step(frozenset([name]), 2.0 if d or default else 3.0) for name, d in layers] for default in (1, 0)]
 
     monkeypatch.setattr(confirm, "_Libraries", Slower)
-    found = list(confirm.confirm(graph, X86, network, searches, silent, lambda: False))
+    list(confirm.confirm(graph, X86, network, searches, silent, lambda: False))
     assert not any(each.is_default for each in seen[0])
-    known = records.Records([each for one in found for each in one.records], (), records.machine_of(X86, 1))
+    known = records.Records(searches.confirmed(), (), records.machine_of(X86, 1))
     times = known.times([each.workload for each in network.tasks])
     assert network.cheapest(times) == network.tasks == network.cheapest(searches.settled)
