@@ -92,12 +92,9 @@ class CorrectBias(Pass):
         return changed
 
     def _fits(self, name: str, twins: Twins, context: Context) -> bool:
-        node, reason = twins.layers[name].node, ""
-        if not selected(name, self.include, self.exclude):
-            reason = "excluded by the recipe"
-        elif name not in twins.simulated:
-            reason = "its weights before quantization are not known"
-        elif not biases.can_add(twins.layers[name]):
+        node = twins.layers[name].node
+        reason = twins.unknown(name) if selected(name, self.include, self.exclude) else "excluded by the recipe"
+        if not reason and not biases.can_add(twins.layers[name]):
             reason = "it can't add a number to every output"
         if reason:
             context.skip(node, reason)

@@ -1,5 +1,6 @@
 """round-adaptively: integers of weights that together disturb a layer least, not one by one."""
 
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -12,6 +13,7 @@ from nnc.compression.reconstruct import MOST_COLUMNS
 from nnc.layers import Layer
 from nnc.measure import macs, params
 from nnc.quantize import QuantizedLayer, biases, rounding
+from nnc.quantize.insertion import roomy
 from nnc.quantize.rounding import Grid
 from nnc.quantize.twins import Twins, samples, unquantized
 from nnc.rewrite import Context, Effect, Pass, selected
@@ -27,7 +29,8 @@ class RoundAdaptively(Pass):
     column-wise feedback of errors, then by coordinate descent. Scales and biases are fitted, too.
 
     Approximate. Declines where a layer is not quantized, was quantized already or of another shape when the recipe's
-    last insert-qdq met it, where it has too many columns, and where what it reads or gives is not finite.
+    last insert-qdq met it, where it adds what is computed or has too many columns, and where what it reads or gives is
+    not finite.
 
     Reference: Nagel et al., Up or down? Adaptive rounding for post-training quantization, ICML 2020; Frantar et al.,
     GPTQ, ICLR 2023.
@@ -64,8 +67,8 @@ class RoundAdaptively(Pass):
     def _refusal(self, name: str, twins: Twins) -> str:
         if not selected(name, self.include, self.exclude):
             return "excluded by the recipe"
-        if name not in twins.simulated:
-            return "its weights before quantization are not known"
+        if reason := twins.unknown(name):
+            return reason
         columns = twins.simulated[name].columns
         return f"it has {columns} columns, more than {MOST_COLUMNS}" if columns > MOST_COLUMNS else ""
 
@@ -80,7 +83,9 @@ class RoundAdaptively(Pass):
         W = calibrate.fitted(moments, twins.floats[name].matrix)
         grid = _grid(stored, simulated)
         old = simulated.matrix
-        grid = rounding.rescaled(W, whole.xx, grid) if self.scales and grid.scale.size == stored.scale.size else grid
+        if self.scales and grid.scale.size == stored.scale.size:
+            bias = whole.bias(W) if self.bias and biases.can_add(stored) else stored.bias
+            grid = _with_room(rounding.rescaled(W, whole.xx, grid), W, bias, stored)
         integers = rounding.rounded(W, whole.xx, grid)
         V = grid.values(integers)
         changed = _store(stored, simulated, integers, grid)
@@ -100,6 +105,15 @@ def _grid(stored: QuantizedLayer, layer: Layer) -> Grid:
         for each in (stored.scale, stored.zero)
     )
     return Grid(scale, zero, *stored.scheme.limits)
+
+
+def _with_room(grid: Grid, W: np.ndarray, bias: np.ndarray | None, stored: QuantizedLayer) -> Grid:
+    """The grid of weights [g, R, D] with scales at which a bias [g R], where it is stored in integers, fits in them."""
+    step = stored.input_scale
+    if bias is None or step is None or isinstance(stored.added, gs.Constant):
+        return grid
+    scale = roomy(grid.scale.reshape(-1), W.reshape(-1, W.shape[2]), bias, step, 0)
+    return replace(grid, scale=scale.astype(np.float64).reshape(grid.scale.shape))
 
 
 def _store(stored: QuantizedLayer, layer: Layer, integers: np.ndarray, grid: Grid) -> bool:

@@ -4,21 +4,19 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc import graph as graphs
-from nnc.quantize import QuantizedLayer
-
-#: Room for the sums that are added to a bias in int32.
-_MOST = 2**30
+from nnc.quantize import QuantizedLayer, quantized
+from nnc.quantize.insertion import roomy
 
 
 def can_add(layer: QuantizedLayer) -> bool:
     """Whether a number can be added to every output of a layer."""
-    node = layer.node
-    return node.op != "MatMul" and layer.index == 1 and layer.input_scale is not None and _is_per_output(layer)
+    reads_integers = layer.index == 1 and layer.input_scale is not None
+    return layer.node.op != "MatMul" and reads_integers and _is_per_output(layer)
 
 
 def _is_per_output(layer: QuantizedLayer) -> bool:
     bias = layer.bias
-    return bias is None or bias.size == layer.node.outputs[0].shape[1]
+    return layer.added is None if bias is None else bias.size == layer.node.outputs[0].shape[1]
 
 
 def add(graph: gs.Graph, layer: QuantizedLayer, shift: np.ndarray) -> bool:
@@ -28,22 +26,37 @@ def add(graph: gs.Graph, layer: QuantizedLayer, shift: np.ndarray) -> bool:
 
 
 def set_(graph: gs.Graph, layer: QuantizedLayer, bias: np.ndarray) -> bool:
-    """Make `bias` [channels] the bias, in int32 of the steps of the sums; whether that made a difference."""
-    before = layer.bias
-    steps = 0.0 if before is not None and isinstance(layer.node.inputs[2], gs.Constant) else _steps(layer)
+    """Make `bias` [channels] the bias, in int32 of the steps of the sums; whether that made a difference.
+
+    The steps of weights grow where it would leave int32 otherwise.
+    """
+    before, is_float = layer.bias, isinstance(layer.added, gs.Constant)
+    steps = 0.0 if is_float else _steps(layer)
     if np.all(np.abs(bias - (0.0 if before is None else before)) <= steps / 2):
         return False
     if before is None:
         _create(graph, layer, bias)
+    if not is_float:
+        _make_room(layer, bias)
     layer.set_bias(bias)
     return True
+
+
+def _make_room(layer: QuantizedLayer, bias: np.ndarray) -> None:
+    """Give the weights scales at which a bias [channels] fits into int32."""
+    W, step = layer.weight, layer.input_scale
+    assert step is not None
+    scale = roomy(layer.scale, W, bias, step, layer.axis)
+    if not np.array_equal(scale, layer.scale):
+        layer.set_integers(quantized(W, scale, layer.zero, layer.scheme, layer.axis))
+        rescale(layer, scale)
 
 
 def rescale(layer: QuantizedLayer, scale: np.ndarray) -> None:
     """Give the weights, which nobody else reads, other scales; the bias keeps its values in the steps that follow."""
     bias, maker = layer.bias, layer.dequantize
     maker.inputs[1] = gs.Constant(f"{maker.name}/scales", scale.astype(np.float32).reshape(layer.scale.shape))
-    if bias is None or isinstance(layer.node.inputs[2], gs.Constant):
+    if layer.stored_bias is None or bias is None:
         return
     layer.set_bias(bias)  # of its own
     stored = layer.node.inputs[2].inputs[0]

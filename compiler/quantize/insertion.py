@@ -255,7 +255,8 @@ def _quantize_weights(writer: _Writer, node: gs.Node, steps: dict[int, float], c
 
 
 def _quantize_product(writer: _Writer, node: gs.Node, config: LayerConfig) -> None:
-    """Store the weights of a layer that reads floats as integers; its bias stays as it is."""
+    """Store the weights of a layer that reads floats as integers; its bias stays in floats."""
+    _take_factors(writer, node)
     W, outputs = node.inputs[1], output_axis(node)
     if config.block and outputs is not None and W.values.ndim == 2 and config.block < W.shape[1 - outputs]:
         integers, scale = quantized_blocks(W.values, config.weights, 1 - outputs, config.block, config.method)

@@ -46,7 +46,7 @@ class QuantizedLayer:
     @property
     def axis(self) -> int | None:
         """What scales are along; None for a single one."""
-        return self.dequantize.attrs.get("axis", 1) if self.scale.size > 1 else None
+        return self.dequantize.attrs.get("axis", 1) % self.integers.ndim if self.scale.size > 1 else None
 
     @property
     def scheme(self) -> Scheme:
@@ -71,15 +71,29 @@ class QuantizedLayer:
         return float(x.inputs[0].inputs[1].values.max()) if made_of_integers(x) else None
 
     @property
-    def bias(self) -> np.ndarray | None:
-        """float64 [channels]; None where the layer has none."""
-        if len(self.node.inputs) < 3 or self.node.inputs[2].is_empty():
+    def added(self) -> gs.Tensor | None:
+        """What is added to the products, a constant or computed; None where nothing is."""
+        inputs = self.node.inputs
+        return None if len(inputs) < 3 or inputs[2].is_empty() else inputs[2]
+
+    @property
+    def stored_bias(self) -> gs.Node | None:
+        """The DequantizeLinear of a bias that is stored in integers; None of any other."""
+        if self.added is None or not made_of_integers(self.added):
             return None
-        tensor = self.node.inputs[2]
-        if isinstance(tensor, gs.Constant):
-            return tensor.values.astype(np.float64).reshape(-1)
-        stored = [each.values for each in tensor.inputs[0].inputs]
-        return dequantized(stored[0], stored[1], stored[2] if len(stored) > 2 else None, 0).reshape(-1)
+        maker = self.added.inputs[0]
+        return maker if all(isinstance(each, gs.Constant) or each.is_empty() for each in maker.inputs) else None
+
+    @property
+    def bias(self) -> np.ndarray | None:
+        """float64 [channels]; None where the layer has none, or one that is computed."""
+        if isinstance(self.added, gs.Constant):
+            return self.added.values.astype(np.float64).reshape(-1)
+        if self.stored_bias is None:
+            return None
+        integers, scale, *zero = (each.values for each in self.stored_bias.inputs if not each.is_empty())
+        axis = self.stored_bias.attrs.get("axis", 1)
+        return dequantized(integers, scale, zero[0] if zero else None, axis).reshape(-1)
 
     def set_integers(self, integers: np.ndarray) -> None:
         """Replace the weights; nodes that share them keep the old ones."""

@@ -10,7 +10,7 @@ should give, behind their activations too, in seven times the time.
 Arrays have blocks in front, one per group of a layer: W [g, R, D], H [g, D, D], scales [g, R].
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -63,15 +63,21 @@ def error(W: np.ndarray, V: np.ndarray, H: np.ndarray) -> np.ndarray:
 
 
 def rescaled(W: np.ndarray, H: np.ndarray, grid: Grid) -> Grid:
-    """The grid with the scale of each row at which its nearest integers lose least, by the diagonal of H."""
+    """The grid with the scale of each row at which its nearest integers lose least, by the diagonal of H.
+
+    A row that loses as little at its own scale keeps that.
+    """
     weight = np.einsum("gdd->gd", H)[:, None]
-    best, least = grid.scale, np.full(grid.scale.shape, np.inf)
+
+    def lost(tried: Grid) -> np.ndarray:
+        return (weight * np.square(tried.values(tried.nearest(W)) - W)).sum(2)
+
+    best, least = grid.scale, lost(grid)
     for share in _SHARES:
-        scale = (grid.scale * share).astype(np.float32).astype(np.float64)
-        tried = Grid(scale, grid.zero, grid.least, grid.largest)
-        lost = (weight * np.square(tried.values(tried.nearest(W)) - W)).sum(2)
-        best, least = np.where(lost < least, tried.scale, best), np.minimum(lost, least)
-    return Grid(best, grid.zero, grid.least, grid.largest)
+        tried = replace(grid, scale=(grid.scale * share).astype(np.float32).astype(np.float64))
+        found = lost(tried)
+        best, least = np.where(found < least, tried.scale, best), np.minimum(found, least)
+    return replace(grid, scale=best)
 
 
 def rounded(W: np.ndarray, H: np.ndarray, grid: Grid) -> np.ndarray:

@@ -53,6 +53,14 @@ class Twins:
         self.now, self.then = Flow(self._simulated, samples), Flow(original, samples)
         self.then.keep(layer.node.outputs[0].name for layer in self.floats.values())
 
+    def unknown(self, name: str) -> str:
+        """Why a layer is not simulated beside its original, or nothing."""
+        if name in self.simulated:
+            return ""
+        layer = self.layers[name]
+        is_computed = layer.added is not None and layer.bias is None
+        return "what it adds is computed" if is_computed else "its weights before quantization are not known"
+
     def update(self, name: str) -> None:
         """Simulate a layer with the integers that it has."""
         layer, node = self.layers[name], self._nodes[name]

@@ -219,20 +219,17 @@ def _reads(layer: QuantizedLayer) -> gs.Node:
 
 
 def _stored_bias(layer: QuantizedLayer) -> gs.Node | None:
-    """The DequantizeLinear of a bias that is stored in int32."""
-    inputs = layer.node.inputs
-    maker = inputs[2].inputs[0] if len(inputs) > 2 and inputs[2].inputs else None
-    if maker is None or maker.op != "DequantizeLinear" or layer.input_scale is None:
-        return None
-    constant = all(isinstance(each, gs.Constant) for each in maker.inputs)
-    return maker if constant and maker.inputs[0].dtype == np.int32 else None
+    """The DequantizeLinear of a bias that is stored in int32, in steps that come from what the layer reads."""
+    maker = layer.stored_bias
+    return maker if maker is not None and layer.input_scale is not None and maker.inputs[0].dtype == np.int32 else None
 
 
 def _own_bias(layer: QuantizedLayer) -> None:
     """Equal biases are stored once, but their steps are about to differ."""
     if _stored_bias(layer) is not None and len(layer.node.inputs[2].outputs) > 1:
         maker = layer.own(2)
-        maker.inputs = [gs.Constant(f"{maker.name}/{index}", each.values) for index, each in enumerate(maker.inputs)]
+        given = [each for each in maker.inputs if not each.is_empty()]
+        maker.inputs = [gs.Constant(f"{maker.name}/{index}", each.values) for index, each in enumerate(given)]
 
 
 def _frozen(site: Site) -> Compute:

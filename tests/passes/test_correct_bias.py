@@ -41,8 +41,9 @@ INSERT = InsertQdq(weight_bits=4, per_channel=False)
 
 
 def dataset(folder: Path, graph: gs.Graph) -> Dataset:
-    values = np.random.default_rng(0).uniform(0, 2, (48, *graph.inputs[0].shape[1:])).astype(np.float32)
-    np.savez(folder / "data.npz", x=values)
+    rng = np.random.default_rng(0)
+    values = {each.name: rng.uniform(0, 2, (48, *each.shape[1:])).astype(np.float32) for each in graph.inputs}
+    np.savez(folder / "data.npz", **values)
     return Dataset.open(folder / "data.npz", Preprocess(), graph.inputs)
 
 
@@ -147,3 +148,13 @@ def test_a_layer_whose_outputs_are_not_finite_stays(tmp_path: Path) -> None:
     graph = testing.graph(text, A=[0, np.inf, 0])
     _, skipped = run(graph, dataset(tmp_path, graph), INSERT, CorrectBias())
     assert skipped == {"a": "'a' of 'a' is not finite on the calibration data"}
+
+
+@pytest.mark.parametrize("method", ["empirical", "analytic"])
+def test_layers_that_add_what_is_computed_stay(method: Literal["empirical", "analytic"], tmp_path: Path) -> None:
+    graph = testing.graph(
+        """net (float[2, 6] x, float[2, 6] c) => (float y) <float[6, 6] V, float[6] A, float[6, 6] W, float[6, 6] U>
+        { a = Gemm(x, V, A) r = Relu(a) b = Gemm(r, W, x) y = Gemm(b, U, c) }"""
+    )
+    _, skipped = run(graph, dataset(tmp_path, graph), INSERT, CorrectBias(method=method))
+    assert {name: skipped[name] for name in "by"} == dict.fromkeys("by", "what it adds is computed")

@@ -188,3 +188,36 @@ def test_a_layer_whose_outputs_are_not_finite_stays(tmp_path: Path) -> None:
     _, context = run(graph, dataset(tmp_path, graph), INSERT, RoundAdaptively())
     skipped = {each["node"]: each["reason"] for each in context.skipped.values()}
     assert skipped == {"a": "'a' of 'a' is not finite on the calibration data"}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_channels_without_weights_keep_their_biases(bias: bool, tmp_path: Path) -> None:
+    """Their scale is what lets the bias fit into int32, and no share of it loses anything."""
+    V = testing.weights(testing.graph(CHAIN))["V"].copy()
+    A = np.linspace(-2, 3, 8)
+    V[0], V[1] = 0, 1e-12 * V[1]
+    graph = testing.graph(CHAIN, V=V, A=A)
+    after, _ = run(graph, dataset(tmp_path, graph), INSERT, RoundAdaptively(bias=bias))
+    layer = quantize.layers(after)["a"]
+    np.testing.assert_allclose(layer.bias[:2], A[:2], rtol=1e-4)
+    assert np.abs(layer.weight[:2]).max() < 1e-9
+
+
+def test_layers_that_add_what_is_computed_stay(tmp_path: Path) -> None:
+    text = """net (float[4, 6] x) => (float y) <float[6, 6] V, float[6] A, float[6, 6] W> {
+        a = Gemm(x, V, A)
+        r = Relu(a)
+        y = Gemm(r, W, x)
+    }"""
+    graph = testing.graph(text)
+    after, context = run(graph, dataset(tmp_path, graph), INSERT, RoundAdaptively())
+    assert {each["node"]: each["reason"] for each in context.skipped.values()} == {"y": "what it adds is computed"}
+    assert set(quantize.layers(after)) == {"a", "y"}
+
+
+def test_factors_of_layers_that_read_floats(tmp_path: Path) -> None:
+    text = NETS["Gemm"].replace("transB = 1", "transB = 1, alpha = 0.25, beta = 2.0")
+    graph = testing.graph(text)
+    data = dataset(tmp_path, graph)
+    after, _ = run(graph, data, InsertQdq(weight_only=True, weight_bits=4), RoundAdaptively())
+    assert error(graph, after, data) < 0.15

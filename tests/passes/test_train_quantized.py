@@ -326,3 +326,16 @@ def test_a_network_that_others_quantized(data: Path) -> None:
     assert quantization.write_back(module) == 53
     after = testing.weights(graph)
     assert all(np.array_equal(values, after[name]) for name, values in before.items() if name in after)
+
+
+def test_layers_may_add_what_is_computed(tmp_path: Path) -> None:
+    graph = testing.graph(
+        """net (float[1, 6] x, float[1, 6] c) => (float[1, 6] y)
+        <float[6, 6] V, float[6] A, float[6, 6] W, float[6, 6] U>
+        { a = Gemm(x, V, A) r = Relu(a) b = Gemm(r, W, x) y = Gemm(b, U, c) }"""
+    )
+    values = np.random.default_rng(0).standard_normal((2, 16, 6)).astype(np.float32)
+    np.savez(tmp_path / "data.npz", x=values[0], c=values[1], labels=np.arange(16) % 6)
+    data = Dataset.open(tmp_path / "data.npz", Preprocess(), graph.inputs)
+    result = testing.run(options(epochs=1), graph, context(data, graph=graph))
+    np.testing.assert_allclose(outputs(result.graph, data), through_torch(result.graph, data), atol=1e-4)

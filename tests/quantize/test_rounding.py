@@ -98,3 +98,9 @@ def test_scales_with_outliers_shrink() -> None:
         rounding.error(W, moved[0], np.eye(200)[None] * H).sum()
         < rounding.error(W, moved[1], np.eye(200)[None] * H).sum()
     )
+
+
+def test_rows_that_lose_nothing_keep_their_scale() -> None:
+    W, H, grid = problem(0, 1, 4, 20, 4)
+    W[:, 0] = 0
+    assert rounding.rescaled(W, H, grid).scale[0, 0] == grid.scale[0, 0]
