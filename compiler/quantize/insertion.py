@@ -66,6 +66,11 @@ class _Parameters:
     def step(self) -> float:
         return number(self.scale)
 
+    def holds(self, low: float, high: float) -> bool:
+        """Whether values from `low` to `high` lose no more than a step at the ends."""
+        least, largest = grid.ends(self.scale.values, self.zero.values, *self.limits)
+        return bool(low >= least - self.step and high <= largest + self.step)
+
 
 def insert(graph: gs.Graph, placement: Placement, ranges: Ranges, config: Config) -> int:
     """Quantize what the placement says, in place; returns the number of layers.
@@ -132,12 +137,15 @@ class _Writer:
 def _group_parameters(
     writer: _Writer, group: list[gs.Tensor], placement: Placement, ranges: Ranges, scheme: Scheme
 ) -> _Parameters:
-    """What the tensors of a group share: what one of them has already, or what all of their ranges need."""
+    """What the tensors of a group share: what one of them has already, if it holds all, or what their ranges need."""
+    sources = [tensor for tensor in group if id(tensor) not in placement.moved]
     given = [tensor.inputs[0] for tensor in group if made_of_integers(tensor)]
     known = {(_number(node, 1), _number(node, 2), node.inputs[0].dtype) for node in given}
     if len(known) == 1 and given[0].inputs[1].values.size == 1 and len(given[0].inputs) > 2:
-        return _Parameters(given[0].inputs[1], given[0].inputs[2], _limits(given[0], scheme.bits))
-    ends = [_ends(tensor, ranges) for tensor in group if id(tensor) not in placement.moved]
+        parameters = _Parameters(given[0].inputs[1], given[0].inputs[2], _limits(given[0], scheme.bits))
+        if all(parameters.holds(*_ends(tensor, ranges)) for tensor in sources if not made_of_integers(tensor)):
+            return parameters
+    ends = [_ends(tensor, ranges) for tensor in sources]
     low, high = min(low for low, _ in ends), max(high for _, high in ends)
     fitting = scheme.above(low)
     scale, zero = scale_zero_point(low, high, fitting)

@@ -314,6 +314,19 @@ def test_partly_quantized_with_scales_of_one_element(tmp_path: Path) -> None:
     assert verify.snr_db(verify.outputs(whole, inputs), verify.outputs(again, inputs)) == np.inf
 
 
+def test_partly_quantized_with_a_wider_tensor_beside(tmp_path: Path) -> None:
+    """A scale that is there is not taken for what leaves its range."""
+    text = """net (float[1, 4, 6, 6] x) => (float[1, 4, 6, 6] e, float[1, 4, 6, 6] y)
+    <float[4, 4, 1, 1] U, float[4, 4, 1, 1] V, float[4, 8, 1, 1] W, float k>
+    { a = Conv(x, U) r = Relu(a) e = Conv(r, V) b = Mul(x, k) s = Relu(b) c = Concat<axis = 1>(r, s) y = Conv(c, W) }"""
+    graph = testing.graph(text, k=50.0)
+    partly = inserted(graph, tmp_path, exclude=("y",)).graph
+    after = inserted(partly, tmp_path).graph
+    assert list(quantize.layers(after)) == ["a", "e", "y"]
+    assert scale_of(after, "s") > 10 * scale_of(after, "r")
+    assert snr(graph, after) > 25
+
+
 # --- A budget
 
 
