@@ -74,7 +74,7 @@ def place(
         return Placement([], products, [], refused, frozenset(), frozenset())
     ends = {id(tensor) for tensor in graph.outputs}
     integer = _integer_nodes(graph, layers, ends)
-    wanted = {key: each for key, each in _wanted(graph, integer).items() if _can_round(each, barred)}
+    wanted = _wanted(graph, integer, barred)
     groups, moved = _groups(graph, wanted)
     return Placement(layers, products, groups, refused, frozenset(integer), moved)
 
@@ -92,7 +92,9 @@ def _infinite_weights(node: gs.Node) -> str | None:
 
 
 def _can_round(tensor: gs.Tensor, barred: Collection[str]) -> bool:
-    return tensor.name not in barred and (not isinstance(tensor, gs.Constant) or _is_finite(tensor))
+    if tensor.dtype != np.float32 or not has_shape(tensor) or tensor.name in barred:
+        return False
+    return not isinstance(tensor, gs.Constant) or _is_finite(tensor)
 
 
 def _is_finite(constant: gs.Constant) -> bool:
@@ -196,19 +198,22 @@ def is_fused(node: gs.Node, ends: set[int]) -> bool:
     return node.op in _BOUNDING and bounded and maker.op in (*LAYERS, *ELEMENTWISE) and maker.op not in _BOUNDING
 
 
-def _wanted(graph: gs.Graph, integer: set[int]) -> dict[int, gs.Tensor]:
+def _wanted(graph: gs.Graph, integer: set[int], barred: Collection[str]) -> dict[int, gs.Tensor]:
     """The tensors that are quantized by id: what integer nodes read, and through moves what that is made of."""
     wanted: dict[int, gs.Tensor] = {}
     for node in reversed(graph.nodes):
         inputs = operands(node) if id(node) in integer else []
         if any(id(tensor) in wanted for tensor in node.outputs):
             inputs = inputs + moves(node)
-        wanted |= {id(tensor): tensor for tensor in inputs if tensor.dtype == np.float32 and has_shape(tensor)}
+        wanted |= {id(tensor): tensor for tensor in inputs if _can_round(tensor, barred)}
     return wanted
 
 
 def _groups(graph: gs.Graph, wanted: dict[int, gs.Tensor]) -> tuple[list[list[gs.Tensor]], frozenset[int]]:
-    """The wanted tensors in groups that moves tie together, and the ids of those that moves write."""
+    """The wanted tensors in groups that moves tie together, and the ids of those that moves write.
+
+    What is moved out of a tensor that can't be rounded has a range of its own, which may not be finite either.
+    """
     of: dict[int, list[gs.Tensor]] = {}
     moved: set[int] = set()
 
@@ -220,8 +225,8 @@ def _groups(graph: gs.Graph, wanted: dict[int, gs.Tensor]) -> tuple[list[list[gs
             if id(tensor) in wanted:
                 group(tensor)
         results = [tensor for tensor in node.outputs if id(tensor) in wanted]
-        sources = [tensor for tensor in moves(node) if id(tensor) in wanted]
-        if not results or not sources:
+        sources = moves(node)
+        if not results or not sources or any(id(tensor) not in wanted for tensor in sources):
             continue
         moved.update(id(tensor) for tensor in results)
         for tensor in (*sources[1:], *results):

@@ -559,6 +559,17 @@ def test_what_is_not_finite_stays_float(tmp_path: Path) -> None:
     assert list(quantize.layers(result.graph)) == ["a"]
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_what_holds_values_that_are_not_finite_stays_float(tmp_path: Path) -> None:
+    text = """net (float[1, 4, 2, 2] x) => (float[1, 4, 2, 2] y, float[1, 4, 2, 2] z)
+    <float[4, 4, 1, 1] V, float[4, 8, 1, 1] W>
+    { a = Conv(x, V) l = Log(a) c = Concat<axis = 1>(l, a) y = Conv(c, W) z = Conv(a, V) }"""
+    result = inserted(text, tmp_path)
+    assert result.skipped == {"y": "'c' is not finite on the calibration data"}
+    assert list(quantize.layers(result.graph)) == ["a", "z"]
+    assert readers(result.graph, "c") == ["Conv"]
+
+
 def test_layers_without_weights_stay(tmp_path: Path) -> None:
     text = """net (float[1, 4] x) => (float[1, 3] y, float[1, 0] z) <float[4, 3] V, float[4, 0] W>
     { y = Gemm(x, V) z = MatMul(x, W) }"""
