@@ -4,11 +4,17 @@
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeAlias
 
 import onnx_graphsurgeon as gs
 
 from nnc.pattern import NoMatch
+
+Told: TypeAlias = Callable[[int], Sequence[int] | None]
+"""The integers of an optional input of a node by its place, None where it is left out: `integers` reads constants, and
+others may know more."""
 
 
 class Computed(NoMatch):
@@ -38,9 +44,10 @@ def bounds(node: gs.Node) -> tuple[float, float]:
     return -math.inf if low is None else number(low), math.inf if high is None else number(high)
 
 
-def slices(node: gs.Node, shape: Sequence[int]) -> dict[int, range]:
+def slices(node: gs.Node, shape: Sequence[int], told: Told | None = None) -> dict[int, range]:
     """The indices that a Slice of a tensor of this shape keeps of every axis that it names."""
-    starts, ends, axes, steps = (integers(node, index) or [] for index in range(1, 5))
+    told = told or partial(integers, node)
+    starts, ends, axes, steps = (told(index) or [] for index in range(1, 5))
     each = zip(axes or range(len(starts)), starts, ends, steps or [1] * len(starts), strict=True)
     return {axis % len(shape): _indices(shape[axis], *kept) for axis, *kept in each}
 
@@ -52,9 +59,10 @@ def _indices(size: int, start: int, end: int, step: int) -> range:
     return range(min(max(start, 0), most), min(max(end, least), most), step)
 
 
-def pads(node: gs.Node) -> dict[int, tuple[int, int]]:
+def pads(node: gs.Node, told: Told | None = None) -> dict[int, tuple[int, int]]:
     """How much a Pad adds in front of and behind every axis where it does; negative where it cuts off."""
-    amounts, axes, rank = integers(node, 1) or [], integers(node, 3), len(node.inputs[0].shape)
+    told = told or partial(integers, node)
+    amounts, axes, rank = told(1) or [], told(3), len(node.inputs[0].shape)
     axes = list(range(rank)) if axes is None else axes
     pairs = zip(amounts[: len(axes)], amounts[len(axes) :], strict=True)
     return {axis % rank: pair for axis, pair in zip(axes, pairs, strict=True) if any(pair)}
@@ -83,12 +91,12 @@ def window_pads(
     return (less, more) if automatic == "SAME_UPPER" else (more, less)
 
 
-def reduced_axes(node: gs.Node) -> list[int]:
+def reduced_axes(node: gs.Node, told: Told | None = None) -> list[int]:
     """The axes, from 0, that a reduction, ArgMax or ArgMin reduces."""
-    rank = len(node.inputs[0].shape)
+    told, rank = told or partial(integers, node), len(node.inputs[0].shape)
     if node.op in ("ArgMax", "ArgMin"):
         return [node.attrs.get("axis", 0) % rank]
-    axes = node.attrs["axes"] if "axes" in node.attrs else integers(node, 1)
+    axes = node.attrs["axes"] if "axes" in node.attrs else told(1)
     if axes:
         return [axis % rank for axis in axes]
     return [] if node.attrs.get("noop_with_empty_axes", 0) else list(range(rank))

@@ -5,15 +5,28 @@ import math
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nnc import attributes, testing
 from nnc.attributes import Computed
 from nnc.quantize import expectation
+from nnc.session import Session
 
 
 def node(text: str, **values: object) -> gs.Node:
     """The last node of a network that reads x."""
     return testing.graph(text, **values).nodes[-1]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 5), st.integers(-8, 8), st.integers(-8, 8), st.sampled_from([-3, -2, -1, 1, 2, 3]))
+def test_slices(size: int, start: int, end: int, step: int) -> None:
+    told = f"int64[1] s = {{{start}}}, int64[1] e = {{{end}}}, int64[1] a = {{-1}}, int64[1] t = {{{step}}}"
+    graph = testing.graph(f"net (float[2, {size}] x) => (float y) <{told}> {{ y = Slice(x, s, e, a, t) }}")
+    x = np.arange(2 * size, dtype=np.float32).reshape(2, size)
+    places = attributes.slices(graph.nodes[0], x.shape)
+    np.testing.assert_array_equal(Session(graph).run({"x": x})["y"], x[:, list(places[1])])
 
 
 CLIP = "net (float[1, 2] x%s) => (float y) <float%s low, float%s high> { y = Clip(%s) }"

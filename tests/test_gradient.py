@@ -332,9 +332,10 @@ def test_expand_adds_axes() -> None:
 )
 def test_slice(size: int, bounds: list[tuple[int, int, int]]) -> None:
     for start, end, step in bounds:
-        if len(range(*slice(start, end, step).indices(size))):
-            weights = f"int64[1] s = {{{start}}}, int64[1] e = {{{end}}}, int64[1] a = {{1}}, int64[1] t = {{{step}}}"
-            check(net("y = Slice(x, s, e, a, t)", f"x[2, {size}]", weights))
+        weights = f"int64[1] s = {{{start}}}, int64[1] e = {{{end}}}, int64[1] a = {{1}}, int64[1] t = {{{step}}}"
+        text = net("y = Slice(x, s, e, a, t)", f"x[2, {size}]", weights)
+        if testing.graph(text).outputs[0].shape[1]:
+            check(text)
 
 
 RESIZES = [
@@ -596,7 +597,7 @@ def test_refusals(body: str, wanted: str, loss: Any, reason: str) -> None:
 
 def test_pads_that_the_model_computes() -> None:
     graph = testing.graph("net (float[2] x, int64[2] n) => (float[4] y) { p = Neg(n) y = Pad(x, p) }")
-    with pytest.raises(NncError, match="gradient of Pad with pads that the model computes"):
+    with pytest.raises(NncError, match="gradient of Pad with 'p' that the model computes"):
         gradients(graph, ["x"], "outputs")
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from nnc.attributes import reduced_axes
 from nnc.gradient.step import NoGradient, Rule, Step, first
 from nnc.gradient.value import Value, apply, exp, sigmoid, tanh
 
@@ -123,7 +124,7 @@ def _cast(step: Step) -> Value | None:
 
 def _reduced(step: Step, value: Value) -> Value:
     """A value in the shape of the result of a reduction, with an axis of one element for every axis that is reduced."""
-    axes = _axes(step)
+    axes = reduced_axes(step.node, step.told)
     return value.reshape([1 if axis in axes else size for axis, size in enumerate(step.x[0].shape)])
 
 
@@ -132,7 +133,7 @@ def _sum(step: Step) -> Value:
 
 
 def _average(step: Step) -> Value:
-    count = math.prod(step.x[0].shape[axis] for axis in _axes(step))
+    count = math.prod(step.x[0].shape[axis] for axis in reduced_axes(step.node, step.told))
     return (_reduced(step, step.g) / float(count)).broadcast(step.x[0].shape)
 
 
@@ -144,15 +145,6 @@ def _sum_of(derivative: Callable[[Value], Value]) -> Rule:
 def _reduction(derivative: Callable[[Value, Value], Value]) -> Rule:
     """The rule of a reduction y of x, given its derivative with respect to an element."""
     return first(lambda step: _reduced(step, step.g) * derivative(step.x[0], _reduced(step, step.y[0])))
-
-
-def _axes(step: Step) -> list[int]:
-    """The axes that a reduction reduces, none negative."""
-    rank = len(step.x[0].shape)
-    axes = step.constant(1, "axes").tolist() if step.has(1) else step.attr("axes", [])
-    if not len(axes):
-        return [] if step.attr("noop_with_empty_axes", 0) else list(range(rank))
-    return sorted(axis % rank for axis in axes)
 
 
 def _shared(x: Value, y: Value) -> Value:

@@ -10,6 +10,7 @@ from nnc.gradient.step import NoGradient, Step
 from nnc.gradient.value import Value, Writer, apply
 from nnc.measure import has_shape, numpy_dtype
 from nnc.model.proto import STANDARD_DOMAINS
+from nnc.pattern import NoMatch
 
 
 class Backward:
@@ -54,7 +55,7 @@ class Backward:
             if id(tensor) in self._active:
                 try:
                     gradient = rule(step, index)
-                except NoGradient as reason:
+                except (NoGradient, NoMatch) as reason:
                     raise _refused(node, f" {reason}") from None
                 if gradient is not None:
                     self.add(tensor, gradient.sum_to(tensor.shape))

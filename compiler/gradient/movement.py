@@ -1,13 +1,15 @@
 """Rules of operators that move, copy or drop elements, or mix them along one axis: their gradients move them back."""
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
 
-from nnc import session
+from nnc.attributes import pads, permutation, slices
 from nnc.gradient.step import NoGradient, Rule, Step, first
 from nnc.gradient.value import Value, apply, scatter_add, zeros
+from nnc.mixing import along, of_resize
 from nnc.model import proto
 
 
@@ -22,8 +24,7 @@ def _dropout(step: Step) -> Value:
 
 
 def _transpose(step: Step) -> Value:
-    rank = len(step.x[0].shape)
-    return step.g.transpose(np.argsort(step.attr("perm", range(rank)[::-1])).tolist())
+    return step.g.transpose(np.argsort(permutation(step.node)).tolist())
 
 
 def _concat(step: Step, index: int) -> Value:
@@ -40,13 +41,9 @@ def _split(step: Step) -> Value:
 
 
 def _slice(step: Step) -> Value:
-    x, g = step.x[0], step.g
-    starts, ends = step.constant(1, "starts").tolist(), step.constant(2, "ends").tolist()
-    axes = step.constant(3, "axes").tolist() if step.has(3) else range(len(starts))
-    steps = step.constant(4, "steps").tolist() if step.has(4) else [1] * len(starts)
-    for axis, *bounds in zip(axes, starts, ends, steps, strict=True):
-        size = x.shape[axis]
-        g = _put(g, axis % len(x.shape), range(*slice(*bounds).indices(size)), size)
+    shape, g = step.x[0].shape, step.g
+    for axis, places in slices(step.node, shape, step.told).items():
+        g = _put(g, axis, places, shape[axis])
     return g
 
 
@@ -65,80 +62,43 @@ def _put(g: Value, axis: int, places: range, size: int) -> Value:
 
 def _padded(g: Value, axis: int, begin: int, end: int) -> Value:
     """g with zeros before and behind, along an axis; negative numbers cut off."""
-    if not (begin or end):
-        return g
-    pads = np.zeros((2, len(g.shape)), np.int64)
-    pads[:, axis] = begin, end
-    return apply("Pad", g, pads.reshape(-1))
+    return apply("Pad", g, _amounts(len(g.shape), {axis: (begin, end)})) if begin or end else g
+
+
+def _amounts(rank: int, pads: Mapping[int, tuple[int, int]]) -> np.ndarray:
+    """What Pad is told: int64 [2 rank], in front of all axes and behind them."""
+    amounts = np.zeros((2, rank), np.int64)
+    for axis, pair in pads.items():
+        amounts[:, axis] = pair
+    return amounts.reshape(-1)
 
 
 def _pad(step: Step) -> Value:
-    rank = len(step.x[0].shape)
-    sizes = np.zeros((2, rank), np.int64)  # elements before and behind each axis
-    axes = step.constant(3, "axes") if step.has(3) else np.arange(rank)
-    sizes[:, axes] = step.constant(1, "pads").reshape(2, -1)
+    rank, amounts, g = len(step.x[0].shape), pads(step.node, step.told), step.g
     if step.attr("mode", "constant") == "constant":
-        return apply("Pad", step.g, -sizes.reshape(-1))
-    g = step.g
-    for axis in np.flatnonzero(sizes.any(axis=0)).tolist():
-        pads = np.where(np.arange(rank) == axis, sizes, 0).reshape(-1)
-        g = _mixed(g, axis, _matrix(step, axis, 1, pads))
+        return apply("Pad", g, -_amounts(rank, amounts))
+    for axis, pair in amounts.items():
+        g = _mixed(g, axis, along(step.node, axis, 1, _amounts(rank, {axis: pair}), _imports(step)))
     return g
 
 
 def _resize(step: Step) -> Value:
-    """Every mode is a linear map along each axis; only the way from scales to coordinates differs."""
-    x, y, g = step.x[0], step.y[0], step.g
-    rank = len(x.shape)
-    if step.attr("coordinate_transformation_mode") == "tf_crop_and_resize":
-        raise NoGradient("of a crop")
-    if step.attr("keep_aspect_ratio_policy", "stretch") != "stretch":
-        raise NoGradient("that keeps the aspect ratio")
-    scales = np.ones(rank, np.float32)
-    if step.has(2) and step.x[2].shape != (0,):
-        scales[step.attr("axes", range(rank))] = step.constant(2, "scales")
-    for axis, scale in enumerate(scales.tolist()):
-        chosen = np.arange(rank) == axis
-        if scale != 1 and x.shape[axis] == y.shape[axis]:
-            raise NoGradient("by a factor that keeps a size")  # onnxruntime copies when all sizes are kept
-        if scale != 1:
-            g = _mixed(g, axis, _matrix(step, axis, 2, np.where(chosen, scales, np.float32(1))))
-        elif x.shape[axis] != y.shape[axis]:
-            sizes = np.where(chosen, y.shape, _units(step, axis).shape)
-            g = _mixed(g, axis, _matrix(step, axis, 3, sizes))
+    g = step.g
+    matrices = of_resize(
+        step.node, lambda index: step.constant(index, "scales") if step.has(index) else None, _imports(step)
+    )
+    for axis, matrix in matrices.items():
+        g = _mixed(g, axis, matrix)
     return g
 
 
-def _matrix(step: Step, axis: int, position: int, setting: np.ndarray) -> np.ndarray:
-    """[before, behind] of the node as a linear map along an axis: what it makes of every unit vector.
-
-    `setting` is its input at `position`, with an effect on that axis alone.
-    """
-    units = _units(step, axis)
-    attrs = {key: value for key, value in step.node.attrs.items() if key != "axes"}
-    names = ["units", *[""] * (position - 1), "setting"]
-    node = onnx.helper.make_node(step.node.op, names, ["moved"], **attrs)
-    imports = proto.opset_imports(step.g.writer.graph)
-    (moved,) = session.compute([node], {"units": units, "setting": setting}, ["moved"], imports)
-    return np.moveaxis(moved, (_beside(axis), axis), (0, 1)).reshape(step.x[0].shape[axis], -1).astype(step.g.dtype)
-
-
-def _units(step: Step, axis: int) -> np.ndarray:
-    """The unit vectors of an axis, next to each other on another one, in the node's rank."""
-    rank, size = len(step.x[0].shape), step.x[0].shape[axis]
-    if rank < 2:
-        raise NoGradient("of a vector")
-    return np.eye(size, dtype=np.float32).reshape(
-        [size if each in (axis, _beside(axis)) else 1 for each in range(rank)]
-    )
-
-
-def _beside(axis: int) -> int:
-    return 0 if axis else 1
+def _imports(step: Step) -> list[onnx.OperatorSetIdProto]:
+    return proto.opset_imports(step.g.writer.graph)
 
 
 def _mixed(g: Value, axis: int, matrix: np.ndarray) -> Value:
     """The matrix times g along an axis."""
+    matrix = matrix.astype(g.dtype, copy=False)
     if axis == len(g.shape) - 1:
         return apply("MatMul", g, np.ascontiguousarray(matrix.T))
     flat = g.reshape([math.prod(g.shape[:axis]), g.shape[axis], math.prod(g.shape[axis + 1 :])])

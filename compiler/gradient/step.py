@@ -50,6 +50,12 @@ class Step:
             raise NoGradient(f"with {what} that the model computes")
         return values
 
+    def told(self, index: int) -> list[int] | None:
+        """The integers of an optional input, likewise; None where it is left out."""
+        if not self.has(index):
+            return None
+        return [int(each) for each in self.constant(index, f"'{self.x[index].tensor.name}'").reshape(-1)]
+
 
 def known_values(tensor: gs.Tensor, graph: gs.Graph) -> np.ndarray | None:
     """The values of a tensor that depends on constants and shapes alone, None of another.

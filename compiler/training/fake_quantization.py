@@ -34,15 +34,22 @@ Floats: TypeAlias = Mapping[str, tuple[np.ndarray, np.ndarray | None]]
 class Quantize(torch.autograd.Function):
     """The nearest integers within limits, ties to even, as floats; `step` and `zero` are as `along` makes them."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, step: Tensor, zero: Tensor, limits: Limits) -> Tensor:
-        scaled = x / step
-        ctx.save_for_backward(x, step, (scaled > limits[0] - zero) & (scaled < limits[1] - zero))
-        return scaled.round_().add_(zero).clamp_(*limits)
+    def forward(x: Tensor, step: Tensor, zero: Tensor, limits: Limits) -> Tensor:
+        return (x / step).round_().add_(zero).clamp_(*limits)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        *tensors, ctx.limits = inputs
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        x, step, inside = ctx.saved_tensors
+        x, step, zero = ctx.saved_tensors
+        scaled = x / step
+        inside = (scaled > ctx.limits[0] - zero) & (scaled < ctx.limits[1] - zero)
         passed = gradients[0] * inside / step
         of_step = -(passed * x).sum_to_size(step.shape) / step if ctx.needs_input_grad[1] else None
         return passed, of_step, None, None

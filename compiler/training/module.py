@@ -18,8 +18,9 @@ from nnc import graph as graphs
 from nnc import measure
 from nnc.errors import NncError
 from nnc.model.proto import is_standard
+from nnc.pattern import NoMatch
 from nnc.training import elementwise, movement, windows
-from nnc.training.site import Compute, Mode, Operator, Site, Tensor
+from nnc.training.site import BatchInside, Compute, Mode, Operator, Site, Tensor
 
 OPERATORS: dict[str, Operator] = windows.OPERATORS | movement.OPERATORS | elementwise.OPERATORS
 
@@ -51,6 +52,7 @@ class GraphModule(nn.Module):
         self._nodes = [(node, self._names(node), _compute(Site(node, graph, self.mode), table)) for node in computed]
         self._last = {name: node for node, names, _ in self._nodes for name in names}
         self._add_constants(learned)
+        self._inside: BatchInside | None = None
 
     def _names(self, node: gs.Node) -> list[str]:
         """What the values are called that a node reads."""
@@ -81,7 +83,35 @@ class GraphModule(nn.Module):
         return super().train(mode)
 
     def forward(self, inputs: Mapping[str, Tensor], wanted: Iterable[str] = ()) -> dict[str, Tensor]:
-        """The outputs of the graph and the tensors `wanted`, by name, from its inputs [batch, ...] by name."""
+        """The outputs of the graph and the tensors `wanted`, by name, from its inputs [batch, ...] by name.
+
+        Where the graph makes views of a batch that is not in front, as attention does that puts the sequence there, it
+        computes a batch of its own size at a time: torch does so for all of them at once. Raises NncError where it
+        can't.
+        """
+        wanted = tuple(wanted)
+        if self._inside is None:
+            try:
+                return self._run(inputs, wanted)
+            except BatchInside as inside:
+                self._inside = inside
+        parts = self._parts(inputs, self._inside.node)
+        found = torch.vmap(lambda part: self._run(part, wanted))(parts)
+        return {name: each.flatten(0, 1) for name, each in found.items()}
+
+    def _parts(self, inputs: Mapping[str, Tensor], view: gs.Node) -> dict[str, Tensor]:
+        """Inputs [batches, batch, ...] of the batch size of the graph."""
+        size = int(self.graph.inputs[0].shape[0])
+        place, hint = f"'{view.name}': {view.op} of a batch that is not in front", "export the model with a batch of 1"
+        normalizing = next((node.name for node, _, _ in self._nodes if node.op == "BatchNormalization"), None)
+        if self.mode.normalizes and normalizing is not None:
+            hint = "put fold-batchnorm before it"
+            raise NncError(f"{place} can't be trained together with BatchNormalization '{normalizing}'", hint)
+        if any(len(x) % size for x in inputs.values()):
+            raise NncError(f"{place} can't be trained in batches that are no multiples of {size}", hint)
+        return {name: x.reshape(-1, size, *x.shape[1:]) for name, x in inputs.items()}
+
+    def _run(self, inputs: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
         values: dict[str, Any] = {**self._buffers, **self._parameters, **inputs}
         kept = {*self.outputs, *wanted}
         found = {name: values[name] for name in kept if name in inputs}
@@ -186,4 +216,7 @@ def _compute(site: Site, table: Mapping[str, Operator]) -> Compute:
         raise NncError(f"'{site.node.name}': no operator {site.node.op} can be trained", "train before it is put in")
     if not measure.has_shape(*(each for each in (*site.node.inputs, *site.node.outputs) if not each.is_empty())):
         raise NncError(f"'{site.node.name}': the shapes around {site.node.op} are not known")
-    return operator(site)
+    try:
+        return operator(site)
+    except NoMatch as reason:
+        raise site.refused(str(reason)) from reason

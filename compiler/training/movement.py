@@ -6,24 +6,43 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from torch.nn import functional as F  # as everybody calls it
 
-from nnc import session
+from nnc.attributes import pads, permutation, reduced_axes, slices
+from nnc.mixing import of_resize
 from nnc.model import proto
-from nnc.training.site import Compute, Operator, Site, Tensor
+from nnc.training.site import BatchInside, Compute, Operator, Site, Tensor
 
 
 def _view(site: Site) -> Compute:
-    """Reshape, Flatten, Squeeze, Unsqueeze: the shape in the graph, whose batch may be another one than here."""
+    """Reshape and Flatten: to the shape in the graph, but for the batch, which is in front."""
     before, after = site.shape(), site.result
-    first = before[0] if before else 1
 
     def compute(x: Tensor, *_: object) -> Tensor:
-        if not after or not x.dim() or x.shape[0] == first:
+        if list(x.shape) == before:
             return x.reshape(after)
-        return x.reshape([after[0] * x.shape[0] // first, *after[1:]])
+        if list(x.shape[1:]) != before[1:] or not after or after[0] * x.shape[0] % before[0]:
+            raise BatchInside(site.node)
+        return x.reshape([after[0] * x.shape[0] // before[0], *after[1:]])
+
+    return compute
+
+
+def _squeeze(site: Site) -> Compute:
+    """Without axes, all of one element; those that the batch makes longer stay."""
+    named = site.told(1)
+    axes = [axis for axis, size in enumerate(site.shape()) if size == 1] if named is None else named
+    return lambda x, *_: x.squeeze(tuple(axes))
+
+
+def _unsqueeze(site: Site) -> Compute:
+    axes = sorted(axis % len(site.result) for axis in site.told(1) or ())
+
+    def compute(x: Tensor, *_: object) -> Tensor:
+        for axis in axes:
+            x = x.unsqueeze(axis)
+        return x
 
     return compute
 
@@ -35,29 +54,23 @@ def _expand(site: Site) -> Compute:
 
 
 def _slice(site: Site) -> Compute:
-    starts, ends = site.ints(1, "starts"), site.ints(2, "ends")
-    axes, steps = site.ints(3, "axes", range(len(starts))), site.ints(4, "steps", [1] * len(starts))
-    axes, steps = axes or list(range(len(starts))), steps or [1] * len(starts)
-    if min(steps) < 0:
-        chosen = {
-            axis % site.rank: list(range(site.shape()[axis]))[_bound(start) : _bound(end) : step]
-            for axis, start, end, step in zip(axes, starts, ends, steps, strict=True)
-        }
-        return lambda x, *_: _picked(x, chosen)
-    places = [slice(None)] * site.rank
-    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        places[axis % site.rank] = slice(start, end, step)
-    return lambda x, *_: x[tuple(places)]
+    """Axes that are kept whole, of which the batch is one, may have another size than in the graph."""
+    named = slices(site.node, site.shape(), site.told)
+    kept = {axis: places for axis, places in named.items() if places != range(site.shape()[axis])}
+
+    def compute(x: Tensor, *_: object) -> Tensor:
+        for axis, places in kept.items():
+            x = _kept(x, axis, places)
+        return x
+
+    return compute
 
 
-def _bound(value: int) -> int | None:
-    return None if abs(value) > 2**31 else value
-
-
-def _picked(x: Tensor, chosen: dict[int, list[int]]) -> Tensor:
-    for axis, indices in chosen.items():
-        x = x.index_select(axis, torch.tensor(indices, device=x.device))
-    return x
+def _kept(x: Tensor, axis: int, places: range) -> Tensor:
+    """x at the places along an axis."""
+    if places.step < 0:
+        return x.index_select(axis, torch.tensor(list(places), device=x.device))
+    return x[(*[slice(None)] * axis, slice(places.start, places.stop, places.step))]
 
 
 def _split(site: Site) -> Compute:
@@ -81,11 +94,9 @@ def _pad(site: Site) -> Compute:
     mode = {"constant": "constant", "reflect": "reflect", "edge": "replicate"}.get(site.attr("mode", "constant"))
     if mode is None:
         raise site.refused(f"of the mode '{site.attr('mode')}'")
-    pads, axes = site.ints(1, "pads"), site.ints(3, "axes") or list(range(site.rank))
-    around = [(0, 0)] * site.rank
-    for axis, *ends in zip(axes, pads, pads[len(axes) :], strict=False):
-        around[axis % site.rank] = (ends[0], ends[1])
-    value = float(site.setting(2, "a value").reshape(())) if site.has(2) else float(site.attr("value", 0.0))
+    amounts = pads(site.node, site.told)
+    around = [amounts.get(axis, (0, 0)) for axis in range(site.rank)]
+    value = float(site.setting(2, "a value").reshape(())) if site.has(2) else 0.0
     if mode == "constant":
         flat = [end for pair in reversed(around) for end in pair]
         return lambda x, *_: F.pad(x, flat, value=value)
@@ -96,19 +107,17 @@ def _pad(site: Site) -> Compute:
 
 
 def _transpose(site: Site) -> Compute:
-    perm = site.attr("perm", list(range(site.rank))[::-1])
+    perm = permutation(site.node)
     return lambda x: x.permute(perm)
 
 
 def _concat(site: Site) -> Compute:
     """A constant among the inputs, which has a batch of 1, goes to every sample."""
     axis = site.attr("axis") % site.rank
-    if axis == 0:
-        return lambda *xs: torch.cat(xs)
 
     def compute(*xs: Tensor) -> Tensor:
-        count = max(len(x) for x in xs)
-        return torch.cat([x.expand(count, *x.shape[1:]) if len(x) == 1 else x for x in xs], axis)
+        sizes = [max(each) for each in zip(*(x.shape for x in xs), strict=True)]
+        return torch.cat([x.expand(*sizes[:axis], x.shape[axis], *sizes[axis + 1 :]) for x in xs], axis)
 
     return compute
 
@@ -138,20 +147,18 @@ def _space_to_depth(site: Site) -> Compute:
 
 
 def _tile(site: Site) -> Compute:
-    repeats = site.ints(1, "repeats")
+    repeats = site.told(1) or []
     return lambda x, *_: x.repeat(repeats)
 
 
 def _resize(site: Site) -> Compute:
-    """Axis by axis: every result is a weighted sum of values along the axis, with the weights that onnxruntime takes.
-
-    Found by resizing unit vectors, which holds for nearest, linear and cubic interpolation.
-    """
-    before, after = site.shape(), site.result
-    axes = [axis for axis in range(site.rank) if before[axis] != after[axis]]
-    if 0 in axes:
+    found = of_resize(
+        site.node, lambda index: site.setting(index, "scales") if site.has(index) else None,
+        proto.opset_imports(site.graph),
+    )  # fmt: skip
+    if 0 in found:
         raise site.refused("of the batch")
-    matrices = {axis: torch.from_numpy(_matrix(site, axis)) for axis in axes}
+    matrices = {axis: torch.from_numpy(matrix) for axis, matrix in found.items()}
 
     def compute(x: Tensor, *_: object) -> Tensor:
         for axis, matrix in matrices.items():
@@ -161,35 +168,16 @@ def _resize(site: Site) -> Compute:
     return compute
 
 
-def _matrix(site: Site, axis: int) -> np.ndarray:
-    """[before, behind] of a Resize along one axis."""
-    rank, size = site.rank, site.shape()[axis]
-    units = np.eye(size, dtype=np.float32).reshape([size if each in (0, axis) else 1 for each in range(rank)])
-    axes = [axis_ % rank for axis_ in site.attr("axes", range(rank))]
-    scaled = site.has(2) and site.setting(2, "scales").size > 0
-    given = site.setting(2, "scales") if scaled else site.setting(3, "sizes")
-    shape = np.array(units.shape if not scaled else np.ones(rank), np.float32 if scaled else np.int64)
-    shape[axis] = given[axes.index(axis)] if scaled else site.result[axis]
-    attrs = {key: value for key, value in site.node.attrs.items() if key not in ("axes", "keep_aspect_ratio_policy")}
-    node = onnx.helper.make_node("Resize", ["units", "", *([] if scaled else [""]), "setting"], ["moved"], **attrs)
-    imports = proto.opset_imports(site.graph)
-    (moved,) = session.compute([node], {"units": units, "setting": shape}, ["moved"], imports)
-    return np.moveaxis(moved, (0, axis), (0, 1)).reshape(size, -1).astype(np.float32)
-
-
 def _reduction(function: Callable[..., Tensor]) -> Operator:
     def operator(site: Site) -> Compute:
-        axes = site.ints(1, "axes")
-        if not axes and site.attr("noop_with_empty_axes", 0):
-            return lambda x, *_: x
-        along, keep = tuple(axes) or tuple(range(site.rank)), bool(site.attr("keepdims", 1))
-        return lambda x, *_: function(x, along, keep)
+        axes, keep = tuple(reduced_axes(site.node, site.told)), bool(site.attr("keepdims", 1))
+        return (lambda x, *_: function(x, axes, keep)) if axes else (lambda x, *_: x)
 
     return operator
 
 
 def _product(x: Tensor, axes: tuple[int, ...], keep: bool) -> Tensor:
-    for axis in sorted((axis % x.dim() for axis in axes), reverse=True):
+    for axis in sorted(axes, reverse=True):
         x = x.prod(axis, keepdim=keep)
     return x
 
@@ -245,14 +233,12 @@ def _lrn(site: Site) -> Compute:
     return compute
 
 
-_VIEWS = ("Flatten", "Reshape", "Squeeze", "Unsqueeze")
-
 OPERATORS: dict[str, Operator] = {
-    **dict.fromkeys(_VIEWS, _view),
     "BatchNormalization": _batch_norm,
     "Concat": _concat,
     "DepthToSpace": _depth_to_space,
     "Expand": _expand,
+    "Flatten": _view,
     "Gather": _gather,
     "Gemm": _gemm,
     "GroupNormalization": _group_norm,
@@ -271,11 +257,14 @@ OPERATORS: dict[str, Operator] = {
     "ReduceProd": _reduction(_product),
     "ReduceSum": _reduction(torch.sum),
     "ReduceSumSquare": _reduction(lambda x, axes, keep: x.square().sum(axes, keep)),
+    "Reshape": _view,
     "Resize": _resize,
     "Slice": _slice,
     "Softmax": _softmax(torch.softmax),
     "SpaceToDepth": _space_to_depth,
     "Split": _split,
+    "Squeeze": _squeeze,
     "Tile": _tile,
     "Transpose": _transpose,
+    "Unsqueeze": _unsqueeze,
 }

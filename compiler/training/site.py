@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -17,6 +17,14 @@ Tensor: TypeAlias = torch.Tensor
 
 #: Computes a node: from its inputs, None where one is omitted, to its output or outputs.
 Compute: TypeAlias = Callable[..., Any]
+
+
+class BatchInside(Exception):
+    """A node makes a view of a batch whose samples don't lie one behind the other: its shape says no more."""
+
+    def __init__(self, node: gs.Node) -> None:
+        super().__init__(node.name)
+        self.node = node
 
 
 @dataclass
@@ -62,12 +70,11 @@ class Site:
             raise self.refused(f"with {what} that the model computes")
         return values
 
-    def ints(self, index: int, what: str, default: Sequence[int] | None = None) -> list[int]:
-        """Integers that newer operators read as input `index` and older ones have as the attribute `what`."""
-        if self.has(index):
-            return [int(each) for each in self.setting(index, what).reshape(-1)]
-        given = self.attr(what, default)
-        return [] if given is None else [int(each) for each in given]
+    def told(self, index: int) -> list[int] | None:
+        """The integers of an optional input, likewise; None where it is left out."""
+        if not self.has(index):
+            return None
+        return [int(each) for each in self.setting(index, f"'{self.node.inputs[index].name}'").reshape(-1)]
 
     def refused(self, why: str) -> NncError:
         return NncError(f"'{self.node.name}': {self.node.op} {why} can't be trained", "put simplify-shapes before it")

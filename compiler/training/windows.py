@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.nn import functional as F  # as everybody calls it
 
-from nnc.attributes import window_pads
 from nnc.training.site import Compute, Operator, Site, Tensor
+from nnc.window import Window
 
 _CONV: tuple[Any, ...] = (F.conv1d, F.conv2d, F.conv3d)
 _TRANSPOSED: tuple[Any, ...] = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
@@ -18,68 +16,40 @@ _MAX: tuple[Any, ...] = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
 _AVERAGE: tuple[Any, ...] = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
 
 
-@dataclass(frozen=True)
-class Window:
-    """Attributes of a convolution or pool, one number per spatial axis."""
+def _is_symmetric(window: Window) -> bool:
+    """Whether torch's own padding does it: the same on both sides, at most half of the kernel for pools."""
+    half = all(2 * begin <= size for begin, size in zip(window.begins, window.kernel, strict=True))
+    return half and all(end <= begin for begin, end in zip(window.begins, window.ends, strict=True)) and _exact(window)
 
-    kernel: Sequence[int]
-    strides: Sequence[int]
-    dilations: Sequence[int]
-    begins: Sequence[int]
-    """Padding in front, as the node says."""
-    sizes: Sequence[int]
-    """Of what it slides over, and the number of places where it stops."""
-    stops: Sequence[int]
 
-    @classmethod
-    def of(cls, site: Site, kernel: Sequence[int], large: Sequence[int], small: Sequence[int]) -> Window:
-        ones, (begins, _) = [1] * len(kernel), window_pads(site.node, kernel, large, small)
-        return cls(kernel, site.attr("strides", ones), site.attr("dilations", ones), begins, large, small)
+def _exact(window: Window) -> bool:
+    """Whether the same padding behind as in front leads to no further stop."""
+    room = zip(window.sizes, window.begins, window.reach, window.strides, strict=True)
+    return all(size + 2 * begin - reach < stride for size, begin, reach, stride in room)
 
-    @property
-    def reach(self) -> list[int]:
-        """From the begin of the first window to the end of the last."""
-        steps = zip(self.strides, self.stops, self.dilations, self.kernel, strict=True)
-        return [stride * (stops - 1) + dilation * (size - 1) + 1 for stride, stops, dilation, size in steps]
 
-    @property
-    def ends(self) -> list[int]:
-        """Padding behind that the last window needs; negative where it ends earlier."""
-        return [reach - begin - size for reach, begin, size in zip(self.reach, self.begins, self.sizes, strict=True)]
-
-    @property
-    def is_symmetric(self) -> bool:
-        """Whether torch's own padding does it: the same on both sides, at most half of the kernel for pools."""
-        half = all(2 * begin <= size for begin, size in zip(self.begins, self.kernel, strict=True))
-        return half and all(end <= begin for begin, end in zip(self.begins, self.ends, strict=True)) and self._exact
-
-    @property
-    def _exact(self) -> bool:
-        """Whether the same padding behind as in front leads to no further stop."""
-        room = zip(self.sizes, self.begins, self.reach, self.strides, strict=True)
-        return all(size + 2 * begin - reach < stride for size, begin, reach, stride in room)
-
-    def padded(self, x: Tensor, value: float) -> Tensor:
-        """x with just as much padding as the windows need."""
-        pads = [each for pair in zip(self.begins, self.ends, strict=True) for each in reversed(pair)][::-1]
-        return F.pad(x, pads, value=value) if any(pads) else x
+def _padded(x: Tensor, window: Window, value: float) -> Tensor:
+    """x with just as much padding as the windows need."""
+    pads = [each for pair in zip(window.begins, window.ends, strict=True) for each in reversed(pair)][::-1]
+    return F.pad(x, pads, value=value) if any(pads) else x
 
 
 def _conv(site: Site) -> Compute:
     kernel, group = site.shape(1)[2:], site.attr("group", 1)
-    window = Window.of(site, kernel, site.shape()[2:], site.result[2:])
+    window = Window.of(site.node, kernel, site.shape()[2:], site.result[2:])
     function = _CONV[len(kernel) - 1]
     strides, dilations = tuple(window.strides), tuple(window.dilations)
-    if window.is_symmetric:
+    if _is_symmetric(window):
         pads = tuple(window.begins)
         return lambda x, W, B=None: function(x, W, B, strides, pads, dilations, group)
-    return lambda x, W, B=None: function(window.padded(x, 0.0), W, B, strides, 0, dilations, group)
+    return lambda x, W, B=None: function(_padded(x, window, 0.0), W, B, strides, 0, dilations, group)
 
 
 def _conv_transpose(site: Site) -> Compute:
     kernel, group, sizes = site.shape(1)[2:], site.attr("group", 1), site.result[2:]
     more = site.attr("output_padding", [0] * len(kernel))
-    window = Window.of(site, kernel, [size - extra for size, extra in zip(sizes, more, strict=True)], site.shape()[2:])
+    reached = [size - extra for size, extra in zip(sizes, more, strict=True)]
+    window = Window.of(site.node, kernel, reached, site.shape()[2:])
     function, cuts = _TRANSPOSED[len(kernel) - 1], list(zip(window.begins, sizes, strict=True))
     extra = [max(0, begin + size - reach) for (begin, size), reach in zip(cuts, window.reach, strict=True)]
     strides, dilations = tuple(window.strides), tuple(window.dilations)
@@ -95,9 +65,9 @@ def _max_pool(site: Site) -> Compute:
     window = _pool(site)
     function = _MAX[len(window.kernel) - 1]
     kernel, strides, dilations = tuple(window.kernel), tuple(window.strides), tuple(window.dilations)
-    if window.is_symmetric:
+    if _is_symmetric(window):
         return lambda x: function(x, kernel, strides, tuple(window.begins), dilations)
-    return lambda x: function(window.padded(x, -torch.inf), kernel, strides, 0, dilations)
+    return lambda x: function(_padded(x, window, -torch.inf), kernel, strides, 0, dilations)
 
 
 def _average_pool(site: Site) -> Compute:
@@ -109,19 +79,14 @@ def _average_pool(site: Site) -> Compute:
     kernel, strides = tuple(window.kernel), tuple(window.strides)
     if not any(window.begins) and max(window.ends) <= 0:
         return lambda x: function(x, kernel, strides)
-    counted = window
-    if site.attr("count_include_pad", 0):
-        pads = window_pads(site.node, kernel, window.sizes, window.stops)
-        sizes = [sum(each) for each in zip(window.sizes, *pads, strict=True)]
-        counted = replace(window, begins=[0] * len(kernel), sizes=sizes)
-    share = function(counted.padded(torch.ones(1, 1, *counted.sizes), 0.0), kernel, strides)
-    return lambda x: function(window.padded(x, 0.0), kernel, strides) / share.to(x.device)
+    shares = torch.from_numpy(window.shares(site.node))
+    return lambda x: function(_padded(x, window, 0.0), kernel, strides) / shares.to(x.device, x.dtype)
 
 
 def _pool(site: Site) -> Window:
     if len(site.node.outputs) > 1:
         raise site.refused("with the places of the maxima")
-    return Window.of(site, site.attr("kernel_shape"), site.shape()[2:], site.result[2:])
+    return Window.of(site.node, site.attr("kernel_shape"), site.shape()[2:], site.result[2:])
 
 
 def _over_space(function: Any) -> Operator:

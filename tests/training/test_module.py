@@ -53,6 +53,13 @@ LINES = {
     "expand": ("e = Expand(c, t)\n y = Add(x, e)", "float[4, 1, 1] c, int64[4] t = {1, 4, 9, 9}", [4, 9, 9]),
     "concat": ("y = Concat<axis = 1>(x, c)", "float[1, 2, 9, 9] c", [6, 9, 9]),
     "concat-in-front": ("y = Concat<axis = -1>(c, x, c)", "float[1, 4, 9, 1] c", [4, 9, 11]),
+    "slice": ("y = Slice(x, s, e, a)", "int64[1] s = {1}, int64[1] e = {-2}, int64[1] a = {-1}", [4, 9, 6]),
+    "slice-backwards": ("y = Slice(x, s, e, a, t)", "int64[2] s = {-100, 7}, int64[2] e = {-200, -9}, "
+                        "int64[2] a = {2, -1}, int64[2] t = {-1, -3}", [4, 1, 3]),
+    "slice-of-the-batch": ("y = Slice(x, s, e)", "int64[2] s = {0, 1}, int64[2] e = {1, 3}", [2, 9, 9]),
+    "squeeze": (
+        "r = ReduceMax<axes = [2]>(x)\n s = Squeeze(r, a)\n y = Unsqueeze(s, a)", "int64[1] a = {2}", [4, 1, 9]
+    ),
     "space-to-depth": ("p = Pad(x, z)\n y = SpaceToDepth<blocksize = 2>(p)", "int64[8] z", [16, 5, 5]),
 }  # fmt: skip
 
@@ -243,14 +250,91 @@ def test_gradients_are_those_of_the_graph() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("line", "weights", "message"),
     [
-        ("y = Hardmax(x)", "no operator Hardmax can be trained"),
-        ("s = Cast<to = 10>(x)\n d = Conv(s, W)\n y = Cast<to = 1>(d)", "computes in float16"),
+        ("y = Hardmax(x)", "", "no operator Hardmax can be trained"),
+        ("s = Cast<to = 10>(x)\n d = Conv(s, W)\n y = Cast<to = 1>(d)", "float16[4, 4, 1, 1] W", "computes in float16"),
+        ('y = Resize<coordinate_transformation_mode = "tf_crop_and_resize">(x, r, s)',
+         "float[8] r, float[4] s = {1.0, 1.0, 1.0, 1.0}", "Resize of a crop can't be trained"),
     ],
-)
-def test_refusals(line: str, message: str) -> None:
-    weights = "<float16[4, 4, 1, 1] W>" if "W" in line else ""
+)  # fmt: skip
+def test_refusals(line: str, weights: str, message: str) -> None:
+    weights = f"<{weights}>" if weights else ""
     graph = testing.graph(f"net (float[1, 4, 5, 5] x) => (float[1, 4, 5, 5] y) {weights} {{ {line} }}")
     with pytest.raises(NncError, match=message):
         GraphModule(graph)
+
+
+#: Attention as torch exports it: the sequence in front of the batch, which shares axes with the heads and with it.
+ATTENTION = """
+net (float[%d, 5, 8] x) => (float[%d, 3] y)
+<float[8, 24] V, float[8, 8] W, float[3, 8] U, int64[4] apart, int64[3] heads, int64[4] pairs, int64[2] flat,
+    int64[3] long, int64[1] front = {0}, int64[1] last = {3}, int64 zero = {0}, int64 one = {1}, int64 two = {2}>
+{
+    t = Transpose<perm = [1, 0, 2]>(x)
+    a = MatMul(t, V)
+    b = Reshape(a, apart)
+    c = Unsqueeze(b, front)
+    d = Transpose<perm = [3, 1, 2, 0, 4]>(c)
+    e = Squeeze(d, last)
+    q0 = Gather(e, zero)
+    q1 = Reshape(q0, heads)
+    q2 = Transpose<perm = [1, 0, 2]>(q1)
+    q = Reshape(q2, pairs)
+    k0 = Gather(e, one)
+    k1 = Reshape(k0, heads)
+    k2 = Transpose<perm = [1, 0, 2]>(k1)
+    k3 = Reshape(k2, pairs)
+    k = Transpose<perm = [0, 1, 3, 2]>(k3)
+    v0 = Gather(e, two)
+    v1 = Reshape(v0, heads)
+    v2 = Transpose<perm = [1, 0, 2]>(v1)
+    v = Reshape(v2, pairs)
+    s = MatMul(q, k)
+    p = Softmax(s)
+    m = MatMul(p, v)
+    n = Transpose<perm = [2, 0, 1, 3]>(m)
+    f = Reshape(n, flat)
+    g = Gemm(f, W)
+    h = Reshape(g, long)
+    o = Transpose<perm = [1, 0, 2]>(h)
+    z = Gather<axis = 1>(o, zero)
+    y = Gemm<transB = 1>(z, U)
+}
+"""
+
+
+def attention(batch: int) -> gs.Graph:
+    shapes = {
+        "apart": [5, batch, 3, 8], "heads": [5, 2 * batch, 4], "pairs": [batch, 2, 5, 4], "flat": [5 * batch, 8],
+        "long": [5, batch, 8],
+    }  # fmt: skip
+    return testing.graph(ATTENTION % (batch, batch), **{name: np.array(shape) for name, shape in shapes.items()})
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_batches_that_are_not_in_front(batch: int) -> None:
+    """Every sample as onnxruntime computes it, with its gradient, in batches that are not the graph's."""
+    graph = attention(batch)
+    module, session = GraphModule(graph), Session(graph)
+    x = np.random.default_rng(0).standard_normal((6, 5, 8)).astype(np.float32)
+    expected = np.concatenate([session.run({"x": x[place : place + batch]})["y"] for place in range(0, 6, batch)])
+    found = module({"x": torch.from_numpy(x)}, ["y"])["y"]
+    np.testing.assert_allclose(found.detach().numpy(), expected, atol=1e-5)
+    found.square().sum().backward()
+    gradient = module.constant("V").grad.clone()
+    module.constant("V").grad = None
+    sum(module({"x": torch.from_numpy(x[place : place + batch])})["y"].square().sum()
+        for place in range(0, 6, batch)).backward()  # fmt: skip
+    np.testing.assert_allclose(gradient.numpy(), module.constant("V").grad.numpy(), rtol=1e-5, atol=1e-3)
+
+
+def test_batches_that_are_not_in_front_are_told_where_they_can_not_be_trained() -> None:
+    x = {"x": torch.zeros(3, 5, 8)}
+    with pytest.raises(NncError, match=r"'b': Reshape of a batch that is not in front .* no multiples of 2"):
+        GraphModule(attention(2))(x)
+    normalized = (ATTENTION % (1, 1)).replace("(x)", "(w)").replace("<float[8, 24] V", "<float[5] i, float[8, 24] V")
+    normalized = normalized.replace("t = Tr", "w = BatchNormalization(x, i, i, i, i)\n    t = Tr", 1)
+    shapes = {node.inputs[1].name: node.inputs[1].values for node in attention(1).nodes if node.op == "Reshape"}
+    with pytest.raises(NncError, match="together with BatchNormalization 'w'"):
+        GraphModule(testing.graph(normalized, **shapes)).train()(x)
