@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, TypeAlias
 
@@ -41,6 +41,8 @@ class Pruning:
     options: list[np.ndarray]
     """Units that a group may keep, falling."""
     context: Context
+    seen: dict[tuple[Metric, tuple[int, ...]], float] = field(default_factory=dict, kw_only=True, repr=False)
+    """What the network costs by metric and widths, as far as it was asked: each takes a copy of the graph."""
 
     def within(self, metric: Metric, share: float) -> Solution:
         """The best state that keeps at most `share` of the network's cost, no width slower than a wider one.
@@ -88,19 +90,30 @@ class Pruning:
         """What is left of the network by `metric`: MACs, parameters, milliseconds, or channels of the groups."""
         if metric == "channels":
             return float(sum(self.widths(state) * [channels_per_unit(group) for group in self.groups]))
-        return self.context.cost(self.hollow(state), metric)
+        key = (metric, tuple(self.widths(state).tolist()))
+        if key not in self.seen:
+            self.seen[key] = self.context.cost(self.hollow(state), metric)
+        return self.seen[key]
 
     @property
     def _keep(self) -> list[int]:
         return [0] * len(self.groups)
 
     def _fast(self, choose: Callable[[], Solution]) -> Solution:
-        """What `choose` chooses, once no group has an option that is slower than a wider one."""
+        """What `choose` chooses, once no group has an option that is slower than a wider one.
+
+        Where the others don't reach the budget, those that are slower stay.
+        """
         solution = choose()
         while slow := self._slower_than_wider(solution.state):
+            offered = list(self.options)
             for group in slow:
                 self.options[group] = np.delete(self.options[group], solution.state[group])
-            solution = choose()
+            try:
+                solution = choose()
+            except NncError:
+                self.options = offered
+                return solution
         return solution
 
     def _slower_than_wider(self, state: list[int]) -> list[int]:
