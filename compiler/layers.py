@@ -16,7 +16,6 @@ from nnc.measure import has_shape
 from nnc.model.proto import is_standard
 from nnc.quantize import scheme
 from nnc.rewrite import Driver, replace_input
-from nnc.rewrite import node as draft
 
 
 @dataclass(frozen=True)
@@ -180,8 +179,7 @@ class Layer:
         if added is not None:
             replace_input(add, added, driver.constant(added.name, added.values + bias))
             return
-        driver.replace(self.node, draft("Add", draft("MatMul", *self.node.inputs), bias))
-        driver.tidy()
+        driver.append(self.node, "Add", bias)
 
 
 def _adds_per_output(node: gs.Node) -> bool:

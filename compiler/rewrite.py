@@ -255,6 +255,16 @@ class Driver:
         """A new constant, whose name is `name` where that is free."""
         return gs.Constant(graphs.unique(name, self._tensor_names), values)
 
+    def append(self, node: gs.Node, op: str, operand: np.ndarray) -> None:
+        """Let `op` of what `node` gives and an operand produce its output; the node keeps its name."""
+        output = node.outputs[0]
+        name = graphs.unique(f"{output.name}/{node.op}", self._tensor_names)
+        node.outputs[0] = inner = gs.Variable(name, output.dtype, list(output.shape))
+        made = gs.Node(op, graphs.unique(f"{node.name}/{op}", self._node_names), inputs=[inner], outputs=[output])
+        made.inputs.append(self.constant(f"{output.name}.{_role(made, 1)}", operand))
+        place = next(place for place, each in enumerate(self.graph.nodes) if each is node)
+        self.graph.nodes.insert(place + 1, made)
+
     def tidy(self) -> None:
         """Put new nodes in their places, drop dead ones, and fill in the shapes of new tensors."""
         nodes: list[gs.Node] = []

@@ -202,6 +202,8 @@ def _narrowed(old: gs.Node, new: gs.Node) -> str:
 
 
 def _resized(old: gs.Node, new: gs.Node) -> str:
-    """The height and width of a layer's output, or nothing where they are as they were."""
+    """The height and width of a convolution's output, or nothing where they are as they were."""
+    if old.op not in ("Conv", "ConvTranspose"):
+        return ""
     large, small = (node.outputs[0].shape[2:] for node in (old, new))
     return " x ".join(map(str, small)) if large != small else ""

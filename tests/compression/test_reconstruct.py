@@ -131,6 +131,9 @@ def test_the_mean_of_what_is_lost_is_added_behind_a_matmul_of_sequences(text: st
     graph = testing.graph(text)
     after, _ = refitted(graph, "a", 2)
     assert [node.op for node in after.nodes] == ["MatMul", "Relu", "MatMul", *["Add"] * adds]
+    product = after.nodes[2]
+    assert product.name == graph.nodes[2].name
+    assert product.outputs[0].shape == [2, 7, 5]
     expected, found = (Flow(each, drawn(graph)).outputs()["y"] for each in (graph, after))
     np.testing.assert_allclose(found.mean((0, 1, 2)), expected.mean((0, 1, 2)), atol=1e-5)
     if adds == 2:

@@ -223,6 +223,17 @@ def test_methods_are_the_only_ones(network: Any, methods: tuple[Any, ...]) -> No
     assert len(after.nodes) == len(network[0].nodes) or methods != ("prune",)
 
 
+def test_products_of_tokens_have_no_height_and_width(tmp_path: Path) -> None:
+    graph = testing.graph(
+        """net (float[1, 9, 6] x) => (float y) <float[6, 16] V, float[16, 5] W>
+        { a = MatMul(x, V) r = Relu(a) y = MatMul(r, W) }"""
+    )
+    np.savez(tmp_path / "tokens.npz", x=np.random.default_rng(0).standard_normal((40, 9, 6), np.float32))
+    data = Dataset.open(tmp_path / "tokens.npz", None, graph.inputs)
+    _, row = run(Compress(budget=Budgets(macs=0.5), round_to=1, methods=("prune",)), (graph, data, None))
+    assert [each["choice"] for each in row.decisions] == ["16 -> 8 channels", "reads fewer channels"]
+
+
 def test_excluded_layers_stay(network: Any) -> None:
     after, row = run(Compress(budget=Budget(macs=0.8), exclude=("stage2*", "classifier*"), round_to=1), network)
     before = {node.name: node.inputs[1].shape for node in network[0].nodes if node.op in ("Conv", "Gemm")}
