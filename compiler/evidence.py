@@ -42,22 +42,30 @@ def reached(
 
 
 def output_error(before: gs.Graph, after: gs.Graph, context: Context) -> float | None:
-    """The relative error of the outputs on the calibration data, or on random inputs where there are none."""
+    """The relative error of the outputs on the calibration data, or on random inputs where there are none.
+
+    None where they can't be compared, as the row of a pass says: onnxruntime can't run the graph, or the data decide
+    the shapes of all outputs.
+    """
     if after is before:
         return 0.0
     try:
-        return 10 ** (-_snr_db(before, after, context) / 20)
-    except NncError:  # onnxruntime can't run the graph, which the row says
+        snr = _snr_db(before, after, context)
+    except NncError:
         return None
+    return None if snr is None else 10 ** (-snr / 20)
 
 
-def _snr_db(before: gs.Graph, after: gs.Graph, context: Context) -> float:
+def _snr_db(before: gs.Graph, after: gs.Graph, context: Context) -> float | None:
     reference, result = (Session(graph, optimized=not verify.rounds(graph)) for graph in (before, after))
-    pairs = [(reference.run(inputs), result.run(inputs)) for inputs in _samples(before, context)]
+    pairs = [
+        tuple(verify.of_static_shape(before, session.run(inputs)) for session in (reference, result))
+        for inputs in _samples(before, context)
+    ]
     expected, found = (
         {name: np.stack([each[name] for each in side]) for name in side[0]} for side in zip(*pairs, strict=True)
     )
-    return verify.snr_db(expected, found)
+    return verify.snr_db(expected, found) if expected else None
 
 
 def _samples(graph: gs.Graph, context: Context) -> Iterable[verify.Arrays]:

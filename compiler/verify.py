@@ -11,6 +11,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from nnc import graph as graphs
+from nnc.measure import has_shape
 from nnc.session import Session
 
 #: Largest difference relative to the largest value of a tensor that counts as float rounding.
@@ -121,6 +122,11 @@ def outputs(graph: gs.Graph, inputs: Arrays) -> dict[str, np.ndarray]:
     return Session(graph).run(inputs)
 
 
+def of_static_shape(graph: gs.Graph, outputs: Arrays) -> dict[str, np.ndarray]:
+    """Those of the graph's outputs whose shape is known; of others, such as boxes found, no value has a counterpart."""
+    return {tensor.name: outputs[tensor.name] for tensor in graph.outputs if has_shape(tensor)}
+
+
 def has_finite(values: np.ndarray) -> bool:
     """Whether any of the values is a number."""
     return values.dtype.kind != "f" or bool(np.isfinite(values).any())
@@ -167,8 +173,11 @@ def snr_db(reference: Arrays, result: Arrays) -> float:
     """Signal-to-noise ratio over all float outputs, in dB: 10 log10(sum of squares / sum of squared differences).
 
     Where the reference is not finite it says nothing, as in `difference`; a result that isn't finite elsewhere is all
-    noise, -inf. Without an output in floats, every element is signal, and those that differ are noise.
+    noise, -inf, and so is one of another shape. Without an output in floats, every element is signal, and those that
+    differ are noise.
     """
+    if any(values.shape != result[name].shape for name, values in reference.items()):
+        return -np.inf
     floats = [name for name, values in reference.items() if values.dtype.kind == "f"]
     if floats:
         energies = [_energies(reference[name], result[name]) for name in floats]

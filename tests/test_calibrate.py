@@ -95,6 +95,24 @@ def test_nodes_ahead_may_be_edited() -> None:
         np.testing.assert_allclose(flow.outputs()["y"][index], each["y"], atol=1e-5)
 
 
+def test_the_data_may_decide_shapes() -> None:
+    """Of what is positive, as many as there are: other values for every batch, and no output to compare."""
+    text = NET.replace("float[2, 4, 6, 6] a)", "float[found] p)").replace(
+        "float[4, 5] V>", "float[4, 5] V, float o = {0}>"
+    )
+    graph = testing.graph(text.replace("s = Add", "g = Greater(x, o) p = Compress(x, g) s = Add"))
+    given = drawn(graph, 3)
+    flow = Flow(graph, given)
+    assert list(flow.outputs()) == ["y"]
+    flow.run_before(next(node for node in graph.nodes if node.op == "Compress"))
+    flow.run_before(None)
+    found = flow.value(graph.outputs[1])
+    assert len({len(each) for each in found}) > 1
+    for each, x in zip(found, given["x"], strict=True):
+        np.testing.assert_array_equal(each, x[x > 0])
+    assert list(flow.outputs()) == ["y"]
+
+
 def test_outputs_from_a_replaced_tensor() -> None:
     graph = testing.graph(NET)
     flow = Flow(graph, drawn(graph, 2))

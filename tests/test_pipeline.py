@@ -380,6 +380,29 @@ def test_the_predicted_error_is_measured(net: gs.Graph, context: pipeline.Contex
     assert row.snr_db == pytest.approx(-20 * np.log10(row.predicted["error"]["reached"]), abs=0.01)
 
 
+#: What is above one half, as many values as there are.
+FOUND = NET.replace("float one = {1.0}", "float one = {1.0}, float half = {0.5}").replace(
+    "y = Relu(e)", "y = Relu(e) g = Greater(y, half) p = Compress(y, g)"
+)
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_outputs_whose_shape_the_data_decide_are_not_compared(calibrated: bool, tmp_path: Path) -> None:
+    alone, beside = (
+        graphs.from_model(parse_model(FOUND.replace("(float[1, 16, 8, 8] y)", outputs)))
+        for outputs in ("(float[found] p)", "(float[found] p, float[1, 16, 8, 8] y)")
+    )
+    np.savez(tmp_path / "data.npz", x=np.random.default_rng(0).standard_normal((5, 3, 8, 8), np.float32))
+    data = Dataset.open(tmp_path / "data.npz", None, alone.inputs) if calibrated else None
+    context = pipeline.Context(target.load("qcs605"), calibration=data)
+    _, (_, row) = pipeline.run(alone, [DropOne(), Explain(factor=1.98)], context)
+    assert (row.proof, row.snr_db) == ("not compared: the data decide the shape of every output", None)
+    assert (row.predicted or {})["error"]["reached"] is None
+    _, (_, row) = pipeline.run(beside, [DropOne(), Explain(factor=1.98)], context)
+    assert (row.proof, row.snr_db) == ("measured", pytest.approx(40.0, abs=0.5))
+    assert (row.predicted or {})["error"]["reached"] == pytest.approx(0.01, abs=1e-3)
+
+
 @pytest.mark.parametrize("batch", [1, 4])
 def test_with_calibration_data_the_error_is_that_on_it(tmp_path: Path, batch: int) -> None:
     graph = graphs.from_model(parse_model(NET.replace("[1,", "[%d," % batch)))

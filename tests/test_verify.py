@@ -130,6 +130,11 @@ def test_snr_where_values_are_not_finite(reference: list[float], result: list[fl
     assert verify.snr_db(*arrays) == pytest.approx(expected, abs=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_what_has_another_shape_is_all_noise(dtype: type) -> None:
+    assert verify.snr_db({"y": np.ones(3, dtype)}, {"y": np.ones(2, dtype)}) == -np.inf
+
+
 def test_snr_of_integers_counts_those_that_differ() -> None:
     classes = {"y": np.arange(100)}
     assert verify.snr_db(classes, classes) == INF

@@ -13,6 +13,7 @@ from nnc.calibrate import Flow
 from nnc.channels import Channels, Group
 from nnc.compression import elimination, importance
 from nnc.compression.elimination import Ranking
+from nnc.errors import NncError
 from nnc.logits import before_softmax
 from nnc.model.proto import is_standard
 from nnc.rewrite import Context
@@ -39,13 +40,21 @@ def rank(
 def without(
     graph: gs.Graph, left_out: Sequence[Block], blocks: Sequence[Block], samples: Samples, context: Context
 ) -> dict[str, float]:
-    """What it costs to leave out each block of `left_out`, by name and counted as `rank` does, among all `blocks`."""
-    if samples is None:
+    """What it costs to leave out each block of `left_out`, by name and counted as `rank` does, among all `blocks`.
+
+    Raises NncError where there are samples, but no output on which networks can be compared.
+    """
+    if samples is None or not left_out:
         return {block.name: _information(block, blocks) for block in left_out}
     batch = int(graph.inputs[0].shape[0])
     few = {name: values[: max(1, _COMPARED // batch)] for name, values in samples.items()}
     whole = before_softmax(graph)
     expected = {name: values for name, values in Flow(whole, few).outputs().items() if values.dtype.kind == "f"}
+    if not expected:
+        raise NncError(
+            "no output tells what blocks are worth: the data decide the shape of each",
+            "leave 'drop' out of 'methods', or the calibration data",
+        )
     lost = {}
     for index, block in enumerate(left_out):
         context.progress("leave out blocks", index, len(left_out))

@@ -58,7 +58,8 @@ def _bytes(tensor: gs.Tensor) -> int:
 class Flow:
     """A network that runs over all samples at once, one stretch of nodes after the other.
 
-    Nodes that did not run yet may be edited and replaced. Values are arrays [batches, *shape of the tensor].
+    Nodes that did not run yet may be edited and replaced. Values are arrays [batches, *shape of the tensor], or
+    [batches] of arrays where the data decide the shape.
     """
 
     def __init__(self, graph: gs.Graph, given: Arrays) -> None:
@@ -102,10 +103,14 @@ class Flow:
             self._run([node])
 
     def outputs(self, from_here: Arrays = {}) -> dict[str, np.ndarray]:  # noqa: B006  # never changed
-        """The outputs of the graph if the rest ran now, with some tensors replaced; the flow stays where it is."""
+        """The outputs of the graph if the rest ran now, with some tensors replaced; the flow stays where it is.
+
+        Outputs whose shape the data decide are left out: nothing says which of their values belong together.
+        """
         pending = [node for node in self._graph.nodes if id(node) not in self._done]
-        produced = {tensor.name for tensor in self._graph.outputs if tensor.name in self._values}
-        wanted = [tensor for tensor in self._graph.outputs if tensor.name not in produced]
+        outputs = [tensor for tensor in self._graph.outputs if has_shape(tensor)]
+        produced = {tensor.name for tensor in outputs if tensor.name in self._values}
+        wanted = [tensor for tensor in outputs if tensor.name not in produced]
         found = self._compute(pending, wanted, {**self._values, **from_here}) if wanted else {}
         return found | {name: self._values[name] for name in produced}
 
@@ -129,11 +134,13 @@ class Flow:
             import_domains=self._graph.import_domains, ir_version=self._graph.ir_version,
         )  # fmt: skip
         session = Session(stretch, optimized=True)
+        static = {tensor.name for tensor in wanted if has_shape(tensor)}
         results: dict[str, np.ndarray] = {}
         for index in range(self.batches):
             for name, value in session.run({name: values[name][index] for name in given}).items():
                 if name not in results:
-                    results[name] = np.empty((self.batches, *value.shape), value.dtype)
+                    shape, dtype = (value.shape, value.dtype) if name in static else ((), np.dtype(object))
+                    results[name] = np.empty((self.batches, *shape), dtype)
                 results[name][index] = value
         return results
 

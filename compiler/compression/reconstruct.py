@@ -22,6 +22,7 @@ from nnc.calibrate import Flow, Moments, Slack, shortcut, unbatched
 from nnc.channels import Channels
 from nnc.factorize import Factors, Stage
 from nnc.layers import Layer
+from nnc.measure import has_shape
 from nnc.model.proto import is_standard
 from nnc.rewrite import Context, Draft, Driver, node
 
@@ -97,7 +98,7 @@ class _Fit:
                 continue
             if self.layers and (layer := Layer.of(each)) is not None:
                 errors[each.name] = self._fit(layer)
-            elif is_standard(each, "BatchNormalization") and not self._reads_fitted(each):
+            elif _has_statistics(each) and not self._reads_fitted(each):
                 self._estimate(each)
             self.before.release(*(tensor.name for tensor in self.originals[each.name].outputs))
         return errors
@@ -188,6 +189,11 @@ class _Fit:
         for index, role, values in zip((3, 4), ("mean", "var"), moments, strict=True):
             dtype = batchnorm.inputs[index].dtype
             batchnorm.inputs[index] = driver.constant(f"{name}.{role}", values.astype(dtype))
+
+
+def _has_statistics(node: gs.Node) -> bool:
+    """Whether a node is a BatchNormalization of as many values for every batch."""
+    return is_standard(node, "BatchNormalization") and has_shape(node.inputs[0])
 
 
 def _constant_beyond(layer: gs.Node) -> tuple[float, float] | None:

@@ -183,7 +183,7 @@ def resized(graph: gs.Graph, size: Size) -> gs.Graph:
 def insert_resize(graph: gs.Graph, size: Size) -> None:
     """`resized` in place; after a NoMatch the graph is of no use."""
     read, axes = image(graph)
-    shapes = [list(tensor.shape) for tensor in graph.outputs]
+    shapes = [tensor.shape for tensor in graph.outputs]
     _pool_globally(graph)
     _put_behind(
         graph, read, [dict(zip(axes, size, strict=True)).get(axis, length) for axis, length in enumerate(read.shape)]
@@ -193,7 +193,7 @@ def insert_resize(graph: gs.Graph, size: Size) -> None:
     except NncError as error:
         raise NoMatch(f"of another size {error.message.removeprefix('graph: ')}") from error
     for tensor, shape in zip(graph.outputs, shapes, strict=True):
-        if list(tensor.shape) != shape:
+        if tensor.shape != shape:
             raise NoMatch(f"the shape of the output '{tensor.name}' depends on the size of the image")
 
 

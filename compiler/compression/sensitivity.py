@@ -8,6 +8,7 @@ import onnx_graphsurgeon as gs
 from nnc.errors import NncError
 from nnc.gradient import Gradients
 from nnc.logits import before_softmax
+from nnc.measure import has_shape
 from nnc.rewrite import Context
 
 #: Samples of calibration data that the mean is taken over: it is one figure per channel.
@@ -22,9 +23,12 @@ def output_sensitivity(
     From the Gauss-Newton matrix: gradients of random combinations of the outputs (Hutchinson's estimator), squared and
     summed over positions, or summed and squared as far as errors at the positions of an image go together, see `_Seen`.
     The outputs are taken before a Softmax, and not the loss: a network that is sure of its answers, as on images that
-    it was trained with, has no gradient of the loss left. Empty where an operator on the way has no gradient.
+    it was trained with, has no gradient of the loss left. Empty where an operator on the way has no gradient, or
+    the data decide the shape of an output.
     """
     scored = before_softmax(graph)
+    if not has_shape(*scored.outputs):
+        return {}
     try:
         network = Gradients(
             scored, [node.outputs[0].name for node in layers], "outputs", seed=context.seed, threads=context.threads

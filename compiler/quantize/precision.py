@@ -12,12 +12,12 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from pydantic import BaseModel, ConfigDict, Field
 
-from nnc import verify
+from nnc import accuracy, verify
 from nnc.accuracy import Accuracy, ranks
 from nnc.data import Dataset
 from nnc.errors import NncError
 from nnc.logits import before_softmax
-from nnc.measure import tensor_bytes
+from nnc.measure import has_shape, tensor_bytes
 from nnc.session import Session
 
 Arrays = Mapping[str, np.ndarray]
@@ -54,6 +54,7 @@ class Drop:
     """
 
     def __init__(self, floats: gs.Graph, data: Dataset, seed: int = 0) -> None:
+        """Raises NncError for a network that has no output of a static shape."""
         self._floats, self._data = floats, data.subset(seed, _held(floats))
 
     def of(self, graph: gs.Graph, progress: Progress) -> float:
@@ -68,7 +69,7 @@ class Drop:
     @cached_property
     def _right(self) -> np.ndarray | None:
         """Which samples get the class of their label in floats; None without labels that the network knows."""
-        labels, classes = self._data.labels, self._scores(self._outputs).shape[1]
+        labels, classes = self._data.labels, accuracy.classes(self._floats)
         if labels is None or labels.max() >= classes:
             return None
         right = self._found(self._outputs)
@@ -132,14 +133,14 @@ def fewest(most: int, fits: Callable[[int], bool]) -> int:
 
 
 def outputs(graph: gs.Graph, data: Dataset, progress: Progress = lambda done, total: None) -> dict[str, np.ndarray]:
-    """The outputs of a network on all samples, by name; a last batch that is not full is filled up with its samples.
+    """The outputs of static shapes on all samples, by name; a last batch that is not full is filled up with samples.
 
     Raises NncError for an output of the network in floats that is not finite.
     """
     session = Session(graph, optimized=not verify.rounds(graph))
     parts, done = [], 0
     for inputs, count in data.full_batches(graph.inputs[0].shape[0]):
-        parts.append(session.run(inputs))
+        parts.append(verify.of_static_shape(graph, session.run(inputs)))
         done += count
         progress(done, len(data))
     return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
@@ -159,11 +160,15 @@ def squared_error(expected: Arrays, found: Arrays) -> float:
 
 
 def _held(graph: gs.Graph) -> int:
-    """Samples whose outputs can be held in memory."""
-    of_batch = sum(tensor_bytes(tensor) for tensor in graph.outputs) or 1
+    """Samples whose outputs can be held in memory; NncError where no output can be compared with another."""
+    static = [tensor for tensor in graph.outputs if has_shape(tensor)]
+    if not static:
+        raise NncError("no output tells a drop: the data decide the shape of each", "leave out 'budget'")
+    of_batch = sum(map(tensor_bytes, static)) or 1
     return max(1, _MOST_BYTES // of_batch) * int(graph.inputs[0].shape[0])
 
 
 def _has_classes(graph: gs.Graph) -> bool:
     """Whether the one output of a network has a value per class, [batch, classes]."""
-    return len(graph.outputs) == 1 and [size > 1 for size in graph.outputs[0].shape[1:]].count(True) == 1
+    whole, *others = graph.outputs
+    return has_shape(whole) and not others and [size > 1 for size in whole.shape[1:]].count(True) == 1

@@ -381,6 +381,18 @@ def test_a_budget_that_no_layer_keeps(tmp_path: Path) -> None:
     assert {each["choice"] for each in given.explanation.decisions.values()} == {"stays in floats"}
 
 
+def test_a_budget_of_a_detector(tmp_path: Path) -> None:
+    """The shape of one output is the data's to decide; where it is the only one, there is no drop."""
+    text = CHAIN.replace("(float[1, 10] scores)", "(int64[2, found] n, float[1, 10] scores)")
+    graph = testing.graph(text.replace("scores =", "n = NonZero(f) scores ="))
+    given = context(graph, noise(tmp_path, graph))
+    assert testing.run(InsertQdq(budget=DropBudget(drop=0.9)), graph, given).changed
+    graph.outputs = graph.outputs[:1]
+    graph.nodes = [node for node in graph.nodes if node.name != "scores"]
+    with pytest.raises(NncError, match="no output tells a drop"):
+        testing.run(InsertQdq(budget=DropBudget(drop=0.9)), graph, given)
+
+
 def test_a_budget_with_other_options(tmp_path: Path) -> None:
     graph = testing.graph(CHAIN)
     given = context(graph, noise(tmp_path, graph))

@@ -299,6 +299,43 @@ def test_decisions_and_predictions(tmp_path: Path) -> None:
     assert chosen[0]["budget"] == pytest.approx(row.macs / measure(graph).macs, rel=0.02)
 
 
+TOKENS = """
+net (float[2, 7, 6] x) => (float y) <float[6, 16] V, float[16, 5] W> {
+    a = MatMul(x, V)
+    r = Relu(a)
+    y = MatMul(r, W)
+}
+"""
+
+
+def test_a_product_of_tokens_is_told_of_under_its_name(tmp_path: Path) -> None:
+    """Refitting gives it a bias, which an Add behind it has."""
+    graph = testing.graph(TOKENS)
+    made = context(graph, images(tmp_path, graph))
+    after, (row,) = pipeline.run(graph, [PruneChannels(budget=Budget(macs=0.5), round_to=1)], made)
+    assert [node.op for node in after.nodes] == ["MatMul", "Relu", "MatMul", "Add"]
+    layers = {entry["layer"]: entry for entry in row.decisions}
+    assert [(name, entry["choice"]) for name, entry in layers.items()] == [
+        ("a", "16 -> 8 channels"), ("y", "16 -> 8 inputs")
+    ]  # fmt: skip
+    assert [entry["macs"] for entry in layers.values()] == [[14 * 96, 14 * 48], [14 * 80, 14 * 40]]
+
+
+def test_detectors_find_as_many_boxes_as_there_are(tmp_path: Path) -> None:
+    """Nobody knows how many rows the BatchNormalization behind them reads."""
+    rows = "n = NonZero(r) t = Transpose(n) c = Cast<to = 1>(t) boxes = BatchNormalization(c, G, H, M, N)"
+    text = CHAIN.replace("(float scores)", "(float[found, 4] boxes, float scores)").replace(
+        "f = Flatten", f"{rows} f = Flatten"
+    )
+    graph = testing.graph(
+        text.replace("float[10, 12] W>", "float[10, 12] W, float[4] G, float[4] H, float[4] M, float[4] N>")
+    )
+    made = context(graph, images(tmp_path, graph))
+    after, (row,) = pipeline.run(graph, [PruneChannels(budget=Budget(macs=0.5), round_to=1)], made)
+    assert row.proof == "measured"
+    assert kept(graph, after, "macs", "x86") <= 0.5
+
+
 def test_no_curve_of_what_is_no_error() -> None:
     graph = testing.graph(CHAIN)
     _, (row,) = pipeline.run(graph, [PruneChannels(budget=Budget(macs=0.5), round_to=1)], context(graph))

@@ -285,6 +285,21 @@ def test_one_sample_tells_what_a_block_is_worth() -> None:
     assert third == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_outputs_whose_shape_the_data_decide_tell_nothing_of_blocks(alone: bool, tmp_path: Path) -> None:
+    graph = edited(network(), silent)
+    scores, found = graph.outputs[0], gs.Variable("found", np.int64, [2, "found"])
+    graph.nodes.append(gs.Node("NonZero", "found", {}, [scores], [found]))
+    graph.outputs = [found] if alone else [found, scores]
+    options = {"budget": {"macs": 0.9}, "methods": ("drop",)}
+    if alone:
+        with pytest.raises(NncError, match="no output tells what blocks are worth") as raised:
+            restructured(graph, images(tmp_path, graph), **options)
+        assert "'drop'" in (raised.value.hint or "")
+    else:
+        assert len(shapes(restructured(graph, images(tmp_path, graph), **options).graph)) == 3
+
+
 def test_blocks_one_behind_the_other_are_left_out() -> None:
     graph = edited(network(), lambda weights: (silent(weights), silent(weights, "block.2")))
     result = restructured(graph, blocks={"stage2.[23]": {"drop": True}})

@@ -129,6 +129,26 @@ def test_the_sensitivity_of_a_layer_is_the_error_that_it_alone_makes(tmp_path: P
     assert seen == [(0, 2), (1, 2), (2, 2)]
 
 
+def test_outputs_whose_shape_the_data_decide_don_t_count(tmp_path: Path) -> None:
+    text = NET.replace("(float[2, 4] y)", "(int64[2, found] n, float[2, 4] y)").replace("y = M", "n = NonZero(r) y = M")
+    floats, other = testing.graph(text), moved(text, 0.5, "V", "W")
+    data = dataset(tmp_path, floats, 30, labels=np.arange(30) % 4)
+    before, after = computed(floats, data), computed(other, data)
+    noise = np.square(before - after).sum() / np.square(before).sum()
+    assert precision.Drop(floats, data).of(other, silent) == pytest.approx(noise, rel=1e-4)
+    found = precision.sensitivities(floats, ["h"], lambda names: other, data, 0, silent)
+    assert found["h"] == pytest.approx(np.sqrt(noise), rel=1e-4)
+
+
+def test_without_outputs_of_static_shapes_there_is_no_drop(tmp_path: Path) -> None:
+    text = NET.replace("(float[2, 4] y)", "(int64[2, found] n)").replace("y = MatMul(r, W)", "n = NonZero(r)")
+    graph = testing.graph(text)
+    data = dataset(tmp_path, graph)
+    with pytest.raises(NncError, match="no output tells a drop: the data decide the shape of each") as raised:
+        precision.Drop(graph, data)
+    assert raised.value.hint == "leave out 'budget'"
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_outputs_that_are_not_finite(tmp_path: Path) -> None:
     text = NET.replace("y = MatMul(r, W)", "z = MatMul(r, W) y = Log(z)")
