@@ -85,6 +85,11 @@ class Layer:
         return self.is_conv or (self.node.op == "Gemm" and bool(self.node.attrs.get("transB", 0)))
 
     @property
+    def sharers(self) -> list[gs.Node]:
+        """The other nodes that read its weights."""
+        return [each for each in self.node.inputs[1].outputs if each is not self.node]
+
+    @property
     def weight(self) -> np.ndarray:
         """The weights [K, C / g, taps...] in their own dtype, not copied; Gemm's alpha is included, which copies."""
         W = self.node.inputs[1].values
@@ -169,6 +174,11 @@ class Layer:
         elif biased:
             made = driver.constant(f"{name}.B", bias.astype(weight.dtype))
             node.inputs = [*node.inputs[:2], made]
+
+    def share(self, other: "Layer") -> None:
+        """Read the weights and the bias that `set` gave another layer, which had the same ones before."""
+        self.node.inputs = [self.node.inputs[0], *other.node.inputs[1:]]
+        self.node.attrs |= {key: value for key, value in other.node.attrs.items() if key in ("alpha", "beta")}
 
     def _add_behind(self, bias: np.ndarray, driver: Driver) -> None:
         """Add the bias [K] to the constant that is added to the output; to the output itself where there is none."""

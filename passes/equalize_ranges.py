@@ -37,7 +37,8 @@ class EqualizeRanges(Pass):
 
     Approximate: factors alone leave the outputs as they were; a bound that is left out, and a shift through Relu, do so
     on the calibration data. Declines where something between two layers is not proportional to what it reads
-    (Sigmoid, HardSwish, Softmax, BatchNormalization, an output of the graph), and where weights are quantized already.
+    (Sigmoid, HardSwish, Softmax, BatchNormalization, an output of the graph), and where weights are quantized already
+    or shared.
 
     Reference: Nagel et al., Data-free quantization through weight equalization and bias correction, ICCV 2019; Xiao et
     al., SmoothQuant, ICML 2023, on activations.

@@ -15,8 +15,9 @@ class PruneChannels(StructuredPruning):
     Conv(Relu(Conv(x, W [64, C, 3, 3])), V [K, 64, 3, 3])  ->  Conv(Relu(Conv(x, W [40, C, 3, 3])), V [K, 40, 3, 3])
 
     Approximate. Channels that must go together (residual sums, concatenations, depthwise and grouped convolutions,
-    shuffles, gates) do; `nnc inspect --groups` shows them. With calibration data the layers behind are refitted by
-    least squares, without training. Declines where channels reach an output of the graph or can't be traced.
+    shuffles, gates, shared weights) do; `nnc inspect --groups` shows them. With calibration data the layers behind are
+    refitted by least squares, without training. Declines where channels reach an output of the graph or can't be
+    traced.
 
     Reference: He, Zhang, Sun, Channel pruning for accelerating very deep neural networks, ICCV 2017; Fang et al.,
     DepGraph: towards any structural pruning, CVPR 2023.

@@ -26,8 +26,8 @@ class SplitConvCp(Split):
     cancelling each other (see nnc.factorize.cp); with calibration data the last factor is fitted to the layer's output.
     Energies of ranks are estimated from a few. Takes minutes for wide layers. Grouped convolutions are split per group.
     BatchNormalization behind the layer may stay, but folding it first (fold-batchnorm) saves its work. Declines kernels
-    without two axes of several taps, depthwise convolutions, weights that are quantized or computed, and where the
-    chain is no faster (or smaller, see `when`).
+    without two axes of several taps, depthwise convolutions, weights that are quantized, computed or shared, and where
+    the chain is no faster (or smaller, see `when`).
 
     Reference: Lebedev et al., Speeding-up convolutional neural networks using fine-tuned CP-decomposition, ICLR 2015;
     Phan et al., Stable low-rank tensor decomposition for compression of convolutional neural network, ECCV 2020.

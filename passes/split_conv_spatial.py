@@ -24,8 +24,8 @@ class SplitConvSpatial(Split):
     that a rank r can lose; with it alternating least squares lower the error of the layer's output. Strides, pads and
     dilations go to the factor of their axis; grouped convolutions are split per group. BatchNormalization behind the
     layer may stay, but folding it first (fold-batchnorm) saves its work. Declines kernels without two axes of several
-    taps, depthwise convolutions, weights that are quantized or computed, and where the chain is no faster (or smaller,
-    see `when`).
+    taps, depthwise convolutions, weights that are quantized, computed or shared, and where the chain is no faster (or
+    smaller, see `when`).
 
     Reference: Jaderberg, Vedaldi, Zisserman, Speeding up convolutional neural networks with low rank expansions, BMVC
     2014; Zhang, Zou, He, Sun, Accelerating very deep convolutional networks for classification and detection, 2015.

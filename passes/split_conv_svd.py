@@ -14,8 +14,8 @@ class SplitConvSvd(SvdSplit):
 
     Approximate: with calibration data the two lose the least of the layer's output that a rank r can lose, without of
     its weights. Grouped convolutions are split per group. BatchNormalization behind the layer may stay, but folding it
-    first (fold-batchnorm) saves its work. Declines weights that are quantized or computed, depthwise convolutions,
-    layers that are factors already, and where the chain is no faster (or smaller, see `when`).
+    first (fold-batchnorm) saves its work. Declines weights that are quantized, computed or shared, depthwise
+    convolutions, layers that are factors already, and where the chain is no faster (or smaller, see `when`).
 
     Reference: Zhang, Zou, He, Sun, Accelerating very deep convolutional networks for classification and detection,
     2015; Denton et al., Exploiting linear structure within convolutional networks for efficient evaluation, 2014.

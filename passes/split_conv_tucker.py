@@ -26,8 +26,8 @@ class SplitConvTucker(Split):
     Approximate: Tucker-2 decomposition; with calibration data alternating least squares lower the error of the layer's
     output. `rank` is the larger of r and s, the other one follows in proportion to C and K; `energy` and `budget` take
     pairs. Grouped convolutions are split per group. BatchNormalization behind the layer may stay, but folding it first
-    (fold-batchnorm) saves its work. Declines 1x1 and depthwise convolutions, weights that are quantized or computed,
-    layers that are factors already, and where the chain is no faster (or smaller, see `when`).
+    (fold-batchnorm) saves its work. Declines 1x1 and depthwise convolutions, weights that are quantized, computed
+    or shared, layers that are factors already, and where the chain is no faster (or smaller, see `when`).
 
     Reference: Kim et al., Compression of deep convolutional neural networks for fast and low power mobile
     applications, ICLR 2016.

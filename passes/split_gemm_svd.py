@@ -13,8 +13,8 @@ class SplitGemmSvd(SvdSplit):
     Gemm(x, W [K, C], B)  ->  Gemm(Gemm(x, V [r, C]), U [K, r], B)
 
     Approximate: with calibration data the two lose the least of the layer's output that a rank r can lose, without of
-    its weights. Declines weights that are quantized or computed, a transposed input, layers that are factors already,
-    and where the chain is no faster (or smaller, see `when`).
+    its weights. Declines weights that are quantized, computed or shared, a transposed input, layers that are factors
+    already, and where the chain is no faster (or smaller, see `when`).
 
     Reference: Eckart, Young, The approximation of one matrix by another of lower rank, 1936; Izenman, Reduced-rank
     regression for the multivariate linear model, 1975.

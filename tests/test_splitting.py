@@ -151,7 +151,7 @@ def test_budget_of_a_network_without_layers(split: type[Split]) -> None:
     assert testing.run(make(split, budget={"macs": 1.0}), network(split)).changed == 0
 
 
-def test_weights_that_two_layers_share_count_once() -> None:
+def test_weights_that_two_layers_share_stay_and_count_once() -> None:
     text = """
     net (float[8, 64] x) => (float y) <float[64, 64] V, float[64, 64] W, float[64, 64] U>
     { a = MatMul(x, W) b = Relu(a) c = MatMul(b, W) d = Relu(c) e = MatMul(d, V) f = Relu(e) y = MatMul(f, U) }
@@ -159,6 +159,7 @@ def test_weights_that_two_layers_share_count_once() -> None:
     before = testing.graph(text)
     result = testing.run(SplitGemmSvd(budget={"params": 0.7}, when="always"), before)  # type: ignore[arg-type]
     assert share_left("params", before, result.graph) <= 0.7
+    assert result.skipped == {name: f"its weights are shared with '{other}'" for name, other in ("ac", "ca")}
 
 
 def test_the_curve_holds_the_choice() -> None:

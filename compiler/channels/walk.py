@@ -144,6 +144,7 @@ def run(graph: gs.Graph, rules: dict[str, Rule], shuffles: Sequence[Shuffle] = (
             _apply(walk, node, rules)
     for tensor in graph.outputs:
         walk.fix(tensor, f"'{tensor.name}' is an output of the graph")
+    _tie_shared(walk)
     _settle(walk)
     return walk
 
@@ -172,6 +173,15 @@ def _rule(node: gs.Node, rules: dict[str, Rule]) -> Rule:
         if not isinstance(tensor, gs.Constant) and not tensor.is_empty() and 0 in tensor.shape:
             raise Stays(f"'{tensor.name}' has no elements")
     return rules[node.op]
+
+
+def _tie_shared(walk: Walk) -> None:
+    """Let go together what layers of the same weights write, and what they read, so that these stay one constant."""
+    first: dict[tuple[int, int], Slice] = {}
+    for each in walk.slices:
+        other = first.setdefault((id(each.node.inputs[each.input]), each.axis), each)
+        reason = f"{title(other.node)} and {title(each.node)} share weights, and channels of one of them stay"
+        walk.labels.unite(other.labels, each.labels, reason)
 
 
 def _settle(walk: Walk) -> None:

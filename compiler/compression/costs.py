@@ -109,11 +109,11 @@ def layers(
 
 
 def _dense(node: gs.Node, channels: Channels, metric: Metric, latencies: Mapping[str, float]) -> np.ndarray:
-    """The coefficients of a Conv, ConvTranspose, Gemm or MatMul as it is."""
+    """The coefficients of a Conv, ConvTranspose, Gemm or MatMul as it is; weights that several share count once."""
     read, written = len(channels.read(node)), len(channels.written(node))
     total = {
         "macs": float(macs(node)),
-        "params": float(math.prod(node.inputs[1].shape)),
+        "params": math.prod(node.inputs[1].shape) / len(node.inputs[1].outputs),
         "latency": latencies.get(node.name, 0.0),
     }[metric]
     if _loses_whole_groups(node, channels):

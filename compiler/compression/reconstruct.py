@@ -12,14 +12,17 @@ classification and detection, 2015 (asymmetric reconstruction).
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as replaced
+from functools import reduce
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc import calibrate
+from nnc import graph as graphs
 from nnc.attributes import Computed, bounds
 from nnc.calibrate import Flow, Moments, Slack, shortcut, unbatched
 from nnc.channels import Channels
+from nnc.compression import sharing
 from nnc.factorize import Factors, Stage
 from nnc.layers import Layer
 from nnc.measure import has_shape
@@ -68,10 +71,16 @@ def fit(
     """Refit the layers of `graph`, in place; returns the share of its output's energy that each layer loses, by name.
 
     `graph` is the original without the channels that `kept` tells of. `factorize` names the layers to split.
-    Layers in front of the first node named in `changed` stay as they are. Without `layers` only the statistics of
-    BatchNormalization are estimated anew, as they are behind layers that can't be fitted.
+    Layers in front of the first node named in `changed` stay as they are. Layers that share their weights are fitted
+    together and share them still; where that can't be, they are left alone, and the context is told. Without `layers`
+    only the statistics of BatchNormalization are estimated anew, as they are behind layers that can't be fitted.
     """
-    return _Fit(original, graph, samples, context, kept or Kept(), factorize, changed or set(), layers).run()
+    names, original = [node.name for node in graph.nodes], graphs.copy(original)
+    for each in (original, graph):
+        each.nodes = [node for unit in sharing.units(each) for node in unit]
+    errors = _Fit(original, graph, samples, context, kept or Kept(), factorize, changed or set(), layers).run()
+    sharing.restore_order(graph, names)
+    return errors
 
 
 class _Fit:
@@ -88,60 +97,74 @@ class _Fit:
 
     def run(self) -> dict[str, float]:
         errors: dict[str, float] = {}
-        nodes = list(self.graph.nodes)
-        refitted = {node.name for node in nodes if self._moves(node)}
-        targets = [node for name, node in self.originals.items() if name in refitted]
-        self.before.keep(tensor.name for node in targets for tensor in node.outputs)
-        for index, each in enumerate(nodes):
-            self.context.progress("fit layers", index, len(nodes))
-            if each.name not in refitted or each.name not in self.originals:
-                continue
-            if self.layers and (layer := Layer.of(each)) is not None:
-                errors[each.name] = self._fit(layer)
-            elif _has_statistics(each) and not self._reads_fitted(each):
-                self._estimate(each)
-            self.before.release(*(tensor.name for tensor in self.originals[each.name].outputs))
+        units = sharing.units(self.graph)
+        refitted = [unit for unit in units if self._moves(unit) and all(each.name in self.originals for each in unit)]
+        self.before.keep(name for unit in refitted for name in self._targets(unit))
+        for index, unit in enumerate(refitted):
+            self.context.progress("fit layers", index, len(refitted))
+            layers = [layer for layer in map(Layer.of, unit) if layer is not None]
+            if self.layers and layers:
+                errors |= self._fit(layers)
+            elif _has_statistics(unit[0]) and not self._reads_fitted(unit[0]):
+                self._estimate(unit[0])
+            self.before.release(*self._targets(unit))
         return errors
 
-    def _moves(self, node: gs.Node) -> bool:
-        """Whether a node gives something else than in the original; nodes are asked in order of execution."""
-        moves = node.name in self.changed or node.name in self.factorize
-        moves = moves or any(id(tensor) in self.moved for tensor in node.inputs)
-        self.moved.update(id(tensor) for tensor in node.outputs if moves)
+    def _moves(self, unit: Sequence[gs.Node]) -> bool:
+        """Whether nodes give something else than in the original; units are asked in order of execution."""
+        moves = any(node.name in self.changed or node.name in self.factorize for node in unit)
+        moves = moves or any(id(tensor) in self.moved for node in unit for tensor in node.inputs)
+        self.moved.update(id(tensor) for node in unit for tensor in node.outputs if moves)
         return moves
 
-    def _fit(self, layer: Layer) -> float:
-        if layer.columns > MOST_COLUMNS:
-            return self._split_unfitted(layer)
-        self.after.run_before(layer.node)
-        name, x = layer.node.name, self.after.value(layer.node.inputs[0])
-        self.fitted.add(name)
-        W, moments = self._weights(layer, x)
-        factors = self._factors(layer, W, moments, len(x) * x.shape[1])
+    def _targets(self, unit: Sequence[gs.Node]) -> list[str]:
+        """What nodes give in the original."""
+        return [tensor.name for node in unit for tensor in self.originals[node.name].outputs]
+
+    def _fit(self, layers: Sequence[Layer]) -> dict[str, float]:
+        """Fit a layer, or several that share their weights; returns the share of the energy that each loses."""
+        first, *others = layers
+        if len(layers) == 1 and first.sharers:
+            self.context.skip(first.node, f"its weights are shared with '{first.sharers[0].name}': not refitted")
+            return {}
+        names = [layer.node.name for layer in layers]
+        if first.columns > MOST_COLUMNS:
+            return dict.fromkeys(names, self._split_unfitted(first))
+        self.after.run_before(first.node)
+        self.fitted.update(names)
+        W, moments = self._weights(layers)
+        factors = self._factors(first, W, moments)
         driver = Driver(self.graph)
         if factors is None:
-            layer.set(W, moments.bias(W), driver)
+            first.set(W, moments.bias(W), driver)
         else:
             W = factors.kernel().reshape(W.shape)
-            replace(layer, factors, moments.bias(W), driver)
+            replace(first, factors, moments.bias(W), driver)
+        for other in others:
+            other.share(first)
         energy = moments.yy.sum()
-        return float(moments.error(W).sum() / energy) if energy else 0.0
+        return dict.fromkeys(names, float(moments.error(W).sum() / energy) if energy else 0.0)
 
-    def _weights(self, layer: Layer, x: np.ndarray) -> tuple[np.ndarray, Moments]:
-        """The best weights [g, K / g, D] of a layer for its input, and the moments that they were fitted to."""
-        target, seed = self._target(layer), self.context.seed
-        halves = calibrate.moments(layer, x, target, seed)
-        W, moments = calibrate.fitted(halves, layer.matrix), halves[0].with_(halves[1])
-        bounds = _constant_beyond(layer.node)
-        if bounds is None:
+    def _weights(self, layers: Sequence[Layer]) -> tuple[np.ndarray, Moments]:
+        """The best weights [g, K / g, D] of layers for what they read, and the moments that they were fitted to."""
+        old, seed = layers[0].matrix, self.context.seed
+        flows = [(layer, self.after.value(layer.node.inputs[0]), self._target(layer)) for layer in layers]
+        halves = [calibrate.moments(*flow, seed) for flow in flows]
+        W, moments = _fitted(halves, old)
+        limits = [_constant_beyond(layer.node) for layer in layers]
+        if not any(limits):
             return W, moments
-        halves = calibrate.moments(layer, x, target, seed, Slack(*bounds, W, moments.bias(W)))
-        return calibrate.fitted(halves, layer.matrix), halves[0].with_(halves[1])
+        halves = [
+            calibrate.moments(*flow, seed, Slack(*each, W, moments.bias(W))) if each else half
+            for flow, half, each in zip(flows, halves, limits, strict=True)
+        ]
+        return _fitted(halves, old)
 
-    def _factors(self, layer: Layer, W: np.ndarray, moments: Moments, samples: int) -> Factors | None:
+    def _factors(self, layer: Layer, W: np.ndarray, moments: Moments) -> Factors | None:
         if layer.node.name not in self.factorize:
             return None
-        trusted = replaced(moments, xx=calibrate.shrunk(moments.xx, layer, samples))
+        batches, samples, *_ = self.after.value(layer.node.inputs[0]).shape
+        trusted = replaced(moments, xx=calibrate.shrunk(moments.xx, layer, batches * samples))
         return self.factorize[layer.node.name](layer, W, trusted)
 
     def _split_unfitted(self, layer: Layer) -> float:
@@ -194,6 +217,14 @@ class _Fit:
 def _has_statistics(node: gs.Node) -> bool:
     """Whether a node is a BatchNormalization of as many values for every batch."""
     return is_standard(node, "BatchNormalization") and has_shape(node.inputs[0])
+
+
+def _fitted(halves: Sequence[tuple[Moments, Moments]], W: np.ndarray) -> tuple[np.ndarray, Moments]:
+    """The best weights near W for all of these moments, each of both halves of the samples, and the moments of all."""
+    first, second = (reduce(Moments.with_, half) for half in zip(*halves, strict=True))
+    if all(one is other for one, other in halves):
+        second = first
+    return calibrate.fitted((first, second), W), first.with_(second)
 
 
 def _constant_beyond(layer: gs.Node) -> tuple[float, float] | None:

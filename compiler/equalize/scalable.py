@@ -67,6 +67,8 @@ def _layer(walk: Walk, each: gs.Node) -> None:
     axis = len(x.shape) - 1 if each.op == "MatMul" else 1
     read, written = walk.along(x, axis), walk.fresh(each, y.shape[axis])
     walk.layers[each.name] = Layer(read, written)
+    if len(each.inputs[1].outputs) > 1:
+        walk.labels.fix(np.concatenate([read, written]), f"{title(each)} shares its weights")
     walk.put(y, written.reshape([-1 if place == axis else 1 for place in range(len(y.shape))]))
 
 

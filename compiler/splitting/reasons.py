@@ -30,6 +30,8 @@ def no_layer(node: gs.Node) -> str:
 
 def unfit(layer: Layer) -> str:
     """Why no method can split a layer, or nothing."""
+    if layer.sharers:
+        return f"its weights are shared with '{layer.sharers[0].name}'"
     W = layer.node.inputs[1].values
     if not W.size or not np.isfinite([W.min(), W.max()]).all():
         return "its weights are not finite"

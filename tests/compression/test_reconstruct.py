@@ -207,7 +207,7 @@ def test_a_branch_corrects_its_shortcut() -> None:
     original = reconstruct._Fit._fit
     pinned = pytest.MonkeyPatch()
     pinned.setattr(
-        reconstruct._Fit, "_fit", lambda self, layer: 0.0 if layer.node.name == "short" else original(self, layer)
+        reconstruct._Fit, "_fit", lambda self, layers: {} if layers[0].node.name == "short" else original(self, layers)
     )
     with pinned.context():
         errors = reconstruct.fit(graph, after, drawn(graph), context(graph), changed={"short", "branch"})
