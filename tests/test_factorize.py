@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 from threadpoolctl import threadpool_limits
 
 from nnc import factorize
-from nnc.factorize import Factors, vbmf
+from nnc.factorize import Factors, linear, vbmf
 
 Method = Callable[..., Factors]
 
@@ -500,6 +500,16 @@ def test_groups_in_different_orders_are_no_chain() -> None:
     W = np.concatenate([_low_rank(order, 6, 4, 3, 3)[0] for order in ("vertical", "horizontal")])
     with pytest.raises(ValueError, match="chains of different forms"):
         factorize.by_group(lambda part, moment: factorize.spatial(part, 3, moment), W, 2)
+
+
+def test_positive_inverse_inverts() -> None:
+    """Also where rounding leaves a matrix without Cholesky factors."""
+    moment = _moment(12, 40)
+    made = linear.positive_inverse(moment, 0.1)
+    np.testing.assert_allclose(made @ (moment + 0.1 * np.eye(12)), np.eye(12), atol=1e-10)
+    np.testing.assert_array_equal(made, made.T)
+    made = linear.positive_inverse(np.diag([1.0, -2.0]), 0.5)
+    np.testing.assert_allclose(made, np.diag([1 / 1.5, 1 / -1.5]))
 
 
 def test_determinism() -> None:

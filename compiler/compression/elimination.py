@@ -16,6 +16,7 @@ from nnc import calibrate
 from nnc.calibrate import Flow
 from nnc.channels import Channels, Group, Use
 from nnc.compression import sensitivity
+from nnc.factorize.linear import blocks_of, positive_inverse
 from nnc.layers import Layer, dequantized
 from nnc.rewrite import Context
 
@@ -31,7 +32,7 @@ _STEPS = 64
 _SPARSE = 0.75
 
 #: Columns of a layer up to which its moments are inverted: 4608 are 512 channels of 3 x 3.
-_MOST_COLUMNS = 4608
+MOST_COLUMNS = 4608
 
 
 @dataclass(frozen=True)
@@ -56,26 +57,59 @@ def rank(
 
     `weights` are the sensitivities by layer (nnc.compression.sensitivity), which are measured where none are given.
     """
-    flow = Flow(graph, samples)
-    uses = {use.node.name: use for group in groups for use in group.consumers}
-    readers = [node for node in graph.nodes if node.name in uses]
+    seen = Eliminations(channels, groups)
+    readers = [node for node in graph.nodes if seen.reads(node)]
     if weights is None:
         weights = sensitivity.output_sensitivity(graph, readers, samples, context)
-    blocks: dict[int, list[_Block | _Apart]] = defaultdict(list)
+    flow = Flow(graph, samples)
     for index, node in enumerate(readers):
         context.progress("moments", index, len(readers))
         flow.run_before(node)
-        x = node.inputs[1 - uses[node.name].input]
-        located = channels.of(x)
+        seen.add(node, flow, weights.get(node.name), moments_of(node, flow, context.seed))
+    return seen.rankings(context)
+
+
+def moments_of(node: gs.Node, flow: Flow, seed: int, most: int = MOST_COLUMNS) -> np.ndarray | None:
+    """E[x x^T] [g, D, D] of what a node reads, to which the flow has run; None where it is no layer, or of more columns
+    than `most`."""
+    layer = Layer.of(node)
+    if layer is None or layer.columns > most:
+        return None
+    return calibrate.input_moments(layer, flow.value(node.inputs[0]), seed)
+
+
+class Eliminations:
+    """What is seen of groups of channels, reader by reader, and then the order in which they lose them."""
+
+    def __init__(self, channels: Channels, groups: Sequence[Group]) -> None:
+        self._channels, self._groups = channels, groups
+        self._uses = {use.node.name: use for group in groups for use in group.consumers}
+        self._blocks: dict[int, list[_Block | _Apart]] = defaultdict(list)
+
+    def reads(self, node: gs.Node) -> bool:
+        """Whether a node reads channels of the groups."""
+        return node.name in self._uses
+
+    def add(self, node: gs.Node, flow: Flow, weights: np.ndarray | None, moments: np.ndarray | None) -> None:
+        """See what a node reads, to which the flow has run.
+
+        `weights` [K] are what the squared error of each of its outputs costs, `moments` as of `moments_of`.
+        """
+        use = self._uses[node.name]
+        x = node.inputs[1 - use.input]
+        located = self._channels.of(x)
         assert located is not None, "what can be removed lies along an axis"
-        reader = _Reader(uses[node.name], channels.read(node), flow.value(x), located[0], weights.get(node.name))
-        for place, block in reader.blocks(groups, context.seed):
-            blocks[place].append(block)
-    rankings = []
-    for index, group in enumerate(groups):
-        context.progress("rank channels", index, len(groups))
-        rankings.append(_eliminated(group.ids, blocks[index]))
-    return rankings
+        reader = _Reader(use, self._channels.read(node), flow.value(x), located[0], weights, moments)
+        for place, block in reader.blocks(self._groups):
+            self._blocks[place].append(block)
+
+    def rankings(self, context: Context) -> list[Ranking]:
+        """The ranking of every group."""
+        found = []
+        for index, group in enumerate(self._groups):
+            context.progress("rank channels", index, len(self._groups))
+            found.append(_eliminated(group.ids, self._blocks.pop(index, [])))
+        return found
 
 
 def _eliminated(ids: np.ndarray, blocks: Sequence["_Block | _Apart"]) -> Ranking:
@@ -119,12 +153,14 @@ class _Block:
 
     def lose(self, ids: np.ndarray) -> None:
         """Refit the other columns without those of the channels."""
-        lost = [self.columns.pop(one) for one in ids.tolist() if one in self.columns]
-        if lost:
-            gone = np.concatenate(lost)
+        columns = [self.columns.pop(one) for one in ids.tolist() if one in self.columns]
+        if columns:
+            gone = np.concatenate(columns)
             shared = np.linalg.solve(self.inverse[np.ix_(gone, gone)], self.inverse[gone])
-            self.W -= self.W[:, gone] @ shared
-            self.inverse -= self.inverse[:, gone] @ shared
+            for matrix in (self.W, self.inverse):
+                lost = matrix[:, gone]
+                for rows in blocks_of(len(matrix), matrix.shape[1]):  # no copy of the whole
+                    matrix[rows] -= lost[rows] @ shared
             if sum(map(len, self.columns.values())) < _SPARSE * len(self.inverse):
                 self._leave_out_lost()
 
@@ -167,14 +203,16 @@ class _Reader:
     """The axis of the shape that channels or features are along."""
     weights: np.ndarray | None
     """What the squared error of each output costs; None counts errors relative to all that the layer gives."""
+    moments: np.ndarray | None
+    """As of `moments_of`."""
 
-    def blocks(self, groups: Sequence[Group], seed: int) -> Iterator[tuple[int, "_Block | _Apart"]]:
+    def blocks(self, groups: Sequence[Group]) -> Iterator[tuple[int, "_Block | _Apart"]]:
         """The layer's blocks, with the index of the group of each."""
         layer = Layer.of(self.use.node)
-        if layer is None or layer.columns > _MOST_COLUMNS:
+        if layer is None or self.moments is None or layer.columns > MOST_COLUMNS:
             yield from self._independent(groups)
             return
-        for ids, inverse, W in self._parts(layer, seed):
+        for ids, inverse, W in self._parts(layer, self.moments):
             taps = W.shape[1] // len(ids)
             for index, group in enumerate(groups):
                 mine = np.flatnonzero(np.isin(ids, group.ids))
@@ -184,15 +222,14 @@ class _Reader:
                     by_id = {int(one): np.flatnonzero(places == one) for one in np.unique(places)}
                     yield index, _Block(inverse[np.ix_(columns, columns)], W[:, columns], by_id)
 
-    def _parts(self, layer: Layer, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def _parts(self, layer: Layer, moments: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Input channels, inverse moments and scaled weights of each group of the layer."""
-        moments, matrix = calibrate.input_moments(layer, self.x, seed), layer.matrix
+        matrix = layer.matrix
         energy = np.einsum("gkd,gkd->", matrix @ moments, matrix) or 1.0
         weights = np.full(layer.outputs, 1 / energy) if self.weights is None else self.weights
         matrix = matrix * np.sqrt(weights).reshape(*matrix.shape[:2], 1)
         for ids, xx, W in zip(self.ids.reshape(layer.groups, -1), moments, matrix, strict=True):
-            damping = _RIDGE * np.trace(xx) / len(xx) or 1.0
-            yield ids, np.linalg.inv(xx + damping * np.eye(len(xx))), W
+            yield ids, positive_inverse(xx, _RIDGE * np.trace(xx) / len(xx) or 1.0), W
 
     def _independent(self, groups: Sequence[Group]) -> Iterator[tuple[int, "_Apart"]]:
         """The same for a layer whose moments are not at hand: its inputs count as uncorrelated."""

@@ -94,27 +94,35 @@ class Network:
         names = readers | {layer.node.name for layer in self.layers}
         nodes = [node for node in self.graph.nodes if node.name in names]
         weights = sensitivity.output_sensitivity(self.graph, nodes, self.samples, self.context)
-        rankings = elimination.rank(self.graph, self.traced, self.groups, self.samples, self.context, weights)
-        flow, found = Flow(self.graph, self.samples), {}
-        for index, layer in enumerate(self.layers):
-            self.context.progress("measure ranks", index, len(self.layers))
-            found[layer.node.name] = self._curves(layer, multiple, flow, weights.get(layer.node.name))
+        channels, flow, found = elimination.Eliminations(self.traced, self.groups), Flow(self.graph, self.samples), {}
+        splittable = {layer.node.name: layer for layer in self.layers}
+        for index, node in enumerate(nodes):
+            self.context.progress("measure layers", index, len(nodes))
+            flow.run_before(node)
+            weight, layer = weights.get(node.name), splittable.get(node.name)
+            most = reconstruct.MOST_COLUMNS if layer else elimination.MOST_COLUMNS
+            moments = elimination.moments_of(node, flow, self.context.seed, most)
+            if channels.reads(node):
+                channels.add(node, flow, weight, moments)
+            if layer:
+                found[node.name] = self._curves(layer, multiple, flow.value(node.inputs[0]), moments, weight)
+        rankings = channels.rankings(self.context)
         return {
             "groups": [{"ids": each.ids.tolist(), "errors": each.errors.tolist()} for each in rankings],
             "layers": found,
             "weights": {name: each.tolist() for name, each in weights.items()},
         }
 
-    def _curves(self, layer: Layer, multiple: int, flow: Flow, weights: np.ndarray | None) -> list[list[Any]]:
+    def _curves(
+        self, layer: Layer, multiple: int, x: np.ndarray, moments: np.ndarray | None, weights: np.ndarray | None
+    ) -> list[list[Any]]:
         """The choices [method, rank, error] of a layer that no other beats in both parameters and error."""
-        flow.run_before(layer.node)
-        x = flow.value(layer.node.inputs[0])
         W = layer.weight if weights is None else scaled(layer.weight, roots(weights))
         blocks: list[np.ndarray] | None = None
         unit = 1.0
-        if layer.columns <= reconstruct.MOST_COLUMNS:
-            blocks = splitting.held(calibrate.input_moments(layer, x, self.context.seed))
-        else:  # moments would not fit into memory: inputs count as uncorrelated, and all alike
+        if moments is not None:
+            blocks = splitting.held(moments)
+        else:  # they would not fit into memory: inputs count as uncorrelated, and all alike
             unit = float(calibrate.channel_moments(x, 1 if layer.is_conv else x.ndim - 2)[1].mean())
         parts = enumerate(np.split(W, layer.groups))
         energy = unit * sum(factorize.output_energy(part, blocks[at] if blocks else None) for at, part in parts)

@@ -99,6 +99,22 @@ def inverse(matrix: np.ndarray) -> np.ndarray:
     return least_squares(matrix, np.eye(len(matrix)))[0]
 
 
+def positive_inverse(matrix: np.ndarray, added: float) -> np.ndarray:
+    """The inverse of a positive semidefinite matrix with a positive number added to its diagonal.
+
+    From Cholesky factors: a third of the time of a general inverse. A general one where rounding leaves it no factor.
+    """
+    from scipy.linalg.lapack import dpotrf, dpotri
+
+    made = np.array(matrix, np.float64)
+    made.flat[:: len(made) + 1] += added
+    factor, failed = dpotrf(made.T, lower=1)
+    if failed:
+        return np.linalg.inv(made)
+    lower = np.tril(dpotri(factor, lower=1, overwrite_c=1)[0])
+    return np.ascontiguousarray((lower + np.tril(lower, -1).T).T)
+
+
 def square_root(moment: np.ndarray) -> np.ndarray:
     """The symmetric S with S S = moment."""
     energies, vectors = np.linalg.eigh(moment)

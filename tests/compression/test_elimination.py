@@ -190,7 +190,7 @@ SQUARE = {
 @pytest.mark.parametrize("case", SQUARE)
 def test_layers_whose_moments_are_not_at_hand(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wide layers, and transposed convolutions: channels of little energy or weight go first."""
-    monkeypatch.setattr(elimination, "_MOST_COLUMNS", 1)
+    monkeypatch.setattr(elimination, "MOST_COLUMNS", 1)
     text, axis = SQUARE[case]
     graph = testing.graph(text)
     W = np.moveaxis(np.array(testing.weights(graph)["W"]), axis, 0)
@@ -201,7 +201,7 @@ def test_layers_whose_moments_are_not_at_hand(case: str, monkeypatch: pytest.Mon
 
 
 def test_the_weights_of_groups_count_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(elimination, "_MOST_COLUMNS", 1)
+    monkeypatch.setattr(elimination, "MOST_COLUMNS", 1)
     W = np.ones((6, 4, 1, 1))
     W[:3, 1], W[3:, 1] = 1e-3, 0.5  # columns of two channels, one of each group, which go together
     W[:, 2] = 0.5
