@@ -29,8 +29,8 @@ class RoundAdaptively(Pass):
     column-wise feedback of errors, then by coordinate descent. Scales and biases are fitted, too.
 
     Approximate. Declines where a layer is not quantized, was quantized already or of another shape when the recipe's
-    last insert-qdq met it, where it adds what is computed or has too many columns, and where what it reads or gives is
-    not finite.
+    last insert-qdq met it, where it adds what is computed, shares its weights or has too many columns, and where what
+    it reads or gives is not finite.
 
     Reference: Nagel et al., Up or down? Adaptive rounding for post-training quantization, ICML 2020; Frantar et al.,
     GPTQ, ICLR 2023.
@@ -69,6 +69,8 @@ class RoundAdaptively(Pass):
             return "excluded by the recipe"
         if reason := twins.unknown(name):
             return reason
+        if others := twins.layers[name].sharers:
+            return f"its weights are shared with '{others[0].name}'"
         columns = twins.simulated[name].columns
         return f"it has {columns} columns, more than {MOST_COLUMNS}" if columns > MOST_COLUMNS else ""
 

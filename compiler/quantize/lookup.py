@@ -28,6 +28,11 @@ class QuantizedLayer:
         return self.node.inputs[self.index].inputs[0]
 
     @property
+    def sharers(self) -> list[gs.Node]:
+        """The other nodes that read its weights."""
+        return [each for each in self.node.inputs[self.index].outputs if each is not self.node]
+
+    @property
     def integers(self) -> np.ndarray:
         """int8 or uint8, in the layout of the node's weights."""
         return self.dequantize.inputs[0].values

@@ -215,6 +215,18 @@ def test_layers_that_add_what_is_computed_stay(tmp_path: Path) -> None:
     assert set(quantize.layers(after)) == {"a", "y"}
 
 
+def test_layers_that_share_their_weights_share_them_still(tmp_path: Path) -> None:
+    text = """net (float[1, 3, 8, 8] x) => (float y) <float[6, 3, 1, 1] V, float[6] A, float[6, 6, 1, 1] W> {
+        a = Conv(x, V, A) b = Relu(a) c = Conv(b, W) d = Relu(c) y = Conv(d, W) }"""
+    graph = testing.graph(text)
+    after, context = run(graph, dataset(tmp_path, graph), INSERT, RoundAdaptively())
+    assert {each["node"]: each["reason"] for each in context.skipped.values()} == {
+        name: f"its weights are shared with '{other}'" for name, other in ("cy", "yc")
+    }
+    layers = quantize.layers(after)
+    assert layers["c"].dequantize is layers["y"].dequantize
+
+
 def test_factors_of_layers_that_read_floats(tmp_path: Path) -> None:
     text = NETS["Gemm"].replace("transB = 1", "transB = 1, alpha = 0.25, beta = 2.0")
     graph = testing.graph(text)
