@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     "A CSV file of measured latencies, one per row: chip, unit, cores_used, core_type, clock_ghz, framework, dtype, "
-    "model_id, input_shape, latency_ms; batch and quality (A to D) are read where they are there, other columns are "
-    "left alone."
+    "model_id, input_shape, latency_ms; batch and quality (A to D) are read where they are there, and of energies "
+    "energy_mj and power_scope ('whole board' is compared); other columns are left alone."
 )
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A TOML file, or the name of a shipped recipe.")]

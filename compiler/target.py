@@ -10,7 +10,7 @@ from pydantic import Field
 from nnc import toml
 from nnc.errors import NncError
 from nnc.hardware import efficiency
-from nnc.hardware.chip import Clocks, Cluster, Memory, Mode, Unit, listed, parse
+from nnc.hardware.chip import Cluster, Memory, Mode, Unit, listed, parse
 from nnc.toml import Table
 
 #: Files of targets/ that describe no chip: the fitted profiles, and the figures of cores.
@@ -138,14 +138,24 @@ def _pick(word: str, name: str | None, among: tuple[Named, ...], chip: str) -> N
 
 def _in_mode(unit: Unit, mode: Mode | None) -> Unit:
     clocks = mode.unit.get(unit.name, {}) if mode else {}
-    clusters = tuple(_clocked(each, clocks[each.name]) if each.name in clocks else each for each in unit.clusters)
+    clusters = tuple(
+        clocked(each, found.count, found.clock_ghz) if (found := clocks.get(each.name)) else each
+        for each in unit.clusters
+    )
     cores = sum(cluster.count for cluster in clusters)
     return unit.model_copy(update={"clusters": clusters, "threads": min(unit.threads, cores)})
 
 
-def _clocked(cluster: Cluster, clocks: Clocks) -> Cluster:
+def clocked(cluster: Cluster, count: int, clock_ghz: float) -> Cluster:
+    """`count` cores of a cluster at another clock."""
     # Voltage follows frequency, so energy per operation goes with its square: on Xavier's CPU, TFLite ResNet-50 takes
     # 424 pJ per MAC at 2.27 GHz and 126 at 1.2 GHz, a ratio of 3.4 where the clocks squared give 3.6.
-    scale = (clocks.clock_ghz / cluster.clock_ghz) ** 2
-    energy = cluster.picojoule_per_mac and {dtype: pj * scale for dtype, pj in cluster.picojoule_per_mac.items()}
-    return cluster.model_copy(update=clocks.model_dump() | {"picojoule_per_mac": energy})
+    ratio = clock_ghz / cluster.clock_ghz
+    per_mac, watts = cluster.picojoule_per_mac, cluster.active_watts
+    changes = {
+        "count": count,
+        "clock_ghz": clock_ghz,
+        "active_watts": watts and watts * ratio * ratio * ratio,
+        "picojoule_per_mac": per_mac and {dtype: energy * ratio * ratio for dtype, energy in per_mac.items()},
+    }
+    return cluster.model_copy(update=changes)

@@ -51,6 +51,7 @@ l1d_bytes = 32_768
 l2_bytes = 1_048_576
 l2_shared_by = 4
 l2_bytes_per_cycle = 8.0
+active_watts = 0.8
 picojoule_per_mac = { float32 = 100.0, int8 = 60.0 }
 
 [[mode]]
@@ -124,6 +125,7 @@ def test_a_mode_sets_cores_clocks_memory_and_energy(board: Path) -> None:
     assert (cluster.count, cluster.clock_ghz, slow.dram.gbps) == (2, 1.0, 5.0)
     assert slow.unit.threads == 2  # of three by default, two are left
     assert cluster.picojoule_per_mac == {"float32": 25.0, "int8": 15.0}  # half the clock, a quarter of the energy
+    assert cluster.active_watts == pytest.approx(0.1)  # and half as often
 
 
 def test_xavier_10w_has_two_cores_and_half_the_gpu() -> None:

@@ -765,9 +765,21 @@ BOARDS = [
         "did you mean 'issue_width'?",
     ),
     (
-        "picojoule_per_mac = { float32 = 150.0, ",
+        "picojoule_per_mac = { float32 = 10.0, ",
         "picojoule_per_mac = { ",
-        "./board.toml: unit 1 (cpu): cluster 'gold': picojoule_per_mac has float16, int8, but dtypes has float16, ",
+        "./board.toml: unit 2 (gpu): cluster 'shader': picojoule_per_mac has float16, int8, but dtypes has float16, ",
+        None,
+    ),
+    (
+        "active_watts = 1.2 ",
+        "active_watts = -1.2 ",
+        "./board.toml: unit 1 (cpu): cluster 1 (gold): 'active_watts' must be greater than or equal to 0.000001, not ",
+        None,
+    ),
+    (
+        "active_watts = 1.2 ",
+        "active_watts = { float32 = 1.2 } ",
+        "./board.toml: unit 1 (cpu): cluster 1 (gold): 'active_watts' must be a number, not a table",
         None,
     ),
     (

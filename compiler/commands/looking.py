@@ -80,7 +80,7 @@ def validate(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Compare predicted latencies with a table of measured ones."""
+    """Compare predicted latencies and energies with a table of measured ones."""
     from nnc import validation
     from nnc.display import console
     from nnc.model import wire

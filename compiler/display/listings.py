@@ -65,6 +65,8 @@ def _unit(unit: Row) -> Iterable[tuple[str, object]]:
     for cluster in unit["cluster"]:
         peak = ", ".join(f"{dtype} {macs:g}" for dtype, macs in cluster["macs_per_cycle"].items())
         yield f"{cluster['count']} x {cluster['core']}", f"{cluster['clock_ghz']:g} GHz; MACs per cycle: {peak}"
+        if cluster["active_watts"]:
+            yield "  power", f"{cluster['active_watts']:.3g} W above idle of each that computes"
         yield "  caches", f"L1 {units.cache(cluster['l1d_bytes'])}, L2 {units.cache(cluster['l2_bytes'])}"
     if unit["l3_bytes"]:
         yield "last cache", f"{units.cache(unit['l3_bytes'])}, {unit['l3_gbps']:g} GB/s"

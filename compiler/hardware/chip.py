@@ -66,7 +66,10 @@ class Cluster(Table):
     """Sustained bytes per cycle from level 2 into one core."""
     dram_gbps: Figure | None = None
     """GB/s that one core alone can draw from memory; without it, what the memory gives."""
+    active_watts: Figure | None = None
+    """What one core draws above idle for as long as a network runs on it."""
     picojoule_per_mac: dict[Dtype, Figure] | None = None
+    """What a multiply-accumulate takes, on top of `active_watts` where there are both."""
 
 
 class Unit(Table):
@@ -199,6 +202,7 @@ class Chip(Table):
     chips: Annotated[tuple[str, ...], Field(strict=False)] = ()
     """What tables of measurements call the chip."""
     idle_watts: Figure | None = None
+    """Of the whole board."""
     dram: Memory
     units: Annotated[tuple[Unit, ...], Field(alias="unit", strict=False, min_length=1)]
     modes: Annotated[tuple[Mode, ...], Field(alias="mode", strict=False)] = ()

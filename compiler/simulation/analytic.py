@@ -9,7 +9,8 @@ from nnc import halving, measure
 from nnc.hardware.chip import Dtype
 from nnc.simulation import roofline
 from nnc.simulation.kernels import Kernel, kernels, peak_bytes
-from nnc.simulation.machine import WIDTHS, fastest, host_ghz, machine
+from nnc.simulation.machine import WIDTHS, host_ghz, machine
+from nnc.simulation.power import power
 from nnc.simulation.roofline import CAUSES, Cost
 from nnc.simulation.work import Work, work
 from nnc.target import Target
@@ -105,16 +106,13 @@ def _pick(costs: dict[Dtype, Cost], dtypes: np.ndarray, name: str) -> np.ndarray
 def _energy_mj(
     target: Target, threads: int, seconds: float, todo: Work, dtypes: np.ndarray, cost: Cost
 ) -> float | None:
-    """Idle power over time, energy per MAC and per byte of memory traffic."""
-    idle, per_byte = target.idle_watts, target.dram.picojoule_per_byte
-    per_mac = [core.picojoule_per_mac for core in fastest(target.unit.clusters, threads) if core.picojoule_per_mac]
-    if idle is None or per_byte is None or len(per_mac) < threads:
+    """Idle power over time, and what the cores and the memory take above it."""
+    drawn = power(target.unit, target.dram, target.idle_watts, threads)
+    if drawn is None:
         return None
-    computed = sum(
-        todo.macs[dtypes == dtype].sum() * sum(energy[dtype] for energy in per_mac) / threads
-        for dtype in target.unit.dtypes
-    )
-    return float(idle * seconds * 1e3 + (computed + cost.dram_bytes.sum() * per_byte) * 1e-9)
+    macs = {dtype: float(todo.macs[dtypes == dtype].sum()) for dtype in target.unit.dtypes}
+    above_idle = drawn.above_idle_mj(seconds, macs, float(cost.dram_bytes.sum()))
+    return drawn.idle_watts * seconds * 1e3 + above_idle
 
 
 def _layer(kernel: Kernel, target: Target, cost: Cost, index: int, in_floats: np.ndarray | None) -> Layer:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from nnc.validation.energy import predict_mj
 from nnc.validation.samples import Excluded, Sample
 
 #: Kinds of speed-ups: of one network over another, of a narrower type, of a compressed network over the original.
@@ -20,25 +22,31 @@ def compare(kept: Sequence[Sample], predicted: np.ndarray, excluded: Sequence[Ex
     """The comparison as JSON holds it; `predicted` are milliseconds of the `kept` rows.
 
     {"overall": {...}, "groups": [{"chip", "unit", "framework", "dtype", "rows", "mape", "bias", "spearman",
-    "ratios": {"networks", "types", "compression"}}], "rows": [...], "excluded": [{"reason", "rows", "models"}]}
+    "ratios": {"networks", "types", "compression"}, "energy": {"rows", "mape", "bias"}}], "rows": [...],
+    "excluded": [{"reason", "rows", "models", "lines"}], "energy_excluded": [{...}]}
 
     `mape` is the mean absolute relative error, `bias` the mean relative error, and a ratio's error the median of
     max(r, 1 / r) - 1, r = predicted ratio / measured ratio: twice as fast as predicted and half as fast are both off by
-    100 %. Figures of which there are too few rows are None.
+    100 %. Figures of which there are too few rows are None. Energies are compared where one was measured of the whole
+    board and the target has figures of power; of the other rows that have one, `energy_excluded` says why not.
     """
     measured = np.array([each.row.latency_ms for each in kept])
+    measured_mj = np.array([each.row.energy_mj for each in kept], float)  # not a number for None
+    predicted_mj, energy_excluded = predict_mj(kept, predicted)
     groups = [
         dict(zip(("chip", "unit", "framework", "dtype"), key, strict=True))
         | figures([kept[index] for index in members], measured[members], predicted[members])
+        | {"energy": _energy(measured_mj[members], predicted_mj[members])}
         for key, members in _grouped(
             kept, lambda each: (each.row.chip, each.row.unit, each.row.framework, each.setting.dtype)
         )
     ]
     return {
-        "overall": figures(kept, measured, predicted),
+        "overall": figures(kept, measured, predicted) | {"energy": _energy(measured_mj, predicted_mj)},
         "groups": groups,
-        "rows": [_row(each, float(milliseconds)) for each, milliseconds in zip(kept, predicted, strict=True)],
+        "rows": [_row(*each) for each in zip(kept, predicted.tolist(), predicted_mj.tolist(), strict=True)],
         "excluded": _excluded(excluded),
+        "energy_excluded": _excluded(energy_excluded),
     }
 
 
@@ -52,6 +60,16 @@ def figures(kept: Sequence[Sample], measured: np.ndarray, predicted: np.ndarray)
         "bias": float(errors.mean()) if len(kept) else None,
         "spearman": spearman(kept, measured, predicted),
         "ratios": {kind: _median(ratio_errors(kept, logs, kind)) for kind in RATIOS},
+    }
+
+
+def _energy(measured: np.ndarray, predicted: np.ndarray) -> Figures:
+    """The errors of the energies that are known on both sides."""
+    errors = (predicted / measured - 1)[np.isfinite(predicted)]
+    return {
+        "rows": len(errors),
+        "mape": float(np.abs(errors).mean()) if len(errors) else None,
+        "bias": float(errors.mean()) if len(errors) else None,
     }
 
 
@@ -126,13 +144,15 @@ def _median(values: list[float]) -> float | None:
     return float(np.median(values)) if values else None
 
 
-def _row(each: Sample, predicted_ms: float) -> Figures:
+def _row(each: Sample, predicted_ms: float, predicted_mj: float) -> Figures:
     row = each.row
     names = ("line", "chip", "unit", "framework", "model_id", "input_shape", "cores_used", "core_type", "clock_ghz")
     return {name: getattr(row, name) for name in names} | {
         "dtype": each.setting.dtype,
         "measured_ms": row.latency_ms,
         "predicted_ms": predicted_ms,
+        "measured_mj": row.energy_mj,
+        "predicted_mj": predicted_mj if math.isfinite(predicted_mj) else None,
     }
 
 

@@ -17,11 +17,13 @@ _NAMED = 4
 def show(found: dict[str, Any]) -> None:
     """A row per chip, unit, framework and type, and what was left out."""
     out = tables.console()
-    made = tables.table(*_COLUMNS, numbers=_COLUMNS[4:])
+    has_energy = bool(found["overall"]["energy"]["rows"])
+    columns = (*_COLUMNS, "energy") if has_energy else _COLUMNS
+    made = tables.table(*columns, numbers=columns[4:])
     for group in found["groups"]:
         names = (group["chip"], group["unit"], group["framework"], group["dtype"])
-        tables.add(made, *names, *_cells(group))
-    tables.add(made, "all", "", "", "", *_cells(found["overall"]), style="bold")
+        tables.add(made, *names, *_cells(group, has_energy))
+    tables.add(made, "all", "", "", "", *_cells(found["overall"], has_energy), style="bold")
     out.print(made)
     out.print(
         "\nerror: mean absolute relative error; bias: mean relative error; ranks: Spearman's correlation between the\n"
@@ -30,16 +32,22 @@ def show(found: dict[str, Any]) -> None:
         "the larger of predicted and measured over the smaller, less one.",
         style="dim",
     )
-    if found["excluded"]:
-        count = sum(entry["rows"] for entry in found["excluded"])
-        out.print(f"\n{units.plural(count, 'row')} left out:", style="bold")
-        out.print(tables.definition((entry["rows"], _reason(entry)) for entry in found["excluded"]))
+    if has_energy:
+        out.print(
+            "energy: mean absolute relative error of what an inference takes, where it was measured.", style="dim"
+        )
+    for what, key in (("left out", "excluded"), ("whose energy is not compared", "energy_excluded")):
+        if found[key]:
+            count = sum(entry["rows"] for entry in found[key])
+            out.print(f"\n{units.plural(count, 'row')} {what}:", style="bold")
+            out.print(tables.definition((entry["rows"], _reason(entry)) for entry in found[key]))
 
 
-def _cells(group: dict[str, Any]) -> tuple[object, ...]:
+def _cells(group: dict[str, Any], has_energy: bool) -> tuple[object, ...]:
     ranks = "-" if group["spearman"] is None else f"{group['spearman']:.3f}"
     ratios = (units.percent(group["ratios"][kind]) for kind in ("networks", "types", "compression"))
-    return group["rows"], units.percent(group["mape"]), units.percent(group["bias"]), ranks, *ratios
+    energy = [units.percent(group["energy"]["mape"])] if has_energy else []
+    return group["rows"], units.percent(group["mape"]), units.percent(group["bias"]), ranks, *ratios, *energy
 
 
 def _reason(entry: dict[str, Any]) -> str:

@@ -10,8 +10,10 @@ from functools import cache
 from nnc import target as targets
 from nnc.display import units
 from nnc.hardware.chip import Cluster, Dtype, Unit
+from nnc.hardware.efficiency import Efficiency
 from nnc.simulation import cores
 from nnc.simulation.machine import Machine, host_ghz, machine
+from nnc.simulation.power import Power, power
 from nnc.target import Target
 from nnc.validation.table import Row
 
@@ -34,6 +36,10 @@ class Setting:
     family: str
     """Of instruction sets: "arm", "x86", "nvidia", "adreno"..."""
     dtype: Dtype
+    efficiency: Efficiency | None = None
+    """The unit's own coefficients, whatever the row's engine; None where no target describes the chip."""
+    power: Power | None = None
+    """Where the target gives figures of it."""
 
 
 def setting(row: Row, among: Sequence[Target]) -> Setting | str:
@@ -106,13 +112,19 @@ def _described(
         return _too_few(row, count)
     if clocks := _clocks(row):
         clusters = [
-            each.model_copy(update={"clock_ghz": clocks[min(index, len(clocks) - 1)]})
+            targets.clocked(each, each.count, clocks[min(index, len(clocks) - 1)])
             for index, each in enumerate(clusters)
         ]
     clusters.sort(key=lambda each: -each.macs_per_cycle[dtype] * each.clock_ghz)  # whatever the row's order
     on = unit.model_copy(update={"clusters": tuple(clusters)})
     rate = _rate(row, clusters[0].macs_per_cycle, dtype)
-    return Setting(machine(on, chip.dram, threads, rate, host_ghz(on, chip.units)), _family(unit), dtype)
+    return Setting(
+        machine(on, chip.dram, threads, rate, host_ghz(on, chip.units)),
+        _family(unit),
+        dtype,
+        unit.efficiency[dtype],
+        power(on, chip.dram, chip.idle_watts, threads),
+    )
 
 
 def _named(unit: Unit, kinds: Sequence[Kind]) -> list[Cluster]:

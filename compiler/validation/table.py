@@ -1,4 +1,4 @@
-"""Tables of measured latencies: CSV with one measured network per row."""
+"""Tables of measured latencies, and energies: CSV with one measured network per row."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nnc import toml
 from nnc.errors import NncError
@@ -44,6 +45,14 @@ class Row:
     batch: str = "1"
     quality: str = ""
     """From A, raw logs, to D, suspect."""
+    energy_mj: float | None = None
+    """Of one inference, idle power included; None where it was not measured."""
+    avg_power_w: float | None = None
+    """While it ran."""
+    idle_power_w: float | None = None
+    """Before it ran."""
+    power_scope: str = ""
+    """What was metered: "whole board...", or something else, such as the rails of a module."""
 
     @property
     def arithmetic(self) -> Dtype | None:
@@ -93,11 +102,17 @@ def _row(path: Path, line: int, record: Mapping[str | None, str | None]) -> Row:
     def cell(name: str, default: str = "") -> str:
         return (record.get(name) or default).strip()
 
-    try:
-        latency = float(cell("latency_ms"))
-    except ValueError:
-        latency = math.nan
-    if not (math.isfinite(latency) and latency > 0):
-        raise NncError(f"{path}: line {line}: 'latency_ms' must be a number above 0, not '{cell('latency_ms')}'")
-    texts = {name: cell(name) for name in REQUIRED if name != "latency_ms"}
-    return Row(line, **texts, latency_ms=latency, batch=cell("batch", "1"), quality=cell("quality"))
+    def figure(name: str) -> float:
+        try:
+            value = float(cell(name))
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and value > 0):
+            raise NncError(f"{path}: line {line}: '{name}' must be a number above 0, not '{cell(name)}'")
+        return value
+
+    cells: dict[str, Any] = {name: cell(name) for name in (*REQUIRED, "quality", "power_scope")}
+    cells["batch"] = cell("batch", "1")
+    cells["latency_ms"] = figure("latency_ms")
+    cells |= {name: figure(name) for name in ("energy_mj", "avg_power_w", "idle_power_w") if cell(name)}
+    return Row(line, **cells)

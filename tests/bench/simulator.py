@@ -1,13 +1,15 @@
 """The simulator against published measurements of chips that the fit did not see.
 
-    python tests/bench/simulator.py [analytic speed memory]
+    python tests/bench/simulator.py [analytic energy speed memory]
 
 Every chip is left out in turn: its rows give nothing to the fit, and it is known from the figures of its target or of
 the type of its cores. The table is ../hardware/measured.csv beside the sample data (NNC_DATA), or the file named in
 NNC_MEASURED; rows are left out, and said to be, where it is absent. Ranks are Spearman's correlations between the
 networks of one setting, weighted by rows within each chip and framework. Where they are below what is wanted, the
 measurements themselves say what could be expected: how the measured latencies of another chip, with the same engine,
-rank the networks of the setting; of all such chips and numbers of cores, the best. Exits with 1 when a figure is not
+rank the networks of the setting; of all such chips and numbers of cores, the best. Energies are those of boards whose
+power was measured at the wall, from such latencies and from figures of power that each network, or each engine, is left
+out of in turn; a chip can't be left out, because its figures of power are its own. Exits with 1 when a figure is not
 reached.
 """
 
@@ -19,6 +21,7 @@ import os
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -30,8 +33,9 @@ from table import DATA, Row, nnc
 
 from nnc import graph as graphs
 from nnc import networks, target
+from nnc.display import units
 from nnc.simulation.analytic import predict
-from nnc.validation import fitting, settings
+from nnc.validation import energy, fitting, settings
 from nnc.validation import table as measurements
 from nnc.validation.comparison import compare, figures, rank_correlation, ratio_errors
 from nnc.validation.samples import Sample, samples
@@ -76,6 +80,39 @@ def analytic(shop: Workshop) -> Iterator[Row]:
     yield Row(
         "GPU, engines that were measured on another chip too: error", "", f"{error:.1%} of {len(taught)} rows", None
     )
+
+
+def energies(shop: Workshop) -> Iterator[Row]:
+    """Errors of energies, by board."""
+    if not MEASURED.exists():
+        yield Row("energy: held-out networks", "", f"left out: no table {MEASURED}", None)
+        return
+    kept, predicted, _ = shop.held_out()
+    boards: dict[str, tuple[list[energy.Metered], list[float]]] = {}
+    reasons: Counter[str] = Counter()
+    for sample, milliseconds in zip(kept, predicted.tolist(), strict=True):
+        match energy.metered(sample):
+            case energy.Metered() as each:
+                among, predicted_ms = boards.setdefault(f"{sample.row.chip} {sample.row.unit}", ([], []))
+                among.append(each)
+                predicted_ms.append(milliseconds)
+            case str() as reason:
+                reasons[reason] += 1
+    for board, (among, predicted_ms) in sorted(boards.items()):
+        for what, judged in (
+            ("error", among),
+            ("error, networks left out", energy.left_out(among, "model_id")),
+            ("error, engines left out", energy.left_out(among, "engine")),
+        ):
+            errors = [
+                abs(each.predicted_mj(milliseconds) / each.measured_mj - 1)
+                for each, milliseconds in zip(judged, predicted_ms, strict=True)
+            ]
+            if np.isfinite(errors).all():
+                said = f"{np.mean(errors):.1%} of {units.plural(len(errors), 'row')}"
+                yield Row(f"energy of {board}: {what}", "", said, None)
+    for reason, count in reasons.most_common():
+        yield Row(f"energy left out: {reason}", "", units.plural(count, "row"), None)
 
 
 def speed(shop: Workshop) -> Iterator[Row]:
@@ -182,7 +219,9 @@ def _chips(kept: Sequence[Sample]) -> dict[tuple[str, str], set[str]]:
     return found
 
 
-SECTIONS: dict[str, Callable[[Workshop], Iterator[Row]]] = {"analytic": analytic, "speed": speed, "memory": memory}
+SECTIONS: dict[str, Callable[[Workshop], Iterator[Row]]] = {
+    "analytic": analytic, "energy": energies, "speed": speed, "memory": memory
+}  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -148,6 +148,8 @@ def test_the_command_prints_a_table_json_and_a_drawing(tmp_path: Path) -> None:
     found = json.loads(nnc("validate", table, "--quiet", "--json").stdout)
     assert found["overall"]["rows"] == 3
     assert np.isfinite(found["overall"]["mape"])
+    assert found["overall"]["energy"] == {"rows": 0, "mape": None, "bias": None}
+    assert {row["measured_mj"] for row in found["rows"]} == {row["predicted_mj"] for row in found["rows"]} == {None}
 
 
 def test_a_wrong_table_is_told_in_one_line(tmp_path: Path) -> None:
