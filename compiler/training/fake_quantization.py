@@ -38,7 +38,7 @@ class Quantize(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, step: Tensor, zero: Tensor, limits: Limits) -> Tensor:
-        return (x / step).round_().add_(zero).clamp_(*limits)
+        return (x / step).round_().add_(zero).clamp(*limits)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

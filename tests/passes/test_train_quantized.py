@@ -15,6 +15,7 @@ from nnc.lowering.library import Library
 from nnc.passes.fold_batchnorm import FoldBatchNorm
 from nnc.passes.insert_qdq import InsertQdq
 from nnc.passes.train_quantized import TrainQuantized
+from nnc.quantize import Config, LayerConfig, Scheme
 from nnc.quantize.quantizing_pass import LayerOptions
 from nnc.session import Session
 
@@ -339,3 +340,28 @@ def test_layers_may_add_what_is_computed(tmp_path: Path) -> None:
     data = Dataset.open(tmp_path / "data.npz", Preprocess(), graph.inputs)
     result = testing.run(options(epochs=1), graph, context(data, graph=graph))
     np.testing.assert_allclose(outputs(result.graph, data), through_torch(result.graph, data), atol=1e-4)
+
+
+def test_batches_that_are_not_in_front() -> None:
+    """As attention has them: every sample is rounded by itself."""
+    graph = testing.graph(
+        """net (float[1, 5, 8] x) => (float[1, 5, 6] y)
+        <float[8, 8] V, float[8] A, float[8, 6] W, int64[2] flat = {5, 8}, int64[3] long = {5, 1, 6}> {
+            t = Transpose<perm = [1, 0, 2]>(x)
+            f = Reshape(t, flat)
+            a = Gemm(f, V, A)
+            r = Relu(a)
+            b = MatMul(r, W)
+            l = Reshape(b, long)
+            y = Transpose<perm = [1, 0, 2]>(l)
+        }"""
+    )
+    placement = quantize.place(graph)
+    ranges = {tensor.name: (-4.0, 4.0) for tensor in placement.sources}
+    scheme, weights = Scheme("uint8", False), LayerConfig(Scheme("int8", True, True))
+    quantize.insert(graph, placement, ranges, Config(lambda tensors: scheme, lambda node: weights))
+    x = np.random.default_rng(0).standard_normal((3, 5, 8)).astype(np.float32)
+    expected = np.concatenate([Session(graph).run({"x": each[None]})["y"] for each in x])
+    found = FakeQuantization(graph, {}).module()({"x": torch.from_numpy(x)})["y"]
+    np.testing.assert_allclose(found.detach().numpy(), expected, atol=1e-5)
+    found.sum().backward()
