@@ -10,6 +10,9 @@ from nnc.equalize.scalable import Scalable
 
 _MOST_SWEEPS = 100
 
+#: Ranges that are scaled at once.
+_CHUNK = 1 << 20
+
 #: Logarithms of factors that change less than this are settled.
 _SETTLED = 1e-3
 
@@ -19,27 +22,29 @@ MOST_LOG = float(np.log(2.0**12))
 
 @dataclass(frozen=True)
 class _Term:
-    """Ranges that a factor changes: those of a layer's rows or columns, or of its bias."""
+    """Ranges that factors change: those of a layer's rows or columns, or of its bias."""
 
     ids: np.ndarray
     """[groups, rows or columns]."""
     ranges: np.ndarray
-    """float64 [groups, rows, columns]; the terms of a layer share it."""
+    """float32 [groups, rows, columns]; the terms of a layer share it."""
     axis: int
     """Of the ranges, which the ids are along: 1 or 2."""
-    sign: int
-    """-1: the ranges shrink where s grows, as what writes a channel does."""
+    across: np.ndarray
+    """The ids along the other axis, 0 where no factor is."""
 
-    def log(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Logarithms of the largest range by id, and where there is one."""
+    @property
+    def sign(self) -> int:
+        """-1: the ranges shrink where s grows, as what writes a channel does."""
+        return -1 if self.axis == 1 else 1
+
+    def log(self, ids: np.ndarray, logs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Logarithms of the largest range by id, given those of all factors, and where there is one."""
+        scaled = widest(self.ranges, np.exp(-self.sign * logs)[self.across], 3 - self.axis)
         largest = np.zeros(max(int(ids.max()), int(self.ids.max())) + 1)
-        np.maximum.at(largest, self.ids, self.ranges.max(3 - self.axis, initial=0.0))
+        np.maximum.at(largest, self.ids, scaled * np.exp(self.sign * logs)[self.ids])
         there = largest[ids] > 0
         return np.log(np.where(there, largest[ids], 1.0)), there
-
-    def follow(self, logs: np.ndarray) -> None:
-        """Let the ranges change with the factors, by id."""
-        self.ranges[...] *= np.expand_dims(np.exp(self.sign * logs)[self.ids], 3 - self.axis)
 
     def holds(self, ids: np.ndarray) -> bool:
         return bool(np.isin(ids, self.ids).any())
@@ -58,12 +63,9 @@ def alike(graph: gs.Graph, traced: Scalable) -> np.ndarray:
     for _ in range(_MOST_SWEEPS):
         moved = 0.0
         for ids, held in zip(together, touched, strict=True):
-            step = np.zeros(traced.count)
-            step[ids] = np.clip(logs[ids] + _step(ids, held), -MOST_LOG, MOST_LOG) - logs[ids]
-            logs += step
-            for each in held:
-                each.follow(step)
-            moved = max(moved, float(np.abs(step).max()))
+            new = np.clip(logs[ids] + _step(ids, held, logs), -MOST_LOG, MOST_LOG)
+            moved = max(moved, float(np.abs(new - logs[ids]).max()))
+            logs[ids] = new
         if moved < _SETTLED:
             break
     return np.exp(logs)
@@ -85,18 +87,18 @@ def _terms(nodes: dict[str, gs.Node], traced: Scalable) -> list[_Term]:
     terms = []
     for name, (read, written) in traced.layers.items():
         ranges = extent(nodes[name])
-        terms.append(_Term(written.reshape(len(ranges), -1), ranges, 1, -1))
-        terms.append(_Term(read.reshape(len(ranges), -1), ranges, 2, +1))
+        rows, columns = written.reshape(len(ranges), -1), read.reshape(len(ranges), -1)
+        terms += [_Term(rows, ranges, 1, columns), _Term(columns, ranges, 2, rows)]
         if (bias := _bias(nodes[name], written.size)).any():
-            terms.append(_Term(written[None], bias[None, :, None], 1, -1))
+            terms.append(_Term(written[None], bias[None, :, None], 1, np.zeros((1, 1), np.int64)))
     return terms
 
 
-def _step(ids: np.ndarray, terms: Sequence[_Term]) -> np.ndarray:
+def _step(ids: np.ndarray, terms: Sequence[_Term], logs: np.ndarray) -> np.ndarray:
     """What to add to the logarithms of the factors of some ids."""
     sums, counts = {sign: np.zeros(len(ids)) for sign in (-1, 1)}, {sign: np.zeros(len(ids)) for sign in (-1, 1)}
     for each in terms:
-        log, there = each.log(ids)
+        log, there = each.log(ids, logs)
         sums[each.sign] += np.where(there, log, 0.0)
         counts[each.sign] += there
     out, into = (sums[sign] / np.maximum(counts[sign], 1) for sign in (-1, 1))
@@ -108,10 +110,28 @@ def _step(ids: np.ndarray, terms: Sequence[_Term]) -> np.ndarray:
 
 
 def extent(layer: gs.Node) -> np.ndarray:
-    """The largest magnitude over the taps of a layer's weights, float64 [groups, outputs, inputs]."""
-    W, groups = np.abs(layer.inputs[1].values.astype(np.float64)), layer.attrs.get("group", 1)
-    blocks = W.reshape(groups, W.shape[0] // groups, W.shape[1], -1).max(-1)
+    """The largest magnitude over the taps of a layer's weights, in their dtype, [groups, outputs, inputs]."""
+    W, groups = layer.inputs[1].values, layer.attrs.get("group", 1)
+    taps = W.reshape(groups, W.shape[0] // groups, W.shape[1], -1)
+    blocks = np.maximum(taps.max(-1), -taps.min(-1))
     return blocks if layer.op == "Conv" or layer.attrs.get("transB", 0) else blocks.transpose(0, 2, 1)
+
+
+def widest(ranges: np.ndarray, factors: np.ndarray, axis: int) -> np.ndarray:
+    """The largest of ranges [groups, rows, columns] along an axis, 1 or 2, times factors [groups, rows or columns].
+
+    float64 [groups, columns or rows]. Block by block: the ranges of one layer may be most of a network.
+    """
+    groups, rows, columns = ranges.shape
+    found = np.zeros((groups, columns if axis == 1 else rows))
+    step = max(1, _CHUNK // max(1, groups * columns))
+    for part in (slice(start, start + step) for start in range(0, rows, step)):
+        if axis == 1:
+            scaled = ranges[:, part] * factors[:, part, None]
+            np.maximum(found, scaled.max(1), out=found)
+        else:
+            found[:, part] = (ranges[:, part] * factors[:, None]).max(2, initial=0.0)
+    return found
 
 
 def _bias(layer: gs.Node, outputs: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from nnc import equalize, networks, quantize, target, testing, verify
 from nnc import graph as graphs
 from nnc.context import Context
 from nnc.data import Dataset
+from nnc.equalize import ranges
 from nnc.passes import GRAPH_PASSES
 from nnc.passes.equalize_ranges import EqualizeRanges
 from nnc.passes.insert_qdq import InsertQdq
@@ -295,3 +296,13 @@ def test_traced_channels_say_why_they_stay() -> None:
     traced = equalize.trace(chain("Relu(a)", "Sigmoid(d)"))
     assert set(traced.fixed) == {"d", "y"}
     assert traced.count > 8
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_ranges_are_scaled_in_blocks(axis: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    scaled, factors = rng.uniform(0, 1, (2, 7, 5)), rng.uniform(0, 1, (2, 7 if axis == 1 else 5))
+    expected = (scaled * np.expand_dims(factors, 3 - axis)).max(axis)
+    for chunk in (1, 20, 1 << 20):
+        monkeypatch.setattr(ranges, "_CHUNK", chunk)
+        np.testing.assert_array_equal(ranges.widest(scaled, factors, axis), expected)
