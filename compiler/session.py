@@ -23,14 +23,25 @@ class Session:
     """
 
     def __init__(
-        self, graph: gs.Graph, *, outputs: Sequence[str] = (), optimized: bool = False, threads: int | None = None
+        self,
+        graph: gs.Graph,
+        *,
+        outputs: Sequence[str] = (),
+        optimized: bool = False,
+        integer_kernels: bool = False,
+        threads: int | None = None,
     ) -> None:
-        """`outputs` names tensors to return besides the graph's own outputs."""
+        """`outputs` names tensors to return besides the graph's own outputs.
+
+        What lies between DequantizeLinear and QuantizeLinear is computed in floats, as the graph says; an optimized
+        session with `integer_kernels` may take those of integers instead, which saturate on processors without VNNI.
+        """
         model, weights = proto.split(graph)
         known = {info.name: info for info in model.graph.value_info}
         own = {info.name for info in model.graph.output}
         model.graph.output.extend(known[name] for name in outputs if name not in own)
         options = _options(optimized, threads)
+        options.add_session_config_entry("session.disable_quant_qdq", str(int(not integer_kernels)))
         in_memory = _refer_to_files(model, weights, options)
         self._fed: dict[str, np.ndarray] = {}
         self._copied: list[np.ndarray] = []

@@ -31,3 +31,18 @@ def test_further_outputs(optimized: bool) -> None:
     found = Session(graph, outputs=["a", "y"], optimized=optimized).run({"x": np.ones((1, 4), np.float32)})
     assert sorted(found) == ["a", "y"]
     np.testing.assert_allclose(np.maximum(found["a"], 0), found["y"])
+
+
+def test_optimized_sessions_compute_what_a_quantized_graph_says() -> None:
+    """Two products of large integers leave 16 bits, at which kernels of integers may saturate."""
+    text = """net (float[1, 64, 4, 4] x) => (float y)
+    <float s = {1.0}, uint8 z = {0}, int8[8, 64, 1, 1] W, float[8] t, int8[8] w> {
+        q = QuantizeLinear(x, s, z)
+        d = DequantizeLinear(q, s, z)
+        v = DequantizeLinear<axis = 0>(W, t, w)
+        y = Conv(d, v)
+    }"""
+    W = np.full((8, 64, 1, 1), 127, np.int8)
+    graph = testing.graph(text, W=W, t=np.ones(8), w=np.zeros(8, np.int8))
+    x = {"x": np.full((1, 64, 4, 4), 255, np.float32)}
+    assert (Session(graph, optimized=True).run(x)["y"] == 64 * 127 * 255).all()

@@ -137,7 +137,7 @@ def outputs(graph: gs.Graph, data: Dataset, progress: Progress = lambda done, to
 
     Raises NncError for an output of the network in floats that is not finite.
     """
-    session = Session(graph, optimized=not verify.rounds(graph))
+    session = Session(graph, optimized=True)
     parts, done = [], 0
     for inputs, count in data.full_batches(graph.inputs[0].shape[0]):
         parts.append(verify.of_static_shape(graph, session.run(inputs)))

@@ -139,7 +139,7 @@ def opened(path: Path, graph: gs.Graph, prepared: Mapping[str, Any]) -> Dataset:
 
 def in_default_kernels(graph: gs.Graph, test: Path, prepared: Mapping[str, Any]) -> float:
     """Top-1 in onnxruntime as users start it."""
-    return evaluate(Session(graph, optimized=True).run, opened(test, graph, prepared)).top1
+    return evaluate(Session(graph, optimized=True, integer_kernels=True).run, opened(test, graph, prepared)).top1
 
 
 def library(shop: Workshop) -> Iterator[Row]:
