@@ -15,7 +15,7 @@ from nnc.errors import NncError
 from nnc.model import proto, wire
 from nnc.model.importing import Shapes, conformed
 from nnc.model.inference import UNKNOWN_DOMAIN, first_reason, hide_unknown, infer
-from nnc.model.proto import OPSET, STANDARD_DOMAINS, constants, opset, split
+from nnc.model.proto import OPSET, STANDARD_DOMAINS, constants, opset, split, unique
 
 __all__ = [
     "OPSET", "Shapes", "constants", "copy", "first_reason", "from_model", "infer_node", "infer_shapes", "join", "load",
@@ -26,6 +26,7 @@ __all__ = [
 def load(path: Path, shapes: Shapes | None = None) -> gs.Graph:
     """Read `path` into a graph: opset >= 17, functions inlined, Constant nodes as constants, input shapes static.
 
+    What computes with integers is QDQ, in whatever operators the file has it.
     `shapes` fixes the shape of graph inputs; an unknown first dimension without one becomes a batch of 1.
     """
     if not path.exists():
@@ -178,16 +179,6 @@ def tensor_names(graph: gs.Graph) -> set[str]:
     """The names of all tensors of a graph."""
     tensors = (tensor for node in graph.nodes for tensor in (*node.inputs, *node.outputs))
     return {tensor.name for tensor in (*tensors, *graph.inputs, *graph.outputs)}
-
-
-def unique(name: str, taken: set[str]) -> str:
-    """`name`, or `name_1`, `name_2`, ... when it is taken; the result is added to `taken`."""
-    result, count = name, 0
-    while result in taken:
-        count += 1
-        result = f"{name}_{count}"
-    taken.add(result)
-    return result
 
 
 def _set_type(tensor: gs.Tensor, kind: onnx.TypeProto) -> None:

@@ -109,10 +109,19 @@ def layer(node: gs.Node, wide: bool = False) -> Layer | str | None:
     if x is None and stored is None:
         return None
     if x is None:
-        return None if weights_of(node) else "its input is not quantized"
+        if weights_of(node):
+            return None
+        is_dynamic = _has_computed_scale(node.inputs[0])
+        return "the scale of its input is computed" if is_dynamic else "its input is not quantized"
     if stored is None:
         return "its weights are not quantized" if _is_constant(weights) else "both of its inputs are computed"
     return _layer(node, *x, stored, wide)
+
+
+def _has_computed_scale(x: gs.Tensor) -> bool:
+    """Whether integers stand for a value in a way that is not known before, as in dynamic quantization."""
+    maker = x.inputs[0] if x.inputs else None
+    return maker is not None and is_standard(maker, "DequantizeLinear") and not isinstance(maker.inputs[1], gs.Constant)
 
 
 def _is_constant(tensor: gs.Tensor) -> bool:

@@ -16,8 +16,9 @@ import onnx_graphsurgeon as gs
 _SETTINGS = {
     "BatchNormalization": {3, 4},
     "Clip": {1, 2},
+    "ConvInteger": {2, 3},
     "DequantizeLinear": {1, 2},
-    "DynamicQuantizeLinear": {1, 2},
+    "MatMulInteger": {2, 3},
     "Pad": {1, 2, 3},
     "QuantizeLinear": {1, 2},
     "Resize": {1, 2, 3},
@@ -29,8 +30,12 @@ _PACKED = {"float4_e2m1fn": 4, "int4": 4, "uint4": 4, "int2": 2, "uint2": 2}
 
 _INTEGERS = frozenset({int, np.int32, np.int64})
 
-# Layers that own their constants, however small: a convolution into one channel has one bias.
-_LAYERS = {"BatchNormalization", "Conv", "ConvTranspose", "DequantizeLinear", "Gemm", "MatMul", "PRelu"}
+#: Products of matrices, of floats and of integers.
+PRODUCTS = ("Gemm", "MatMul", "MatMulInteger")
+
+# Layers that multiply, and those that own their constants, however small: a convolution into one channel has one bias.
+_MULTIPLYING = ("Conv", "ConvInteger", "ConvTranspose", *PRODUCTS)
+_LAYERS = {"BatchNormalization", "DequantizeLinear", "PRelu", *_MULTIPLYING}
 
 
 @dataclass(frozen=True)
@@ -60,15 +65,15 @@ def measure(graph: gs.Graph) -> Figures:
 
 
 def macs(node: gs.Node) -> int:
-    """Multiply-accumulates of a Conv, ConvTranspose, Gemm or MatMul, padding included; 0 for other operators.
+    """Multiply-accumulates of a convolution or a product of matrices, padding included; 0 for other operators.
 
     Also 0 behind an operator that nobody knows, which leaves the shapes open.
     """
-    if node.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or not has_shape(*node.inputs[:2], *node.outputs):
+    if node.op not in _MULTIPLYING or not has_shape(*node.inputs[:2], *node.outputs):
         return 0
     read, weight, written = node.inputs[0].shape, node.inputs[1].shape, node.outputs[0].shape
     match node.op:
-        case "Conv":  # every output value is a sum over W[k] = (C / group, kernel...)
+        case "Conv" | "ConvInteger":  # every output value is a sum over W[k] = (C / group, kernel...)
             return math.prod(written) * math.prod(weight[1:])
         case "ConvTranspose":  # every input value is spread over W[c] = (K / group, kernel...)
             return math.prod(read) * math.prod(weight[1:])

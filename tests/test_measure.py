@@ -88,6 +88,22 @@ def test_quantized_weights_belong_to_their_layer(dtype: str, size: int) -> None:
     assert (measure.params(conv), measure.params(dequantize)) == (36, 0)
 
 
+@pytest.mark.parametrize(
+    ("op", "shapes", "macs"),
+    [
+        ("ConvInteger", [(1, 4, 5, 5), (6, 4, 3, 3), (1, 6, 3, 3)], 1944),
+        ("MatMulInteger", [(5, 7), (7, 3), (5, 3)], 105),
+    ],
+)
+def test_operators_of_integers(op: str, shapes: list[tuple[int, ...]], macs: int) -> None:
+    x, y = gs.Variable("x", np.uint8, shapes[0]), gs.Variable("y", np.int32, shapes[2])
+    W = gs.Constant("W", np.ones(shapes[1], np.int8))
+    zeros = [gs.Constant(name, np.zeros(shapes[2][1], np.int8)) for name in ("x_zero", "W_zero")]
+    node = gs.Node(op, inputs=[x, W, *zeros], outputs=[y])
+    figures = measure.measure(gs.Graph([node], [x], [y]))
+    assert (figures.macs, figures.params) == (macs, math.prod(shapes[1]))
+
+
 def test_nothing_is_counted_behind_an_open_shape() -> None:
     x, y = gs.Variable("x", np.float32, None), gs.Variable("y", np.float32, None)
     node = gs.Node("Conv", inputs=[x, gs.Constant("w", np.ones((4, 3, 1, 1), np.float32))], outputs=[y])

@@ -1,6 +1,7 @@
 """From a model as somebody exported it to one in the form that the graph is made of.
 
-Opset 17 or newer, functions inlined, input shapes static, large weights declared only, all shapes inferred and checked.
+Opset 17 or newer, functions inlined, QDQ where it computes with integers, input shapes static, large weights declared
+only, all shapes inferred and checked.
 """
 
 import re
@@ -14,6 +15,7 @@ from nnc.errors import NncError
 from nnc.model import proto, refusals, wire
 from nnc.model.inference import first_reason, hide_unknown, infer, without_empty_windows
 from nnc.model.proto import OPSET, opset
+from nnc.model.qoperator import as_qdq
 
 Shapes = Mapping[str, Sequence[int]]
 
@@ -36,6 +38,7 @@ def conformed(
     hide_unknown(model)
     model = _convert_opset(model, place)
     hide_unknown(model)
+    as_qdq(model, weights)
     return _check(without_empty_windows(infer(model, place), place), place), dict(weights)
 
 

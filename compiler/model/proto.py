@@ -152,6 +152,16 @@ def node_proto(node: gs.Node) -> onnx.NodeProto:
     return proto
 
 
+def unique(name: str, taken: set[str]) -> str:
+    """`name`, or `name_1`, `name_2`, ... when it is taken; the result is added to `taken`."""
+    result, count = name, 0
+    while result in taken:
+        count += 1
+        result = f"{name}_{count}"
+    taken.add(result)
+    return result
+
+
 def value_info(name: str, dtype: object, shape: Iterable[int | str | None] | None) -> onnx.ValueInfoProto:
     """The declaration of a tensor; `shape` None is an unknown rank."""
     return onnx.helper.make_tensor_value_info(name, onnx_dtype(dtype), None if shape is None else list(shape))

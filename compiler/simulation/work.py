@@ -143,7 +143,7 @@ def _variables(node: gs.Node) -> list[gs.Variable]:
 def _class(node: gs.Node) -> str:
     if not measure.macs(node):
         return "other"
-    if node.op in ("Gemm", "MatMul"):
+    if node.op in measure.PRODUCTS:
         return "pointwise"
     depth, kernel = node.inputs[1].shape[1], list(node.inputs[1].shape[2:])
     grouped = node.attrs.get("group", 1) > 1
@@ -159,11 +159,11 @@ def _class(node: gs.Node) -> str:
 
 def _channels(node: gs.Node) -> int:
     shape: Sequence[int] = node.outputs[0].shape or (1,)  # the product of two vectors is a number
-    return max(1, shape[-1] if node.op in ("Gemm", "MatMul") else shape[1])  # there may be none
+    return max(1, shape[-1] if node.op in measure.PRODUCTS else shape[1])  # there may be none
 
 
 def _terms(node: gs.Node) -> int:
-    if node.op in ("Gemm", "MatMul"):
+    if node.op in measure.PRODUCTS:
         return node.inputs[0].shape[0 if node.attrs.get("transA") else -1]
     channels, *window = node.inputs[1].shape[1:]
     if node.op == "ConvTranspose":

@@ -281,6 +281,8 @@ def test_channels_that_do_not_fill_a_vector_cost_a_whole_one(board: Target) -> N
         ("Gemm", (16, 5), (16, 7), (5, 7), {"transA": 1}),
         ("ConvTranspose", (1, 16, 8, 8), (16, 3, 3, 3), (1, 3, 10, 10), {}),
         ("Conv", (1, 16, 8), (8, 16, 3), (1, 8, 6), {}),
+        ("ConvInteger", (1, 16, 8, 8), (8, 16, 3, 3), (1, 8, 6, 6), {}),
+        ("MatMulInteger", (2, 5, 16), (16, 7), (2, 5, 7), {}),
     ],
 )
 def test_layers_of_other_shapes(
