@@ -306,7 +306,7 @@ def _prove(steps: list[_Step], context: Context) -> tuple[str, float | None]:
     wire.release_pages()  # of weights that passes looked at; onnxruntime reads the file by itself
     inputs = verify.probe_inputs(before, context.seed)
     try:
-        reference = verify.outputs(before, inputs)
+        reference = verify.reference(before, inputs)
     except NncError as error:
         return f"not compared: {error.message}", None
     if not any(verify.has_finite(values) for values in reference.values()):
@@ -321,14 +321,14 @@ def _prove(steps: list[_Step], context: Context) -> tuple[str, float | None]:
             return "not compared: the data decide the shape of every output", None
         snr = verify.snr_db(static, result)
         return "all noise" if snr == -math.inf else "measured", snr
-    if _moved(reference, after, inputs):
+    if _moved(before, reference, after, inputs):
         _blame(reference, steps, inputs)
     return "outputs equal", None
 
 
-def _moved(reference: verify.Arrays, graph: gs.Graph, inputs: verify.Arrays) -> bool:
+def _moved(before: gs.Graph, reference: verify.Arrays, after: gs.Graph, inputs: verify.Arrays) -> bool:
     try:
-        return verify.largest_difference(reference, verify.outputs(graph, inputs)) > verify.tolerance(graph)
+        return verify.largest_difference(reference, verify.outputs(after, inputs), before) > verify.tolerance(after)
     except NncError:
         return True
 
@@ -336,7 +336,7 @@ def _moved(reference: verify.Arrays, graph: gs.Graph, inputs: verify.Arrays) -> 
 def _blame(reference: verify.Arrays, steps: list[_Step], inputs: verify.Arrays) -> None:
     """Raise PassFailed for the first of several exact passes after which the outputs differ."""
     for step in steps:
-        if step.changed and _moved(reference, step.after, inputs):
+        if step.changed and _moved(steps[0].before, reference, step.after, inputs):
             raise PassFailed(step.pass_, step.before, _what_moved(step, inputs))
 
 
@@ -352,4 +352,5 @@ def save_reproduction(before: gs.Graph, folder: Path, recipe: str) -> None:
     """Write before.onnx, and the text of a recipe that fails on it as recipe.toml."""
     folder.mkdir(parents=True, exist_ok=True)
     graphs.save(before, folder / "before.onnx")
-    (folder / "recipe.toml").write_text(recipe, "utf-8")
+    with wire.replacing(folder / "recipe.toml") as file:
+        file.write(recipe.encode())

@@ -5,6 +5,7 @@ Outputs are compared on probe inputs in onnxruntime with every optimization off.
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -23,7 +24,22 @@ _COARSE = {"float16": 1e-2, "bfloat16": 5e-2}
 # The same where activations are quantized: a difference of float rounding can become a whole step.
 _QUANTIZED = 5e-2
 
+# What says how large a tensor is, and nothing of what is in it.
+_SIZES = ("Shape", "Size")
+
+# What rounds floats to integers, besides Cast and the operators QLinear...
+_QUANTIZERS = ("QuantizeLinear", "DynamicQuantizeLinear")
+
 Arrays = Mapping[str, np.ndarray]
+
+# Types of scores that onnxruntime returns.
+_SCORES = tuple(map(np.dtype, ("float16", "float32", "float64", "int8", "uint8", "int32", "int64")))
+
+# What makes other views or types of indices, in the same order.
+_VIEWS = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+
+#: What floats have to do with integers: they were rounded to them, or compared, which gives indices, classes and masks.
+Origin = Literal["rounded", "compared"]
 
 
 class BrokenGraph(Exception):
@@ -127,31 +143,90 @@ def of_static_shape(graph: gs.Graph, outputs: Arrays) -> dict[str, np.ndarray]:
     return {tensor.name: outputs[tensor.name] for tensor in graph.outputs if has_shape(tensor)}
 
 
+def reference(graph: gs.Graph, inputs: Arrays) -> dict[str, np.ndarray]:
+    """`outputs`, and the scores by which indices among them were chosen: what `differences` compares with."""
+    return Session(graph, outputs=list(dict.fromkeys(scores for scores, _ in _choices(graph).values()))).run(inputs)
+
+
 def has_finite(values: np.ndarray) -> bool:
     """Whether any of the values is a number."""
     return values.dtype.kind != "f" or bool(np.isfinite(values).any())
 
 
-def difference(reference: np.ndarray, result: np.ndarray) -> float:
-    """Largest absolute difference over the largest reference value; infinite when shapes differ.
+def difference(reference: np.ndarray, result: np.ndarray, origin: Origin | None = None) -> float:
+    """How far a result is from the reference, to be compared with a `tolerance`; infinite when shapes differ.
 
-    Where the reference is not finite it says nothing: what overflows depends on the order of operations.
+    Of floats, the largest absolute difference over the largest reference value. Where the reference is not finite it
+    says nothing: what overflows depends on the order of operations.
+
+    Integers that no float has a part in are equal or infinitely different. Where they were "rounded", a float's last
+    bit can become a whole step: what counts is the mean difference, or what the largest is beyond a step, over the
+    range of the reference. Where they, or truths, come of floats that were "compared", it is the share of elements that
+    differ: none may where there are few.
     """
     if reference.shape != result.shape:
         return np.inf
-    if reference.dtype.kind != "f" or not reference.size:
-        return 0.0 if np.array_equal(reference, result) else np.inf
+    if not reference.size:
+        return 0.0
+    if origin == "compared":
+        return float(np.mean(reference != result))
+    if _is_float(reference.dtype):
+        return _of_floats(reference, result)
+    if origin == "rounded":
+        return _in_steps(*(values.astype(np.int64) for values in (reference, result)))
+    return 0.0 if np.array_equal(reference, result) else np.inf
+
+
+def _of_floats(reference: np.ndarray, result: np.ndarray) -> float:
     finite = np.isfinite(reference)
     if not np.isfinite(result[finite]).all():
         return np.inf
-    moved = np.abs(reference[finite].astype(np.float64) - result[finite]).max(initial=0.0)
-    largest = np.abs(reference[finite].astype(np.float64)).max(initial=0.0)
+    expected = reference[finite].astype(np.float64)
+    moved = np.abs(expected - result[finite].astype(np.float64)).max(initial=0.0)
+    largest = np.abs(expected).max(initial=0.0)
     return float(moved / largest) if largest else (0.0 if moved == 0 else np.inf)
+
+
+def _in_steps(reference: np.ndarray, result: np.ndarray) -> float:
+    moved = np.abs(reference - result)
+    return float(max(moved.max() - 1, moved.mean()) / max(np.ptp(reference), 1))
+
+
+def _is_float(dtype: Any) -> bool:
+    """Whether a dtype is one of floats; those of ml_dtypes, such as bfloat16, are no kind of numpy's."""
+    return dtype is not None and "float" in np.dtype(dtype).name
+
+
+def _origins(graph: gs.Graph) -> dict[str, Origin]:
+    """By name, what floats have to do with the integers and truths of a graph, and with casts of those compared."""
+    origins: dict[str, Origin] = {}
+    for node in graph.nodes:
+        if node.op in _SIZES:
+            continue
+        read = [tensor for tensor in node.inputs if tensor.name in origins or _is_float(tensor.dtype)]
+        rounded = [tensor.dtype for tensor in read if origins.get(tensor.name) == "rounded"]
+        for tensor in node.outputs:
+            if _is_float(tensor.dtype):
+                if node.op == "Cast" and origins.get(node.inputs[0].name) == "compared":
+                    origins[tensor.name] = "compared"
+            elif tensor.dtype in rounded or _quantizes(node, tensor, origins):
+                origins[tensor.name] = "rounded"
+            elif read:
+                origins[tensor.name] = "compared"
+    return origins
+
+
+def _quantizes(node: gs.Node, output: gs.Tensor, origins: Mapping[str, Origin]) -> bool:
+    """Whether a node rounds floats to the integers of `output`, or calculates with such."""
+    if node.op == "Cast":
+        (x,) = node.inputs
+        return _is_float(x.dtype) and x.name not in origins and output.dtype != np.bool_
+    return node.op in _QUANTIZERS or node.op.startswith("QLinear")
 
 
 def rounds(graph: gs.Graph) -> bool:
     """Whether activations are quantized: then the last bit of a float can be a whole step."""
-    return any(node.op in ("QuantizeLinear", "DynamicQuantizeLinear") for node in graph.nodes)
+    return any(node.op in _QUANTIZERS for node in graph.nodes)
 
 
 def tolerance(graph: gs.Graph) -> float:
@@ -162,11 +237,56 @@ def tolerance(graph: gs.Graph) -> float:
     return max((_COARSE.get(name, TOLERANCE) for name in dtypes), default=TOLERANCE)
 
 
-def largest_difference(reference: Arrays, result: Arrays) -> float:
-    """`difference` over all outputs; infinite when an output is missing."""
-    if reference.keys() != result.keys():
+def differences(reference: Arrays, result: Arrays, graph: gs.Graph | None = None) -> dict[str, float]:
+    """`difference` by output; infinite where one is missing.
+
+    `graph`, which computed the reference, tells where integers are from. Where `reference` has the scores by which
+    indices were chosen, what counts is how far the scores of others are from theirs: of two that are as good, rounding
+    may take either.
+    """
+    names = reference.keys() if graph is None else {tensor.name for tensor in graph.outputs}
+    if names != result.keys():
+        return dict.fromkeys(names | result.keys(), np.inf)
+    origins, choices = (_origins(graph), _choices(graph)) if graph is not None else ({}, {})
+    moved = {}
+    for name, values in result.items():
+        scores, axis = choices.get(name, ("", 0))
+        if scores in reference:
+            moved[name] = _of_choices(reference[scores], axis, reference[name], values)
+        else:
+            moved[name] = difference(reference[name], values, origins.get(name))
+    return moved
+
+
+def largest_difference(reference: Arrays, result: Arrays, graph: gs.Graph | None = None) -> float:
+    """The largest of `differences`."""
+    return max(differences(reference, result, graph).values(), default=0.0)
+
+
+def _choices(graph: gs.Graph) -> dict[str, tuple[str, int]]:
+    """By output of indices, the tensor of scores, and the axis of it, that ArgMax, ArgMin or TopK took them along."""
+    choices = {}
+    for output in graph.outputs:
+        tensor = output
+        while (node := tensor.inputs[0] if tensor.inputs else None) and node.op in _VIEWS:
+            tensor = node.inputs[0]
+        if node and (node.op in ("ArgMax", "ArgMin") or (node.op == "TopK" and tensor is node.outputs[1])):
+            scores = node.inputs[0]
+            if scores.inputs and scores.shape is not None and scores.dtype in _SCORES:
+                choices[output.name] = scores.name, node.attrs.get("axis", -1 if node.op == "TopK" else 0)
+    return choices
+
+
+def _of_choices(scores: np.ndarray, axis: int, reference: np.ndarray, result: np.ndarray) -> float:
+    if reference.shape != result.shape or not result.size:
+        return difference(reference, result)
+    if not 0 <= result.min(initial=0) <= result.max(initial=0) < scores.shape[axis]:
         return np.inf
-    return max((difference(reference[name], result[name]) for name in reference), default=0.0)
+    shape = list(scores.shape)
+    shape[axis] = -1
+    indices = (values.reshape(shape).astype(np.int64) for values in (reference, result))
+    expected, found = (np.append(scores, np.take_along_axis(scores, each, axis)) for each in indices)
+    return difference(expected, found)  # relative to the largest of all scores
 
 
 def snr_db(reference: Arrays, result: Arrays) -> float:

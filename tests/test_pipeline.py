@@ -17,8 +17,10 @@ from nnc.checkpoint import Checkpoints
 from nnc.data import Dataset
 from nnc.errors import NncError
 from nnc.passes.check_accuracy import CheckAccuracy
+from nnc.passes.fold_batchnorm import FoldBatchNorm
 from nnc.pattern import Match, NoMatch, const, op, var
 from nnc.rewrite import Context, Pass, PatternPass, node
+from nnc.session import Session
 
 NET = """
 <ir_version: 8, opset_import: ["" : 17]>
@@ -156,6 +158,27 @@ def test_exact_passes_are_proved_and_counted(net: gs.Graph, context: pipeline.Co
     ]
     assert rows[0].skipped == [{"node": "d", "reason": "the factor is 2.0"}]
     assert [node.op for node in net.nodes] == ["Conv", "Mul", "Mul", "Relu"], "the graph given is left alone"
+
+
+def test_classes_that_are_as_likely_may_change_places(context: pipeline.Context) -> None:
+    rng = np.random.default_rng(0)
+    halves = {"W": rng.standard_normal((3, 4, 3, 3)), "mean": rng.standard_normal(3), "scale": np.ones(3)}
+    thirds = {
+        "W": halves["W"] / 3,
+        "mean": halves["mean"] / 3,
+        "scale": 3 * halves["scale"],
+    }  # the same when normalized
+    values = {name: np.concatenate([halves[name], thirds[name]]).astype(np.float32) for name in halves}
+    values |= {"bias": np.zeros(6, np.float32), "var": np.ones(6, np.float32)}
+    text = """net (float[1, 4, 16, 16] x) => (int64 y)
+    <float[6, 4, 3, 3] W, float[6] scale, float[6] bias, float[6] mean, float[6] var>
+    { a = Conv(x, W) b = BatchNormalization(a, scale, bias, mean, var) y = ArgMax<axis = 1>(b) }"""
+    before = testing.graph(text, **values)
+    after, (row,) = pipeline.run(before, [FoldBatchNorm()], context)
+    inputs = {"x": np.random.default_rng(0).standard_normal((1, 4, 16, 16), np.float32)}
+    classes = [Session(graph).run(inputs)["y"] for graph in (before, after)]
+    assert np.mean(classes[0] != classes[1]) > 0.1
+    assert (row.changed, row.proof) == (1, "outputs equal")
 
 
 def test_second_run_changes_nothing(net: gs.Graph, context: pipeline.Context) -> None:

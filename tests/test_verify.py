@@ -108,6 +108,102 @@ def test_integers_are_equal_or_not() -> None:
     assert verify.largest_difference({"y": np.array([1])}, {"z": np.array([1])}) == INF
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_floats_of_any_type_are_compared_as_numbers(dtype: str) -> None:
+    reference = np.array([1.0, -4.0], np.float32).astype(np.dtype(dtype))
+    assert verify.difference(reference, (reference.astype(np.float32) + 0.5).astype(reference.dtype)) == 0.125
+
+
+def moved(text: str, change: Callable[[np.ndarray], np.ndarray], dtype: str = "float") -> bool:
+    """Whether another output y than what the graph computes is more than rounding."""
+    graph = testing.graph(text.replace("float", dtype))
+    found = verify.reference(graph, verify.probe_inputs(graph, 0))
+    return verify.largest_difference(found, {"y": change(found["y"])}, graph) > verify.tolerance(graph)
+
+
+def one_of(step: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Every so many elements are one more."""
+
+    def change(values: np.ndarray) -> np.ndarray:
+        other = values.copy()
+        other.reshape(-1)[::step] += np.ones((), values.dtype)
+        return other
+
+    return change
+
+
+CLASSES = "net (float[1, 9, 120, 120] x) => (int64 y) { y = ArgMax<axis = 1, keepdims = 0>(x) }"
+FEW = "net (float[1, 9, 3] x) => (int64 y) { y = ArgMax<axis = 1, keepdims = 0>(x) }"
+CAST = "net (float[1, 9, 120, 120] x) => (float y) { k = ArgMax<axis = 1>(x) y = Cast<to = 1>(k) }"
+MASK = """net (float[120, 120] x) => (uint8 y)
+{ p = Relu(x) k = Greater(x, p) n = Not(k) f = Cast<to = 1>(n) y = Cast<to = 2>(f) }"""
+LEVELS = "net (float[30, 30] x) => (uint8 y) <float s = {0.05}, uint8 z = {128}> { y = QuantizeLinear(x, s, z) }"
+FLATTENED = LEVELS.replace("y =", "q =").replace("}>", "}, int64[1] w = {900}>").replace(") }", ") y = Reshape(q, w) }")
+PIXELS = "net (float[30, 30] x) => (uint8 y) <float s = {60.0}> { a = Abs(x) b = Mul(a, s) y = Cast<to = 2>(b) }"
+WHOLE = "net (int64[900] x) => (int64 y) <int64 s = {3}> { y = Mul(x, s) }"
+SIZES = "net (float[2, 3, 4] x) => (int64 y) { y = Shape(x) }"
+
+
+@pytest.mark.parametrize(
+    ("text", "step", "dtype", "expected"),
+    [
+        (CLASSES, 14_400, "float", False),  # one of 14,400 pixels, where two classes are as likely
+        (CLASSES, 1_000, "float", True),
+        (CLASSES, 1_000, "float16", False),
+        (CLASSES, 1, "float16", True),
+        (FEW, 3, "float16", True),  # one of three
+        (CAST, 14_400, "float", False),
+        (CAST, 1, "float", True),
+        (MASK, 14_400, "float", False),
+        (MASK, 1, "float16", True),
+        (LEVELS, 1, "float", False),  # a step of what are 256
+        (FLATTENED, 1, "float", False),
+        (PIXELS, 900, "float", False),
+        (PIXELS, 1, "float", True),
+        (WHOLE, 900, "float", True),
+        (SIZES, 3, "float16", True),
+    ],
+)
+def test_integers_move_as_far_as_floats_have_a_part_in_them(text: str, step: int, dtype: str, expected: bool) -> None:
+    assert not moved(text, lambda values: values, dtype)
+    assert moved(text, one_of(step), dtype) == expected
+
+
+@pytest.mark.parametrize("text", [LEVELS, FLATTENED, PIXELS])
+def test_levels_that_are_far_off_have_moved(text: str) -> None:
+    assert moved(text, lambda values: values[::-1].copy())
+    assert moved(text, lambda values: np.where(np.indices(values.shape).sum(0) == 7, values ^ 128, values))
+
+
+def choices(text: str, scores: list[float]) -> tuple[gs.Graph, dict[str, np.ndarray]]:
+    graph = testing.graph(text)
+    return graph, verify.reference(graph, {"x": -np.array([scores], graph.inputs[0].dtype)})
+
+
+TOP = "net (float[1, 3] x) => (int64 y) <int64[1] k = {2}> { s = Neg(x) v, y = TopK(s, k) }"
+BEST = """net (float[1, 3] x) => (int32 y) <int64[1] one = {1}>
+{ s = Neg(x) k = ArgMax<axis = -1, keepdims = 0>(s) i = Cast<to = 6>(k) y = Unsqueeze(i, one) }"""
+
+
+@pytest.mark.parametrize("dtype", ["float", "float16"])
+def test_of_scores_that_are_as_good_rounding_may_choose_either(dtype: str) -> None:
+    graph, found = choices(TOP.replace("float", dtype), [5, 4.0001, 4])
+    assert found["y"].tolist() == [[0, 1]]
+    for other, much in (([0, 2], False), ([1, 0], True), ([0, 0], True), ([0, 3], True), ([0, -1], True)):
+        moved = verify.largest_difference(found, {"y": np.array([other])}, graph)
+        assert (moved > verify.tolerance(graph)) == much, other
+    graph, found = choices(BEST.replace("float", dtype), [3, 5, 5.0001])
+    for best, much in ((0, True), (1, False), (2, False), (3, True)):
+        moved = verify.largest_difference(found, {"y": np.array([[best]], np.int32)}, graph)
+        assert (moved > verify.tolerance(graph)) == much, best
+
+
+def test_few_levels_are_compared_by_how_many_differ() -> None:
+    levels = np.array([0, 1, 1])
+    assert verify.difference(levels, np.array([0, 1, 0]), "rounded") == pytest.approx(1 / 3)
+    assert verify.difference(levels, 1 - levels, "rounded") == 1
+
+
 def test_snr() -> None:
     signal = {"y": np.ones(4, np.float32), "k": np.array([3])}
     assert verify.snr_db(signal, signal) == INF
