@@ -5,12 +5,13 @@
 everything but the large initializers is parsed, and the weights stay where they are until somebody touches them.
 """
 
+import glob
 import math
 import mmap
 import os
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -278,19 +279,48 @@ def refuse_folder(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """`with replacing(path) as file:` writes beside `path` and renames at the end; on any error the old file stays."""
+    """`with replacing(path) as file:` writes beside `path` and renames at the end; on any error the old file stays.
+
+    A link stays one, and the file that it leads to is replaced. What is no regular file, such as /dev/null, is written
+    as it is.
+    """
     refuse_folder(path)
-    part = path.with_name(f".{path.name}.part")
+    if path.exists() and not path.is_file():
+        with open(path, "wb") as file:
+            yield file
+        return
+    place = Path(os.path.realpath(path))
+    part = place.with_name(f".{place.name}.{os.getpid()}.part")
     try:
+        _remove_parts_of_the_dead(place)
         with open(part, "wb") as file:
             yield file
-        os.replace(part, path)
+        os.replace(part, place)
     except OSError as error:
         if error.filename in (None, str(part)):
             error.filename = str(path)
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def _remove_parts_of_the_dead(place: Path) -> None:
+    """Remove what processes that were killed have written beside `place`."""
+    for part in place.parent.glob(f".{glob.escape(place.name)}.*.part"):
+        process = part.name.split(".")[-2]
+        if process.isdecimal() and not _is_alive(int(process)):
+            with suppress(OSError):  # gone meanwhile, or another user's
+                part.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # which sends no signal
+    except PermissionError:  # somebody else's
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 def _tensor_header(name: str, values: np.ndarray) -> bytes:
