@@ -5,6 +5,7 @@ Commands import what they use when they run, so that `nnc --help` answers at onc
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -64,6 +65,8 @@ def main() -> None:
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # the shell closed it: nnc ... >&-
             setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process lives
+        if isinstance(written := getattr(sys, stream), io.TextIOWrapper):
+            written.reconfigure(errors="replace")  # a locale may lack a sign, and a file's name be no text
     try:
         app(prog_name="nnc")
     except KeyboardInterrupt:  # while the arguments are read

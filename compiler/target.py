@@ -118,7 +118,7 @@ def _shipped() -> list[Any]:
 
 
 def _split(spec: str) -> tuple[str, str | None, str | None]:
-    parts = re.fullmatch(r"(?P<name>[^@]*?)(:(?P<unit>[^:@/]*))?(@(?P<mode>[^@/]*))?", spec)
+    parts = re.fullmatch(r"(?P<name>.+\.toml|[^@]*?)(:(?P<unit>[^:@/]*))?(@(?P<mode>[^@/]*))?", spec)
     if parts is None or "" in parts.groupdict().values():
         raise NncError(f"'{spec}' is not a target", "write name, name:unit or name:unit@mode, such as qcs605:cpu")
     return parts["name"], parts["unit"], parts["mode"]

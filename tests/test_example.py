@@ -1,7 +1,9 @@
 """The example behind `nnc example`: it is written as promised, its network is trained, its gradients are right."""
 
 from collections import Counter
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import onnx
@@ -11,6 +13,7 @@ from nnc import accuracy, data, example, toml
 from nnc import graph as graphs
 from nnc.errors import NncError
 from nnc.example import drawing, training
+from nnc.model import wire
 
 
 def test_the_network_knows_the_shapes(written_example: Path) -> None:
@@ -40,6 +43,42 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["recipe.toml"]
     with pytest.raises(NncError, match="a file, not a folder"):
         example.write(mine)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+@pytest.mark.parametrize("name", example.FILES)
+def test_a_half_of_an_example_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException], name: str
+) -> None:
+    original = wire.replacing
+
+    def replacing(path: Path) -> AbstractContextManager[IO[bytes]]:
+        if path.name == name:
+            raise error
+        return original(path)
+
+    monkeypatch.setattr(example, "_STEPS", 1)
+    monkeypatch.setattr(example, "_TRAINING_IMAGES", 100)
+    monkeypatch.setattr(wire, "replacing", replacing)
+    with pytest.raises(error):
+        example.write(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_model_is_written_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then make, which looks for it, never takes a half of an example for one."""
+    written = []
+    original = wire.replacing
+
+    def replacing(path: Path) -> AbstractContextManager[IO[bytes]]:
+        written.append(path.name)
+        return original(path)
+
+    monkeypatch.setattr(example, "_STEPS", 1)
+    monkeypatch.setattr(example, "_TRAINING_IMAGES", 100)
+    monkeypatch.setattr(wire, "replacing", replacing)
+    example.write(tmp_path)
+    assert written[-1] == "model.onnx"
 
 
 def test_a_seed_decides_every_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

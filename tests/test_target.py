@@ -442,3 +442,14 @@ def test_reading_targets_imports_neither_tvm_nor_torch() -> None:
         "import sys; from nnc import target; target.load('x86'); assert not {'tvm', 'torch', 'onnx'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("selected", "unit", "mode"), [("", "cpu", "full"), (":cpu", "cpu", "full"), ("@slow", "cpu", "slow")]
+)
+def test_a_board_may_lie_below_any_folder(board: Path, selected: str, unit: str, mode: str) -> None:
+    place = board.parent / "me@corp.com"
+    place.mkdir()
+    loaded = target.load(f"{board.rename(place / 'board.toml')}{selected}")
+    assert (loaded.name, loaded.unit.name, loaded.mode) == ("board", unit, mode)
+    assert target.load(loaded.spec) == loaded

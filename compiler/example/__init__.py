@@ -43,14 +43,19 @@ def write(folder: Path, seed: int = 0, progress: Progress = silent) -> list[Path
     model = network(seed)
     training.train(model, preprocessed(images), labels, rng, steps=_STEPS, progress=progress)
     model_file, calibration_file, test_file, recipe_file = files
-    with wire.replacing(model_file) as file:
-        file.write(model.SerializeToString(deterministic=True))
-    with wire.replacing(calibration_file) as file:
-        np.savez(file, images=images[:_CALIBRATION_IMAGES], labels=labels[:_CALIBRATION_IMAGES])
-    with wire.replacing(test_file) as file:
-        np.savez(file, images=test_images, labels=test_labels)
-    with wire.replacing(recipe_file) as file:
-        file.write(resources.files("nnc.example").joinpath("recipe.toml").read_bytes())
+    try:
+        with wire.replacing(calibration_file) as file:
+            np.savez(file, images=images[:_CALIBRATION_IMAGES], labels=labels[:_CALIBRATION_IMAGES])
+        with wire.replacing(test_file) as file:
+            np.savez(file, images=test_images, labels=test_labels)
+        with wire.replacing(recipe_file) as file:
+            file.write(resources.files("nnc.example").joinpath("recipe.toml").read_bytes())
+        with wire.replacing(model_file) as file:  # the last, so that make takes no half of an example for one
+            file.write(model.SerializeToString(deterministic=True))
+    except BaseException:  # Ctrl-C, too: a half would be in the way of the next try
+        for path in files:
+            path.unlink(missing_ok=True)
+        raise
     return files
 
 

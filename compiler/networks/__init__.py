@@ -52,8 +52,8 @@ def build(
     Raises NncError for a name or a figure that makes no network.
     """
     architecture, named_width, named_size = find(name)
-    size = _once(name, "input size", input_size, named_size)
-    sides = pair(architecture.input_size if size is None else size)
+    size = _once(name, "input size", _sides(input_size), _sides(named_size))
+    sides = size or pair(architecture.input_size)
     classes = architecture.classes if classes is None else classes
     width = _once(name, "width", width, named_width)
     width = 1.0 if width is None else width
@@ -74,5 +74,13 @@ def build(
 def _once(name: str, what: str, given: Any, named: Any) -> Any:
     """What the caller or the name says; both may, if they agree."""
     if given is not None and named is not None and given != named:
-        raise NncError(f"{name}: the name says {what} {named:g}, and {given} is asked for", "say it once")
+        raise NncError(f"{name}: the name says {what} {_text(named)}, and {_text(given)} is asked for", "say it once")
     return named if given is None else given
+
+
+def _text(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}"
+
+
+def _sides(size: Pair | None) -> tuple[int, int] | None:
+    return None if size is None else pair(size)

@@ -22,6 +22,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from nnc.cache import cache_folder
 from nnc.digests import digest
 from nnc.display import units
 from nnc.display.console import say
@@ -116,8 +117,7 @@ def folder() -> Path:
     """Where the user's own records are: NNC_TUNING, or nnc/tuning in XDG_CACHE_HOME or ~/.cache."""
     if given := os.environ.get("NNC_TUNING"):
         return Path(given)
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "nnc" / "tuning"
+    return cache_folder() / "tuning"
 
 
 def own_file(target: Target) -> Path:

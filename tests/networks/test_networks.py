@@ -422,6 +422,12 @@ def test_shortcuts_of_option_a_subsample_and_pad() -> None:
     assert not padded[:, 5:].any()
 
 
+@pytest.mark.parametrize("size", [128, (128, 128)])
+def test_a_size_may_be_said_twice(size: int | tuple[int, int]) -> None:
+    model = networks.build("mobilenet_v1_0.25_128", input_size=size, seed=None)
+    assert [each.dim_value for each in model.graph.input[0].type.tensor_type.shape.dim] == [1, 3, 128, 128]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message", "hint"),
     [
@@ -432,6 +438,11 @@ def test_shortcuts_of_option_a_subsample_and_pad() -> None:
         (
             {"name": "mobilenet_v2_0.5", "width": 1.4},
             "mobilenet_v2_0.5: the name says width 0.5, and 1.4 is asked for",
+            "say it once",
+        ),
+        (
+            {"name": "mobilenet_v1_0.25_128", "input_size": (128, 160)},
+            "mobilenet_v1_0.25_128: the name says input size 128x128, and 128x160 is asked for",
             "say it once",
         ),
         ({"name": "mobilenet_v1_0.0"}, "mobilenet_v1_0.0: the width must be a number above 0, not 0", "1.0 is"),
