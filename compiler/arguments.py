@@ -14,6 +14,8 @@ from nnc.errors import NncError
 if TYPE_CHECKING:
     from nnc.artifact import Artifact
     from nnc.compiling.compilation import Job
+    from nnc.data.preprocess import Options
+    from nnc.target import Target
 
 COLUMNS = (
     "A CSV file of measured latencies, one per row: chip, unit, cores_used, core_type, clock_ghz, framework, dtype, "
@@ -39,6 +41,22 @@ DataOption = Annotated[
 ]
 SetOption = Annotated[
     list[str], typer.Option("--set", metavar="PASS.KEY=VALUE", help="A parameter of a pass, in place of the recipe's.")
+]
+SizeOption = Annotated[
+    str | None, typer.Option("--size", metavar="H,W", help="Of the images; else as the recipe or the model says.")
+]
+CropOption = Annotated[
+    int | None,
+    typer.Option("--crop", min=1, metavar="N", help="Side of the centre to cut out of images; else the recipe's."),
+]
+MeanOption = Annotated[
+    str | None, typer.Option("--mean", metavar="R,G,B", help="Of pixels from 0 to 1; else the recipe's, or 0.")
+]
+StdOption = Annotated[
+    str | None, typer.Option("--std", metavar="R,G,B", help="Of pixels from 0 to 1; else the recipe's, or 1.")
+]
+LayoutOption = Annotated[
+    str | None, typer.Option("--layout", metavar="NCHW|NHWC", help="Of the input; else the recipe's, or NCHW.")
 ]
 ShapeOption = Annotated[
     list[str],
@@ -75,6 +93,7 @@ def job(
     overrides: Sequence[str],
     shape: Sequence[str],
     *,
+    preprocess: Options,
     out: Path | None = None,
     lower: bool = False,
     threads: int | None = None,
@@ -87,10 +106,16 @@ def job(
     from nnc.compiling.compilation import Job
 
     chip = targets.load(target)
-    default = Path(f"{model.stem}-{chip.name}" + (f"-{chip.unit.name}" if chip.unit != chip.units[0] else ""))
-    read = recipes.load(recipe, overrides, data)
+    read = recipes.load(recipe, overrides, data, preprocess)
     read.require_packages()
-    return Job(read, model, chip, out or default, shapes(shape), threads, lower, seed, latency)
+    return Job(read, model, chip, out or _folder(model, chip), shapes(shape), threads, lower, seed, latency)
+
+
+def _folder(model: Path, chip: Target) -> Path:
+    """Where results go by default: the unit and the power mode are named where they aren't the first of the chip."""
+    unit = f"-{chip.unit.name}" if chip.unit != chip.units[0] else ""
+    mode = f"-{chip.mode}" if chip.mode and chip.mode != chip.modes[0] else ""
+    return Path(f"{model.stem}-{chip.name}{unit}{mode}")
 
 
 def other_side(folder: str) -> Artifact:

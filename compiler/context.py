@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nnc.rewrite import Pass
 
 Progress = Callable[[str, int, int], None]
+Say = Callable[[str], None]
 Measured = TypeVar("Measured")
 
 #: Figures that a pass can predict.
@@ -28,6 +29,10 @@ _PREDICTED = ("macs", "params", "latency_ms", "error", "accuracy")
 
 def silent(step: str, done: int, total: int) -> None:
     """A progress callback that shows nothing."""
+
+
+def unsaid(line: str) -> None:
+    """What is told a line that nobody wants to read."""
 
 
 @dataclass

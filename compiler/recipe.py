@@ -6,8 +6,8 @@
 import json
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +19,7 @@ from pydantic.json_schema import models_json_schema
 
 from nnc import parameters, passes, toml, user_passes
 from nnc.data import Dataset, Preprocess
+from nnc.data.preprocess import replaced
 from nnc.errors import NncError
 from nnc.rewrite import Pass
 
@@ -71,11 +72,18 @@ class Recipe:
     """The Python files of third-party passes."""
     overrides: tuple[str, ...] = ()
     """The options --set that it was read with."""
+    preprocess: Mapping[str, str | int] = field(default_factory=dict)
+    """The options for [data.preprocess] that it was read with, by key."""
 
     @property
     def called(self) -> str:
         """What a command line calls it: the name of a recipe that nnc ships, else that of the file."""
         return self.name if self.path.parent == Path(str(resources.files("nnc.recipes"))) else self.path.name
+
+    @property
+    def prepares(self) -> bool:
+        """Whether it has [data.preprocess], or options in its place: else images are given as they are."""
+        return "preprocess" in self.data.model_fields_set
 
     def data_paths(self) -> dict[str, Path]:
         """Where the data is, by the key of [data]."""
@@ -119,11 +127,17 @@ def names() -> list[str]:
     return sorted(name.removesuffix(".toml") for name in shipped if name.endswith(".toml"))
 
 
-def load(source: str | Path, overrides: Sequence[str] = (), data: Sequence[str] = ()) -> Recipe:
+def load(
+    source: str | Path,
+    overrides: Sequence[str] = (),
+    data: Sequence[str] = (),
+    preprocess: Mapping[str, str | int | None] = {},
+) -> Recipe:
     """Read the recipe that nnc ships under the name `source`, or the file at that path.
 
     `overrides` are the options --set, 'pass.key=value' with a value in TOML, 'pass#2.key=value' for the second pass of
-    that name; `data` are the options --data, 'test=PATH'. Raises NncError for the first mistake.
+    that name; `data` are the options --data, 'test=PATH', and `preprocess` those by key of [data.preprocess]. Raises
+    NncError for the first mistake.
     """
     path, place = _find(str(source))
     table = toml.parse(toml.read(path), place)
@@ -132,8 +146,11 @@ def load(source: str | Path, overrides: Sequence[str] = (), data: Sequence[str] 
     known = known_passes(used)
     tables, origins = _overridden(written.passes, overrides, place)
     made = [_pass(table, index, known, place, origins) for index, table in enumerate(tables, 1)]
+    given = {key: text for key, text in preprocess.items() if text is not None}
     opened = _data(written.data, path, place, data)
-    return Recipe(path.stem, path, written.description, opened, tuple(made), used, tuple(overrides))
+    if given:
+        opened = opened.model_copy(update={"preprocess": replaced(opened.preprocess, given)})
+    return Recipe(path.stem, path, written.description, opened, tuple(made), used, tuple(overrides), given)
 
 
 def schema(use: Iterable[Path] = ()) -> dict[str, Any]:

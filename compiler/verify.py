@@ -32,9 +32,6 @@ _QUANTIZERS = ("QuantizeLinear", "DynamicQuantizeLinear")
 
 Arrays = Mapping[str, np.ndarray]
 
-# Types of scores that onnxruntime returns.
-_SCORES = tuple(map(np.dtype, ("float16", "float32", "float64", "int8", "uint8", "int32", "int64")))
-
 # What makes other views or types of indices, in the same order.
 _VIEWS = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
 
@@ -272,7 +269,8 @@ def _choices(graph: gs.Graph) -> dict[str, tuple[str, int]]:
             tensor = node.inputs[0]
         if node and (node.op in ("ArgMax", "ArgMin") or (node.op == "TopK" and tensor is node.outputs[1])):
             scores = node.inputs[0]
-            if scores.inputs and scores.shape is not None and scores.dtype in _SCORES:
+            dtype = None if scores.dtype is None else np.dtype(scores.dtype)
+            if scores.inputs and scores.shape is not None and dtype is not None and dtype.kind in "fiu":
                 choices[output.name] = scores.name, node.attrs.get("axis", -1 if node.op == "TopK" else 0)
     return choices
 

@@ -155,7 +155,13 @@ def test_compile_in_silence_and_as_json(here: Path) -> None:
 
 @pytest.mark.parametrize(
     ("target", "folder"),
-    [("qcs605", "model-qcs605"), ("qcs605:dsp", "model-qcs605-dsp"), ("jetson-xavier@15W", "model-jetson-xavier")],
+    [
+        ("qcs605", "model-qcs605"),
+        ("qcs605:dsp", "model-qcs605-dsp"),
+        ("jetson-xavier@MAXN", "model-jetson-xavier"),
+        ("jetson-xavier@15W", "model-jetson-xavier-15W"),
+        ("jetson-xavier:gpu@30W", "model-jetson-xavier-gpu-30W"),
+    ],
 )
 def test_where_results_go_by_default(here: Path, target: str, folder: str) -> None:
     output_of(*COMPILE[:3], "--target", target, "--no-lower")
@@ -169,6 +175,37 @@ def test_parameters_and_data_from_the_command_line(here: Path) -> None:
     report = json_of(*COMPILE, "--data", "test=other.npz", "--set", "round-weights.step=0.001", "-o", "out")
     assert report["after"]["accuracy"] == 1.0
     assert "step = 0.001" in (here / "out" / "nnc.lock").read_text()
+
+
+def test_preprocessing_from_the_command_line(here: Path) -> None:
+    (here / "recipe.toml").write_text((here / "recipe.toml").read_text().replace("mean = [0.5]", "mean = [9.0]"))
+    options = ("--mean", "0.5", "--std", "1,1,1", "--size", "8")
+    report = json_of(*COMPILE, *options, "-o", "out", "--quiet")
+    planned = json_of("plan", *COMPILE[1:5], *options, "--quiet")
+    states = json_of("bisect", "recipe.toml", "model.onnx", *options, "--quiet")
+    assert report["before"]["accuracy"] == planned["before"]["accuracy"] == states[0]["accuracy"] == 1.0
+    assert json_of("eval", "out", "--data", "test.npz")["preprocess"].startswith("{ size = [8, 8], mean = [0.5]")
+    lock = json.loads((here / "out" / "nnc.lock").read_text())
+    assert lock["recipe"]["preprocess"] == {"size": "8", "mean": "0.5", "std": "1,1,1"}
+    assert "mean = [0.5]" in lock["recipe"]["resolved"]
+    page = (here / "out" / "report.html").read_text("utf-8")
+    assert "--data test=... --size 8 --mean 0.5 --std 1,1,1 --no-lower" in page
+    assert error_of(*COMPILE, "--std", "0", "--quiet") == "nnc: error: --std 0: input should be greater than 0"
+
+
+def test_images_that_nobody_prepares_are_told_of(here: Path) -> None:
+    told = "nnc: images are given as they are, from 0 to 1: "
+    (here / "recipe.toml").write_text((here / "recipe.toml").read_text().replace("mean = [0.5]", ""))
+    (here / "bare.toml").write_text('use = ["passes.py"]\n[[pass]]\nname = "drop-one"\n')
+    assert told not in nnc("compile", "recipe.toml", *COMPILE[2:]).stderr  # it says that it means it
+    bare = ("model.onnx", "--target", "qcs605", "--data", "test=test.npz")
+    for words in (
+        ("compile", "bare.toml", *bare, "--no-lower", "-o", "out"),
+        *((command, "bare.toml", *bare) for command in ("plan", "bisect")),
+    ):
+        assert nnc(*words).stderr.count(told) == 1
+        for said in (("--mean", "0.5"), ("--quiet",)):
+            assert told not in nnc(*words, *said).stderr
 
 
 def test_shapes_from_the_command_line(here: Path) -> None:
@@ -418,6 +455,24 @@ def test_a_closed_stdout_is_no_error() -> None:
     command = f"{shlex.quote(sys.executable)} -m nnc targets >&-"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_locale_that_lacks_a_sign_is_no_error(pruning: Path, encoding: str) -> None:
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    planning = process("plan", "prune.toml", "model.onnx", "--target", "qcs605", cwd=pruning, env=environment)
+    stdout, stderr = planning.communicate(timeout=60)
+    assert planning.returncode == 0, stderr
+    assert "? chosen" in stdout
+
+
+def test_results_may_go_where_the_name_is_no_text(here: Path) -> None:
+    folder = os.fsdecode(b"out\xff")
+    for options in ((), ("--json",)):
+        compiling = process(*COMPILE, "-o", folder, *options, cwd=here)
+        _, stderr = compiling.communicate(timeout=60)
+        assert compiling.returncode == 0, stderr
+    assert (here / folder / "nnc.lock").exists()
 
 
 def test_interrupted_by_the_keyboard(here: Path) -> None:

@@ -9,12 +9,17 @@ import typer
 
 from nnc import arguments
 from nnc.arguments import (
+    CropOption,
     EitherArgument,
     FolderArgument,
     JsonOption,
+    LayoutOption,
+    MeanOption,
     QuietOption,
     SeedOption,
     ShapeOption,
+    SizeOption,
+    StdOption,
     ThreadsOption,
 )
 from nnc.commands.output import print_json
@@ -88,15 +93,11 @@ def bench(
 def evaluate(
     model: EitherArgument,
     data: Annotated[Path, typer.Option("--data", metavar="D", help="An .npz or a folder of images, with labels.")],
-    size: Annotated[str | None, typer.Option("--size", metavar="H,W", help="Of the images; else the model's.")] = None,
-    crop: Annotated[
-        int | None, typer.Option("--crop", min=1, metavar="N", help="Side of the centre to cut out.")
-    ] = None,
-    mean: Annotated[str | None, typer.Option("--mean", metavar="R,G,B", help="Of pixels from 0 to 1; else 0.")] = None,
-    std: Annotated[str | None, typer.Option("--std", metavar="R,G,B", help="Of pixels from 0 to 1; else 1.")] = None,
-    layout: Annotated[
-        str | None, typer.Option("--layout", metavar="NCHW|NHWC", help="Of the input; else NCHW.")
-    ] = None,
+    size: SizeOption = None,
+    crop: CropOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    layout: LayoutOption = None,
     samples: Annotated[
         int | None, typer.Option("--samples", min=1, metavar="N", help="Only N, drawn at random.")
     ] = None,

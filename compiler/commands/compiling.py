@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,15 +10,20 @@ import typer
 
 from nnc import arguments
 from nnc.arguments import (
+    CropOption,
     DataOption,
     JsonOption,
     LatencyOption,
+    LayoutOption,
+    MeanOption,
     ModelArgument,
     QuietOption,
     RecipeArgument,
     SeedOption,
     SetOption,
     ShapeOption,
+    SizeOption,
+    StdOption,
     TargetOption,
     ThreadsOption,
 )
@@ -32,6 +38,11 @@ def compile_(
         Path | None, typer.Option("-o", "--out", metavar="DIR", help="The folder for the results; else ./MODEL-TARGET.")
     ] = None,
     data: DataOption = [],  # noqa: B006  # typer makes a new list
+    size: SizeOption = None,
+    crop: CropOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    layout: LayoutOption = None,
     set_: SetOption = [],  # noqa: B006
     shape: ShapeOption = [],  # noqa: B006
     no_lower: Annotated[bool, typer.Option("--no-lower", help="Build no library, only the compressed model.")] = False,
@@ -45,6 +56,7 @@ def compile_(
     from nnc.compiling import compilation
     from nnc.display import console, summaries
 
+    preprocess = {"size": size, "crop": crop, "mean": mean, "std": std, "layout": layout}
     job = arguments.job(
         recipe,
         model,
@@ -52,6 +64,7 @@ def compile_(
         data,
         set_,
         shape,
+        preprocess=preprocess,
         out=out,
         lower=not no_lower,
         threads=threads,
@@ -59,7 +72,7 @@ def compile_(
         latency=latency,
     )
     with console.progress(quiet) as progress:
-        report = compilation.compile_model(job, progress)
+        report = compilation.compile_model(job, progress, partial(console.say, quiet=quiet))
     if as_json:
         print_json(report)
     elif not quiet:
@@ -71,6 +84,11 @@ def plan(
     model: ModelArgument,
     target: TargetOption,
     data: DataOption = [],  # noqa: B006
+    size: SizeOption = None,
+    crop: CropOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    layout: LayoutOption = None,
     set_: SetOption = [],  # noqa: B006
     shape: ShapeOption = [],  # noqa: B006
     threads: ThreadsOption = None,
@@ -82,9 +100,10 @@ def plan(
     from nnc.compiling import compilation
     from nnc.display import console, summaries
 
-    job = arguments.job(recipe, model, target, data, set_, shape, threads=threads, seed=seed)
+    preprocess = {"size": size, "crop": crop, "mean": mean, "std": std, "layout": layout}
+    job = arguments.job(recipe, model, target, data, set_, shape, preprocess=preprocess, threads=threads, seed=seed)
     with console.progress(quiet) as progress:
-        planned = compilation.plan(job, progress)
+        planned = compilation.plan(job, progress, partial(console.say, quiet=quiet))
     if as_json:
         print_json(planned)
     else:
@@ -98,6 +117,11 @@ def bisect(
     data: Annotated[
         list[str], typer.Option("--data", metavar="[KEY=]PATH", help="The test data, or calibration=PATH.")
     ] = [],  # noqa: B006
+    size: SizeOption = None,
+    crop: CropOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
+    layout: LayoutOption = None,
     set_: SetOption = [],  # noqa: B006
     shape: ShapeOption = [],  # noqa: B006
     seed: SeedOption = 0,
@@ -109,9 +133,10 @@ def bisect(
     from nnc.display import console, summaries
 
     keyed = [each if "=" in each else f"test={each}" for each in data]
-    job = arguments.job(recipe, model, target, keyed, set_, shape, seed=seed)
+    preprocess = {"size": size, "crop": crop, "mean": mean, "std": std, "layout": layout}
+    job = arguments.job(recipe, model, target, keyed, set_, shape, preprocess=preprocess, seed=seed)
     with console.progress(quiet) as progress:
-        states = compilation.bisect(job, progress)
+        states = compilation.bisect(job, progress, partial(console.say, quiet=quiet))
     if as_json:
         print_json([{"after": name, "accuracy": accuracy} for name, accuracy in states])
     else:

@@ -16,32 +16,48 @@ from nnc.compiling import library as libraries
 from nnc.compiling import lock as locks
 from nnc.compiling.job import Job, command, open_context
 from nnc.compiling.output import OutputFolder
-from nnc.context import Context, Progress, silent
+from nnc.context import Context, Progress, Say, silent, unsaid
 from nnc.digests import digest, file_digest
-from nnc.errors import NncError
+from nnc.errors import NncError, system_reason
 from nnc.pipeline import Row
 from nnc.tuning.records import Records
 
+#: What every compile writes, besides its library.
+_WRITTEN = ("model.onnx", *report.FILES, output.LOCK)
 
-def compile_model(job: Job, progress: Progress = silent) -> dict[str, Any]:
+
+def compile_model(job: Job, progress: Progress = silent, say: Say = unsaid) -> dict[str, Any]:
     """Run the recipe, lower the result, and write model.onnx, module.so, report.json, report.html and nnc.lock.
 
-    Returns the report. When anything fails, the files of an earlier compile stay and no new ones appear; what a pass
-    that failed by itself was given is saved beside the output folder.
+    Returns the report; `say` is told what looks like a mistake. When anything fails, the files of an earlier compile
+    stay and no new ones appear; what a pass that failed by itself was given is saved beside the output folder.
     """
     _check(job)
-    graph = graphs.load(job.model, job.shapes)
-    context = open_context(job, graph, progress)
+    graph, context, data = _opened(job, progress, say)
     try:
         with output.opened(job.out) as folder:
             context.store = folder
-            return _compile(job, graph, context, folder)
+            return _compile(job, graph, context, data, folder)
     except pipeline.PassFailed as failure:
         raise _reproduced(failure, job, graph) from failure
 
 
-def _compile(job: Job, graph: gs.Graph, context: Context, folder: OutputFolder) -> dict[str, Any]:
-    lock = locks.lock(job)
+def _opened(
+    job: Job, progress: Progress, say: Say, digested: Sequence[str] | None = None
+) -> tuple[gs.Graph, Context, dict[str, str]]:
+    """The model, what its passes may know, and digests of all data or of those `digested`, by the key of [data]."""
+    graph = graphs.load(job.model, job.shapes)
+    data = job.recipe.open_data(graph)
+    if not job.recipe.prepares and any(each.images is not None and each.images.reads_floats for each in data.values()):
+        say("images are given as they are, from 0 to 1: the recipe says neither mean nor std, nor do --mean and --std")
+    digests = locks.data_digests(job.recipe, progress, digested)
+    return graph, open_context(job, graph, data, digests, progress), digests
+
+
+def _compile(
+    job: Job, graph: gs.Graph, context: Context, data: Mapping[str, str], folder: OutputFolder
+) -> dict[str, Any]:
+    lock = locks.lock(job, data)
     inputs = locks.inputs_digest(lock)
     checkpoints = Checkpoints(folder.checkpoints, job.model, inputs)
     keys = checkpoints.keys(job.recipe.passes)
@@ -81,7 +97,7 @@ def _compile(job: Job, graph: gs.Graph, context: Context, folder: OutputFolder) 
 
 
 def _reproduced(failure: pipeline.PassFailed, job: Job, imported: gs.Graph) -> NncError:
-    """The error of a pass that failed by itself; what it was given is saved beside the output folder.
+    """The error of a pass that failed by itself; what it was given is saved beside the output folder, if it can be.
 
     For a pass that looks back that is the imported model, with the passes in front of it.
     """
@@ -91,7 +107,11 @@ def _reproduced(failure: pipeline.PassFailed, job: Job, imported: gs.Graph) -> N
     first = 0 if failure.pass_.looks_back() else failed
     failing = replace(job.recipe, passes=job.recipe.passes[first : failed + 1])
     before = imported if first < failed else failure.before
-    pipeline.save_reproduction(before, folder, failing.to_toml(paths=True))
+    try:
+        pipeline.save_reproduction(before, folder, failing.to_toml(paths=True))
+    except (OSError, UnicodeError, NncError) as error:
+        why = f"{error.filename or folder}: {system_reason(error)}" if isinstance(error, OSError) else str(error)
+        return NncError(failure.message, f"{failure.hint}; what reproduces it could not be saved: {why}")
     reproduce = command(
         str(folder / "recipe.toml"), str(folder / "before.onnx"), job.target.spec,
         threads=job.threads, seed=job.seed, lower=job.lower,
@@ -99,15 +119,14 @@ def _reproduced(failure: pipeline.PassFailed, job: Job, imported: gs.Graph) -> N
     return NncError(failure.message, f"{failure.hint}; this reproduces it: {reproduce}")
 
 
-def plan(job: Job, progress: Progress = silent) -> dict[str, Any]:
+def plan(job: Job, progress: Progress = silent, say: Say = unsaid) -> dict[str, Any]:
     """What each pass would do, and what it would leave alone and why; writes nothing.
 
     {"target", "before", "after", "passes"} as in the report, and "remarks" of the target's cost model on the result.
     No file is written, so that "file_bytes" is None; accuracies are those before training.
     """
     job.target.require_threads(job.threads)
-    graph = graphs.load(job.model, job.shapes)
-    context = open_context(job, graph, progress)
+    graph, context, _ = _opened(job, progress, say, ["calibration"])
     context.trains = False
     before = entries.figures(graph, context) | {"accuracy": context.accuracy(graph)}
     compressed, rows = pipeline.run(graph, job.recipe.passes, context)
@@ -122,13 +141,12 @@ def plan(job: Job, progress: Progress = silent) -> dict[str, Any]:
     }
 
 
-def bisect(job: Job, progress: Progress = silent) -> list[tuple[str, float]]:
+def bisect(job: Job, progress: Progress = silent, say: Say = unsaid) -> list[tuple[str, float]]:
     """The accuracy (top-1, 0 to 1) of the model and after each pass that changed something: [(pass name, accuracy)].
 
     Raises NncError without test data.
     """
-    graph = graphs.load(job.model, job.shapes)
-    context = open_context(job, graph, progress)
+    graph, context, _ = _opened(job, progress, say, ["calibration"])
     if context.test is None:
         raise NncError("bisect needs test data", "give it with --data test=PATH or in the recipe's [data]")
     # check-accuracy would stop the search at the very pass that is looked for
@@ -152,8 +170,11 @@ def _check(job: Job) -> None:
         if not job.lower:
             raise NncError("--latency emulated: there is no library to execute", "leave out --no-lower")
         emulation.check(job.target, job.threads)
-    if job.model.resolve() == (job.out / "model.onnx").resolve():
-        raise NncError(f"{job.model}: the compile would replace its own model", "choose another output folder with -o")
+    written = {(job.out / name).resolve() for name in (*_WRITTEN, *output.files_of(job.out))}
+    for what, path in {"model": job.model, **job.recipe.data_paths()}.items():
+        if path.resolve() in written:
+            raise NncError(f"{path}: the compile would replace its own {what}", "choose another output folder with -o")
+    output.refuse_foreign(job.out, _WRITTEN)
 
 
 def _accuracy(context: Context, graph: gs.Graph) -> float:

@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 from nnc.compiling.lock import data_key
 from nnc.compiling.output import OutputFolder
 from nnc.context import Context, Progress
+from nnc.data import Dataset
 from nnc.recipe import Recipe
 from nnc.store import Memory
 from nnc.target import Target
@@ -38,6 +39,7 @@ def command(
     target: str,
     *,
     data: Iterable[str] = (),
+    preprocess: Mapping[str, str | int] = {},
     overrides: Iterable[str] = (),
     shapes: Mapping[str, Sequence[int]] = {},
     threads: int | None = None,
@@ -48,7 +50,8 @@ def command(
     """The command line of a compile, its words quoted for a shell."""
     sizes = [f"{name}={','.join(map(str, shape))}" for name, shape in shapes.items()]
     words = ["nnc", "compile", recipe, model, "--target", target]
-    for option, values in (("--data", data), ("--set", overrides), ("--shape", sizes)):
+    prepared = [(f"--{key}", (str(value),)) for key, value in preprocess.items()]
+    for option, values in (("--data", data), *prepared, ("--set", overrides), ("--shape", sizes)):
         words += [word for value in values for word in (option, value)]
     words += [] if threads is None else ["--threads", str(threads)]
     words += ["--seed", str(seed)] if seed else []
@@ -57,12 +60,13 @@ def command(
     return shlex.join(words)
 
 
-def open_context(job: Job, graph: gs.Graph, progress: Progress) -> Context:
-    """The context of a job, its data opened for the inputs of `graph`.
+def open_context(
+    job: Job, graph: gs.Graph, data: Mapping[str, Dataset], digests: Mapping[str, str], progress: Progress
+) -> Context:
+    """The context of a job: `data` and their `digests`, that of calibration data at least, are by the key of [data].
 
     It re-uses what a compile into the job's folder measured, and writes nothing.
     """
-    data = job.recipe.open_data(graph)
     return Context(
         target=job.target,
         seed=job.seed,
@@ -70,7 +74,7 @@ def open_context(job: Job, graph: gs.Graph, progress: Progress) -> Context:
         test=data.get("test"),
         train=data.get("train"),
         teacher=job.recipe.data.teacher,
-        data_key=data_key(job.recipe),
+        data_key=data_key(job.recipe, digests),
         imported=graph,
         store=Memory(OutputFolder(job.out)),
         threads=job.threads,

@@ -5,7 +5,6 @@ import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,7 @@ def library_key(job: Job, graph: gs.Graph, known: Records) -> str:
     """A digest of all that the library depends on."""
     sources = sorted(Path(__file__).parents[1].joinpath("lowering").rglob("*"))
     code = [code_digest(), *(file_digest(source) for source in sources if source.suffix in (".c", ".h"))]
-    packages = [f"zlib {zlib.ZLIB_RUNTIME_VERSION}", *(f"{name} {version(name)}" for name in PACKAGES)]
+    packages = [f"zlib {zlib.ZLIB_RUNTIME_VERSION}", *(f"{name} {installed(name)}" for name in PACKAGES)]
     packages += [f"{name} {found}" for name, found in _cuda_packages(job).items()]
     inputs = (graph_digest(graph), job.target.model_dump_json(), str(job.threads), known.digest)
     return digest(*inputs, __version__, *packages, *code)

@@ -7,7 +7,8 @@ import json
 import os
 import platform
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from nnc import __version__
+from nnc.context import Progress
+from nnc.data import listed
 from nnc.digests import digest, file_digest
 from nnc.errors import NncError
 from nnc.model import wire
@@ -24,7 +27,7 @@ from nnc.training.training_pass import TrainingPass
 if TYPE_CHECKING:
     from nnc.compiling.job import Job
 
-#: Packages whose version can change what a compile leaves behind.
+#: Packages whose version can change what a compile leaves behind; null in a lock where there is none of that name.
 PACKAGES = (
     *("onnx", "onnx-graphsurgeon", "onnxruntime", "numpy", "scipy", "tensorly", "pillow"),
     *("apache-tvm", "apache-tvm-ffi", "ziglang"),
@@ -42,24 +45,21 @@ def installed(package: str) -> str | None:
         return None
 
 
-def lock(job: Job) -> dict[str, Any]:
-    """What determines the results, whose digests are added when they are there."""
+def lock(job: Job, data: Mapping[str, str]) -> dict[str, Any]:
+    """What determines the results, whose digests are added when they are there; `data` are the `data_digests`."""
     recipe = job.recipe
     trains = any(isinstance(pass_, TrainingPass) and pass_.epochs for pass_ in recipe.passes)
     return {
         "nnc": __version__,
         "python": platform.python_version(),
         "zlib": zlib.ZLIB_RUNTIME_VERSION,
-        "packages": {name: version(name) for name in (*PACKAGES, *(("torch",) if trains else ()))},
+        "packages": {name: installed(name) for name in (*PACKAGES, *(("torch",) if trains else ()))},
         "model": {
             "name": job.model.name,
             "sha256": _digests(model_files(job.model), job.model.parent),
         },
         "data": {
-            "sha256": {
-                key: _teacher_digest(path) if key == "teacher" else data_digest(path)
-                for key, path in recipe.data_paths().items()
-            },
+            "sha256": dict(data),
             "preprocess": recipe.data.preprocess.model_dump(mode="json"),
         },
         "target": job.target.model_dump(mode="json", by_alias=True),
@@ -70,6 +70,7 @@ def lock(job: Job) -> dict[str, Any]:
         "recipe": {
             "name": recipe.called,
             "set": list(recipe.overrides),
+            "preprocess": dict(recipe.preprocess),
             "sha256": _digests((recipe.path, *recipe.used), recipe.path.parent),
             "resolved": recipe.to_toml(),
         },
@@ -114,19 +115,37 @@ def _teacher_digest(path: Path) -> str:
     return file_digest(path) if len(files) == 1 else digest(json.dumps(_digests(files, path.parent)))
 
 
-def data_key(recipe: Recipe) -> str:
+def data_digests(recipe: Recipe, progress: Progress, only: Sequence[str] | None = None) -> dict[str, str]:
+    """SHA-256 of the data by the key of [data], or of those keys `only`."""
+    paths = {key: path for key, path in recipe.data_paths().items() if only is None or key in only}
+    return {
+        key: _teacher_digest(path)
+        if key == "teacher"
+        else _data_digest(path, partial(progress, f"hash the {key} data"))
+        for key, path in paths.items()
+    }
+
+
+def data_key(recipe: Recipe, digests: Mapping[str, str]) -> str:
     """A digest of the calibration data and of how they are prepared; empty without them."""
-    path = recipe.data_paths().get("calibration")
-    return digest(data_digest(path), recipe.data.preprocess.model_dump_json()) if path else ""
+    found = digests.get("calibration")
+    return digest(found, recipe.data.preprocess.model_dump_json()) if found else ""
 
 
-def data_digest(path: Path) -> str:
-    """SHA-256 of a data file; of a folder, over the names and contents of its files."""
+def _data_digest(path: Path, progress: Callable[[int, int], None]) -> str:
+    """SHA-256 of a data file; of a folder, over the names, labels and contents of its images."""
     if path.is_file():
-        return file_digest(path)
+        progress(0, 1)
+        found = file_digest(path)
+        progress(1, 1)
+        return found
     state = hashlib.sha256()
-    for file in sorted(file for file in path.rglob("*") if file.is_file()):
-        state.update(f"{file.relative_to(path)} {file_digest(file)}\n".encode())
+    files, labels = listed(path)
+    for index, file in enumerate(files):
+        progress(index, len(files))
+        label = "" if labels is None else labels[index]
+        state.update(os.fsencode(f"{os.path.relpath(file, path)} {label} {file_digest(file)}\n"))
+    progress(len(files), len(files))
     return state.hexdigest()
 
 

@@ -14,10 +14,14 @@ from typing import Any
 from nnc.digests import digest
 from nnc.errors import NncError, system_reason
 from nnc.model import wire
+from nnc.report import FILES
 from nnc.store import Value, as_json
 
 #: The file that is written last: a folder without it holds no finished compile.
 LOCK = "nnc.lock"
+
+#: A file that says which files are of the compile.
+_REPORT = "report.json"
 
 #: Seconds of work that nobody wants to do again.
 _LONG = 10.0
@@ -51,16 +55,20 @@ class OutputFolder:
         return self.hidden / "training"
 
     def publish(self, files: Iterable[str]) -> None:
-        """Move the staged files into place, LOCK last; `files` are all of the compile, those of earlier ones go."""
+        """Move the staged files into place, LOCK last; `files` are all of the compile, those of earlier ones go.
+
+        Raises NncError, and changes nothing, where one of them would replace a file that is no compile's.
+        """
         kept = set(files)
-        stale = _files_of(self.path) - kept
+        staged = [path.name for path in self.staging.iterdir() if path.name in kept]
+        refuse_foreign(self.path, (*staged, LOCK))
+        stale = files_of(self.path) - kept
         (self.path / LOCK).unlink(missing_ok=True)  # from here until the end there is no finished compile
-        for staged in sorted(self.staging.iterdir()):
-            if staged.name in kept:
-                os.replace(staged, self.path / staged.name)
         for path in (self.path / name for name in stale):
             if path.is_file():
                 path.unlink()
+        for name in sorted(staged, key=lambda name: (name != _REPORT, name)):  # the report says whose the others are
+            os.replace(self.staging / name, self.path / name)
         os.replace(self.staging / LOCK, self.path / LOCK)
 
     def recalled(self, name: str, key: str) -> Any:
@@ -120,13 +128,35 @@ def opened(path: Path) -> Iterator[OutputFolder]:
         raise
 
 
-def _files_of(path: Path) -> set[str]:
-    """The files of the compile that `path` holds."""
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        report = json.loads((path / "report.json").read_text("utf-8"))
-        if "latency_source" in report:  # else it is somebody else's
-            return {name for name in report["files"] if Path(name).name == name}
-    return set()
+def files_of(path: Path) -> set[str]:
+    """The files of the compile that `path` holds, LOCK among them; none where it holds no compile."""
+    own = set[str]()
+    for file, mark, key in ((_REPORT, "latency_source", "files"), (LOCK, "nnc", "results")):  # one may be damaged
+        table = _table(path / file)
+        if mark in table:  # else it is somebody else's
+            listed = table.get(key)
+            names = listed if isinstance(listed, list | dict) else ()
+            own |= {*FILES, LOCK, *(name for name in names if isinstance(name, str) and Path(name).name == name)}
+    return own
+
+
+def _table(path: Path) -> dict[str, Any]:
+    """A file of JSON; nothing where it is none."""
+    with suppress(OSError, ValueError):
+        content = json.loads(path.read_text("utf-8"))
+        return content if isinstance(content, dict) else {}
+    return {}
+
+
+def refuse_foreign(path: Path, names: Iterable[str]) -> None:
+    """Raise NncError where one of the files is there already, and is none of a compile's."""
+    own = files_of(path)
+    for name in names:
+        if os.path.lexists(path / name) and name not in own:
+            raise NncError(
+                f"{path / name}: there is such a file already, which no compile wrote",
+                "choose another output folder with -o, or move the file",
+            )
 
 
 def _make(path: Path, made: list[Path]) -> None:

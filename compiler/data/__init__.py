@@ -5,8 +5,8 @@ the recipe's [data.preprocess] says, in the order of the file, of labels.csv, or
 """
 
 from nnc.data.dataset import Dataset
-from nnc.data.folder import IMAGE_SUFFIXES
+from nnc.data.folder import IMAGE_SUFFIXES, listed
 from nnc.data.images import Images
 from nnc.data.preprocess import Preprocess
 
-__all__ = ["IMAGE_SUFFIXES", "Dataset", "Images", "Preprocess"]
+__all__ = ["IMAGE_SUFFIXES", "Dataset", "Images", "Preprocess", "listed"]

@@ -17,8 +17,7 @@ IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".t
 
 
 def open_folder(path: Path, preprocess: Preprocess, inputs: Sequence[gs.Variable]) -> tuple[Source, np.ndarray | None]:
-    listing = path / "labels.csv"
-    files, labels = _listed(listing) if listing.exists() else _found(path)
+    files, labels = listed(path)
     if not files:
         raise NncError(
             f"{path}: holds no images", "put a labels.csv (file,label) there, or one folder of images per class"
@@ -26,7 +25,13 @@ def open_folder(path: Path, preprocess: Preprocess, inputs: Sequence[gs.Variable
     return ImageFiles(path, files, preprocess, inputs), None if labels is None else np.array(labels, np.int64)
 
 
-def _listed(listing: Path) -> tuple[list[Path], list[int]]:
+def listed(path: Path) -> tuple[list[Path], list[int] | None]:
+    """The images of a folder in their order, and their labels where it has such."""
+    listing = path / "labels.csv"
+    return _read(listing) if listing.exists() else _found(path)
+
+
+def _read(listing: Path) -> tuple[list[Path], list[int]]:
     """The files and labels of a labels.csv, in its order."""
     try:
         with listing.open(newline="", encoding="utf-8-sig") as file:

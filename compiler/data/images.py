@@ -56,6 +56,11 @@ class Images:
             )
         return preprocess.model_copy(update={"size": size})
 
+    @property
+    def reads_floats(self) -> bool:
+        """Whether the input is one of floats, which pixels have to be prepared for."""
+        return self._dtype.kind not in "iu"
+
     def __len__(self) -> int:
         raise NotImplementedError
 
@@ -81,12 +86,11 @@ class Images:
 
     def prepared(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """The model's input from pixels, of one image or, with one more axis in front, of several."""
-        reads_integers = self._dtype.kind in "iu"
-        if reads_integers and self._preprocess.is_plain:
+        if not self.reads_floats and self._preprocess.is_plain:
             values = self._preprocess.arranged(pixels.astype(np.float32))
         else:
             values = self._preprocess.normalized(pixels)
-        if reads_integers:
+        if not self.reads_floats:
             limits = np.iinfo(self._dtype)
             values = np.clip(np.rint(values), limits.min, limits.max)
         return {self._input: values.astype(self._dtype, copy=False)}

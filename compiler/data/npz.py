@@ -35,7 +35,8 @@ def _source(path: Path, names: set[str], preprocess: Preprocess, inputs: Sequenc
     found = ", ".join(map(repr, sorted(names))) or "nothing"
     raise NncError(
         f"{path}: holds {found}, but neither 'images' nor {' and '.join(map(repr, wanted))}",
-        "give 'images' (uint8 [N, height, width, channels]) and 'labels', or one array per input of the model",
+        "give 'images' (uint8 [N, height, width, channels]), or 'jpeg' (uint8, files one behind the other) and "
+        "'offsets', and 'labels', or one array per input of the model",
     )
 
 

@@ -205,6 +205,7 @@ def _command(report: Entry, lock: Entry) -> str:
         lock["model"]["name"],
         report["target"]["spec"],
         data=[f"{key}=..." for key in lock["data"]["sha256"]],
+        preprocess=lock["recipe"]["preprocess"],
         overrides=lock["recipe"]["set"],
         shapes=lock["shapes"],
         threads=lock["threads"],

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from PIL import Image
 
 import nnc
 from nnc import graph as graphs
@@ -23,7 +25,9 @@ from nnc import recipe, target
 from nnc.compiling import compilation, emulation, lock
 from nnc.compiling.compilation import Job
 from nnc.compiling.job import command
+from nnc.context import silent
 from nnc.errors import NncError
+from nnc.recipe import Recipe
 
 #: A pass that ends the process when the environment says so, as `kill -9` does.
 _DEADLY = '''
@@ -364,6 +368,22 @@ def test_a_failing_compile_goes_on_where_its_work_took_long(project: Path, monke
     assert [row["reused"] for row in report["passes"]] == [True, True, False]
 
 
+def test_the_error_of_a_pass_is_told_where_its_reproduction_can_not_be_saved(project: Path) -> None:
+    add_pass(project, "fail")
+    (project / "out-failed").write_text("a file")
+    with pytest.raises(NncError, match="pass fail: ZeroDivisionError: oops") as caught:
+        compilation.compile_model(job(project))
+    assert str(caught.value.hint).endswith(f"could not be saved: {project}/out-failed: file exists")
+
+
+def test_the_recipe_of_a_reproduction_is_whole_or_not_there(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_pass(project, "fail")
+    replaced = counted(monkeypatch, "nnc.model.wire.replacing")
+    with pytest.raises(NncError):
+        compilation.compile_model(job(project))
+    assert project / "out-failed" / "recipe.toml" in replaced
+
+
 def test_the_reproduction_holds_the_pass_and_its_input(project: Path) -> None:
     add_pass(project, "fail")
     with pytest.raises(NncError):
@@ -499,6 +519,97 @@ def test_a_model_is_never_replaced_by_its_result(project: Path) -> None:
         compilation.compile_model(replace(job(project), out=project / "x" / ".."))
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "report.html", "report.json", "nnc.lock"])
+def test_files_that_no_compile_wrote_are_never_replaced(project: Path, name: str) -> None:
+    mine = project / "out" / name
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    with pytest.raises(NncError, match=rf"out/{name}: there is such a file already, which no compile wrote"):
+        compilation.compile_model(job(project))
+    assert contents(mine.parent) == {name: b"mine"}
+
+
+def test_a_library_that_no_compile_wrote_is_never_replaced(project: Path, lowering: "_Lowering") -> None:
+    compilation.compile_model(job(project))
+    (project / "out" / "module.so").write_text("mine")
+    before = results(project / "out")
+    with pytest.raises(NncError, match=r"module\.so: there is such a file already"):
+        compilation.compile_model(job(project, lower=True))
+    assert results(project / "out") == before
+
+
+@pytest.mark.parametrize("damaged", ["report.json", "nnc.lock"])
+def test_a_damaged_compile_is_made_again(project: Path, damaged: str) -> None:
+    compilation.compile_model(job(project))
+    before = results(project / "out")
+    (project / "out" / damaged).write_text("{")
+    compilation.compile_model(job(project))
+    assert results(project / "out") == before
+
+
+def test_a_teacher_is_never_replaced_by_the_result(project: Path) -> None:
+    compilation.compile_model(job(project))
+    read = recipe.load(project / "recipe.toml", data=[f"teacher={project / 'out' / 'model.onnx'}"])
+    with pytest.raises(NncError, match="the compile would replace its own teacher"):
+        compilation.compile_model(job(project, recipe=read))
+
+
+def test_packages_that_go_by_another_name_are_no_obstacle(
+    project: Path, lowering: "_Lowering", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(name: str) -> str:
+        if name in ("onnxruntime", "ziglang"):
+            raise PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(lock, "version", version)
+    compilation.compile_model(job(project, lower=True))
+    found = json.loads((project / "out" / "nnc.lock").read_text())["packages"]
+    assert (found["onnxruntime"], found["ziglang"], found["onnx"]) == (None, None, "1.0")
+
+
+# Data
+
+
+def image_folder(project: Path, *names: str | bytes) -> Recipe:
+    """The recipe with a folder of two classes as test data, and one image of these names in the first."""
+    rng = np.random.default_rng(0)
+    for place in ("a/1.png", "b/2.png", *(f"a/{os.fsdecode(name)}" for name in names)):
+        file = project / "images" / place
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(file, "PNG")
+    return recipe.load(project / "recipe.toml", data=[f"test={project / 'images'}"])
+
+
+def test_names_of_images_need_not_be_text(project: Path) -> None:
+    report = compilation.compile_model(job(project, recipe=image_folder(project, b"\xff\xe9.png")))
+    assert report["accuracy_samples"] == 3
+
+
+def test_only_what_is_read_of_a_folder_counts(project: Path) -> None:
+    read = image_folder(project)
+    before = lock.data_digests(read, silent)
+    (project / "images" / "a" / "notes.txt").write_text("more")
+    (project / "images" / ".nnc").mkdir()
+    (project / "images" / ".nnc" / "1.png").write_text("no image")
+    assert lock.data_digests(read, silent) == before
+    (project / "images" / "a").rename(project / "images" / "c")  # the same images, other labels
+    assert lock.data_digests(read, silent) != before
+
+
+def test_data_are_hashed_once_and_show_it(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    test = image_folder(project).data.test
+    read = recipe.load(project / "recipe.toml", data=[f"test={test}", f"calibration={test}"])
+    hashed = counted(monkeypatch, "nnc.compiling.lock.file_digest")
+    steps = []
+    compilation.compile_model(job(project, recipe=read), lambda *step: steps.append(step))
+    assert [path.name for path in hashed if path.suffix == ".png"] == ["1.png", "2.png"] * 2  # of two kinds of data
+    assert ("hash the calibration data", 1, 2) in steps
+    hashed.clear()
+    compilation.plan(job(project, recipe=read))
+    assert len([path for path in hashed if path.suffix == ".png"]) == 2
+
+
 # Libraries
 
 
@@ -622,7 +733,7 @@ def test_external_data_of_one_name_in_two_folders(project: Path) -> None:
         tensor.data_location = onnx.TensorProto.EXTERNAL
         tensor.external_data.add(key="location", value=f"{folder}/w.bin")
     (project / "model.onnx").write_bytes(model.SerializeToString())
-    found = lock.lock(job(project))["model"]["sha256"]
+    found = lock.lock(job(project), {})["model"]["sha256"]
     assert found.keys() == {"model.onnx", "a/w.bin", "b/w.bin"}
 
 
@@ -630,14 +741,14 @@ def test_the_weights_of_a_teacher_count(project: Path) -> None:
     model = graphs.to_model(graphs.load(project / "model.onnx"))
     onnx.save(model, project / "teacher.onnx", save_as_external_data=True, location="t.bin", size_threshold=1024)
     read = recipe.load(project / "recipe.toml", data=[f"teacher={project / 'teacher.onnx'}"])
-    before = lock.lock(job(project, recipe=read))
+    before = lock.data_digests(read, silent)
     content = (project / "t.bin").read_bytes()
     (project / "t.bin").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    after = lock.lock(job(project, recipe=read))
-    assert lock.inputs_digest(before) != lock.inputs_digest(after)
+    after = lock.data_digests(read, silent)
+    assert [key for key in before if before[key] != after[key]] == ["teacher"]
     (project / "teacher.onnx").write_text("no model")
     with pytest.raises(NncError, match=r"teacher: .*teacher\.onnx: not an ONNX model"):
-        lock.lock(job(project, recipe=read))
+        lock.data_digests(read, silent)
 
 
 def test_a_plan_writes_nothing(project: Path) -> None:

@@ -238,8 +238,14 @@ def test_a_report_that_was_edited_deletes_no_files_elsewhere(tmp_path: Path, for
     assert visible(out) == {"a.txt": "1"}
 
 
-def test_a_report_of_another_program_deletes_nothing(tmp_path: Path) -> None:
+def test_what_another_program_wrote_stays(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     (tmp_path / "report.json").write_text('{"files": ["mine.txt"]}')
+    with pytest.raises(NncError, match=r"report\.json: there is such a file already, which no compile wrote"):
+        write(tmp_path, a="1")
+    (tmp_path / "report.json").unlink()
     write(tmp_path, a="1")
+    assert visible(tmp_path) == {"a.txt": "1", "mine.txt": "mine"}
+    with pytest.raises(NncError, match=r"mine\.txt: there is such a file already"):
+        write(tmp_path, a="2", mine="2")
     assert visible(tmp_path) == {"a.txt": "1", "mine.txt": "mine"}
