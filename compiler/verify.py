@@ -270,7 +270,7 @@ def _choices(graph: gs.Graph) -> dict[str, tuple[str, int]]:
         if node and (node.op in ("ArgMax", "ArgMin") or (node.op == "TopK" and tensor is node.outputs[1])):
             scores = node.inputs[0]
             dtype = None if scores.dtype is None else np.dtype(scores.dtype)
-            if scores.inputs and scores.shape is not None and dtype is not None and dtype.kind in "fiu":
+            if scores.inputs and has_shape(scores) and dtype is not None and dtype.kind in "fiu":
                 choices[output.name] = scores.name, node.attrs.get("axis", -1 if node.op == "TopK" else 0)
     return choices
 
