@@ -13,6 +13,7 @@ from nnc.accuracy import Accuracy
 from nnc.compression.budget import Budget, Metric, Solution
 from nnc.digests import digest, graph_digest
 from nnc.errors import NncError
+from nnc.measure import has_shape
 from nnc.model.proto import is_standard
 from nnc.pattern import NoMatch
 from nnc.rewrite import Context, replace_input
@@ -192,9 +193,17 @@ def insert_resize(graph: gs.Graph, size: Size) -> None:
         graphs.infer_shapes(graph)
     except NncError as error:
         raise NoMatch(f"of another size {error.message.removeprefix('graph: ')}") from error
+    for node in graph.nodes:
+        if is_standard(node, "Reshape") and not _fits(node.inputs[0], node.outputs[0]):
+            raise NoMatch(f"Reshape '{node.name}' is told a size that depends on that of the image")
     for tensor, shape in zip(graph.outputs, shapes, strict=True):
         if tensor.shape != shape:
             raise NoMatch(f"the shape of the output '{tensor.name}' depends on the size of the image")
+
+
+def _fits(x: gs.Tensor, y: gs.Tensor) -> bool:
+    """Whether one tensor may be a view of another: shape inference lets any size pass that a constant tells."""
+    return not has_shape(x, y) or math.prod(x.shape) == math.prod(y.shape)
 
 
 def _put_behind(graph: gs.Graph, read: gs.Variable, shape: list[int]) -> None:

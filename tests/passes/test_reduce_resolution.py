@@ -58,6 +58,7 @@ def test_pool_over_the_whole_image_covers_it_at_any_size() -> None:
     ("text", "reason"),
     [
         (NET.replace("p = GlobalAveragePool(r)", "").replace("Flatten(p)", "Flatten(r)").replace("[10, 8]", "[10, 3072]"), "of another size"),  # noqa: E501
+        (NET.replace("p = GlobalAveragePool(r)", "").replace("Flatten(p)", "Reshape(r, s)").replace("[10, 8] V", "[10, 3072] V, int64[2] s = {1, 3072}"), "Reshape 'f' is told a size"),  # noqa: E501
         (NET.replace("(float[1, 10] y)", "(float[1, 8, 16, 24] r)"), "the shape of the output 'r' depends"),
         (NET.replace("[1, 3, 32, 48] x)", "[1, 3, 32, 48] x, float[1, 10] z)").replace("y = Gemm", "g = Gemm").replace("(f, V)", "(f, V)\n y = Add(g, z)"), "one image"),  # noqa: E501
         ("net (float[1, 8] x) => (float[1, 4] y) <float[8, 4] W> { y = MatMul(x, W) }", "one image"),
