@@ -136,7 +136,7 @@ class _Fit:
         factors = self._factors(first, W, moments)
         driver = Driver(self.graph)
         if factors is None:
-            first.set(W, moments.bias(W), driver)
+            first.set(W, _left_by_means(layers, moments.bias(W), driver), driver)
         else:
             W = factors.kernel().reshape(W.shape)
             replace(first, factors, moments.bias(W), driver)
@@ -212,6 +212,33 @@ class _Fit:
         for index, role, values in zip((3, 4), ("mean", "var"), moments, strict=True):
             dtype = batchnorm.inputs[index].dtype
             batchnorm.inputs[index] = driver.constant(f"{name}.{role}", values.astype(dtype))
+
+
+def _left_by_means(layers: Sequence[Layer], bias: np.ndarray, driver: Driver) -> np.ndarray:
+    """The bias [K] that layers get, 0 where BatchNormalization alone reads each of them: its means take it.
+
+    Layers that have no bias get none then, which budgets of parameters would not know of.
+    """
+    batchnorms = [_normalization(layer, driver) for layer in layers]
+    if not all(batchnorms):
+        return bias
+    for batchnorm in batchnorms:
+        assert batchnorm is not None
+        mean = batchnorm.inputs[3]
+        values = (mean.values - bias).astype(mean.dtype)
+        batchnorm.inputs[3] = driver.constant(f"{batchnorm.outputs[0].name}.mean", values)
+    return np.zeros_like(bias)
+
+
+def _normalization(layer: Layer, driver: Driver) -> gs.Node | None:
+    """The BatchNormalization that alone reads a layer without a bias; None where there is none."""
+    output = layer.node.outputs[0]
+    by_channel = layer.is_conv or len(output.shape) == 2
+    if len(layer.node.inputs) > 2 or not by_channel or driver.is_output(output) or len(output.outputs) != 1:
+        return None
+    reader = output.outputs[0]
+    is_normalized = is_standard(reader, "BatchNormalization") and isinstance(reader.inputs[3], gs.Constant)
+    return reader if is_normalized else None
 
 
 def _has_statistics(node: gs.Node) -> bool:

@@ -10,6 +10,7 @@ from nnc.calibrate import Flow
 from nnc.compression import reconstruct
 from nnc.compression.reconstruct import Kept
 from nnc.layers import Layer
+from nnc.measure import measure
 from nnc.rewrite import Driver
 
 CHAIN = """
@@ -257,6 +258,23 @@ def test_statistics_are_estimated_where_layers_are_not_fitted() -> None:
     np.testing.assert_allclose(norm.inputs[4].values, c.var((0, 1, 3, 4)), rtol=1e-4)
     for index in (1, 2):
         np.testing.assert_array_equal(norm.inputs[index].values, graph.nodes[3].inputs[index].values)
+
+
+def test_means_that_are_normalized_need_no_bias() -> None:
+    """The layer has none, and budgets of parameters know of none."""
+    graph = testing.graph(NORMALIZED)
+    (after, _), (plain, _) = refitted(graph, "a", 2), refitted(graph, "a", 2, layers=False)
+    assert measure(after) == measure(plain)
+    assert len(after.nodes[2].inputs) == 2
+    expected, found = (Flow(each, drawn(graph)).outputs()["y"] for each in (graph, after))
+    np.testing.assert_allclose(found.mean((0, 1, 3, 4)), expected.mean((0, 1, 3, 4)), atol=1e-4)
+    assert error(graph, after) < error(graph, plain)
+
+
+def test_means_that_others_read_get_a_bias() -> None:
+    graph = testing.graph(NORMALIZED.replace("(float y)", "(float y, float c)"))
+    after, _ = refitted(graph, "a", 2)
+    assert len(after.nodes[2].inputs) == 3
 
 
 def test_a_wide_layer_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
