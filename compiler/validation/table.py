@@ -102,17 +102,19 @@ def _row(path: Path, line: int, record: Mapping[str | None, str | None]) -> Row:
     def cell(name: str, default: str = "") -> str:
         return (record.get(name) or default).strip()
 
-    def figure(name: str) -> float:
+    def figure(name: str) -> float | None:
+        """None where it says something else, such as "n/a"."""
         try:
             value = float(cell(name))
         except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and value > 0):
-            raise NncError(f"{path}: line {line}: '{name}' must be a number above 0, not '{cell(name)}'")
-        return value
+            return None
+        return value if math.isfinite(value) and value > 0 else None
 
+    latency = figure("latency_ms")
+    if latency is None:
+        raise NncError(f"{path}: line {line}: 'latency_ms' must be a number above 0, not '{cell('latency_ms')}'")
     cells: dict[str, Any] = {name: cell(name) for name in (*REQUIRED, "quality", "power_scope")}
     cells["batch"] = cell("batch", "1")
-    cells["latency_ms"] = figure("latency_ms")
-    cells |= {name: figure(name) for name in ("energy_mj", "avg_power_w", "idle_power_w") if cell(name)}
+    cells["latency_ms"] = latency
+    cells |= {name: figure(name) for name in ("energy_mj", "avg_power_w", "idle_power_w")}
     return Row(line, **cells)
