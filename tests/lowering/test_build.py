@@ -191,6 +191,35 @@ def test_transposed_convolutions(compare: Compare, machine: target.Target) -> No
     compare(transposed_convolutions(), machine)
 
 
+def computed_biases() -> Draft:
+    """A recipe that does not fold constants leaves them, and a model may read them from outside."""
+    net = Draft()
+    image, wide, vector = net.input(1, 3, 8, 9), net.input(2, 24, 6, 7), net.input(24)
+
+    def bias(channels: int) -> str:
+        return net.add("Identity", net.random(channels))
+
+    net.output(
+        net.add("Conv", image, net.random(16, 3, 3, 3), bias(16)),
+        net.add("Relu", net.add("Conv", image, net.random(20, 3, 1, 1), bias(20))),
+        net.add("Conv", image, net.random(1, 3, 3, 3), bias(1)),
+        net.add("Conv", wide, net.random(24, 1, 3, 3), vector, group=24, pads=[1, 1, 1, 1]),
+        net.add("Conv", wide, net.random(24, 24, 3, 3), vector, pads=[1, 1, 1, 1]),
+        net.add("ConvTranspose", wide, net.random(24, 10, 3, 3), bias(10), strides=[2, 2]),
+        net.add("Conv", net.input(1, 8, 30), net.random(12, 8, 3), bias(12)),
+        net.add("ConvTranspose", net.input(1, 8, 30), net.random(8, 12, 3), bias(12)),
+        net.add("Gemm", net.input(5, 24), net.random(24, 12), bias(12)),
+        net.add("Gemm", net.input(5, 24), net.random(24, 12), net.add("Identity", net.random(5, 1))),
+    )
+    return net
+
+
+@pytest.mark.parametrize("machine", WIDTHS)
+def test_computed_biases(compare: Compare, machine: target.Target) -> None:
+    built = compare(computed_biases(), machine)
+    assert {"conv2d", "depthwise", "gemm"} <= {kernel.template for kernel in built.kernels}
+
+
 def epilogues() -> Draft:
     net = Draft()
     x, gate, bias = net.input(1, 20, 7, 9), net.input(1, 20, 1, 1), net.input(20, 1, 1)
@@ -429,7 +458,7 @@ def test_integer_weights_become_floats(compare: Compare) -> None:
 
 @pytest.mark.qemu
 @pytest.mark.parametrize("spec", ["qcs605", "jetson-xavier"])
-@pytest.mark.parametrize("draft", [convolutions, epilogues, products, pools, views])
+@pytest.mark.parametrize("draft", [convolutions, computed_biases, epilogues, products, pools, views])
 def test_aarch64(compare: Compare, spec: str, draft: object) -> None:
     compare(draft(), spec)  # type: ignore[operator]
 

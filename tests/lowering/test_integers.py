@@ -234,6 +234,22 @@ def test_convolutions_on_boards(compare: Compare, machine: target.Target) -> Non
     compare(convolutions("uint8", low=-128), machine)
 
 
+def test_computed_biases(compare: Compare) -> None:
+    """As recipes leave them that do not fold constants, and from outside."""
+    net = Draft()
+    x, vector = net.rounded(net.input(1, 24, 6, 7)), net.input(24)
+    dense, deep = net.weights(24, 24, 3, 3), net.weights(24, 1, 3, 3)
+    net.output(
+        net.q(net.add("Conv", x, dense, vector, pads=[1, 1, 1, 1])),
+        net.q(net.add("Conv", x, deep, net.add("Identity", net.bias(24)), group=24)),
+        net.q(net.add("ConvTranspose", x, net.weights(24, 10, 3, 3, axis=1), net.add("Identity", net.bias(10)))),
+        net.q(net.add("ConvTranspose", net.rounded(net.input(1, 8, 30)), net.weights(8, 24, 3, axis=1), vector)),
+        net.q(net.add("Gemm", net.rounded(net.input(5, 24)), net.weights(24, 24, axis=1), vector)),
+    )
+    built = compare(net)
+    assert {"int8_conv2d", "int8_depthwise", "int8_gemm"} <= {kernel.template for kernel in built.kernels}
+
+
 def test_sums_of_the_largest_products_do_not_saturate(compare: Compare) -> None:
     for chip in (narrow("x86-64-v3", 256, 16), HOST):
         net = Draft("uint8")

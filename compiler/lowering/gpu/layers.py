@@ -14,7 +14,7 @@ from nnc.lowering.gpu import gemm
 from nnc.lowering.gpu.conv2d import Convolution
 from nnc.lowering.gpu.unit import Gpu
 from nnc.lowering.layers import Template, convolution, factors, pooling, products
-from nnc.lowering.layers.attributes import along_channels, array_of, input_of, window_of
+from nnc.lowering.layers.attributes import array_of, bias_of, input_of, window_of
 from nnc.lowering.layers.emit import Kernel, emit
 from nnc.lowering.layers.products import Bias, Weights
 from nnc.lowering.program import Tensor
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 def conv(lowering: Lowering, group: Group) -> bool:
     """Conv of images with constant weights: of float32, or of bytes that stand for it, which become floats as read."""
     node = group.root
-    x, W, bias = input_of(node, 0), array_of(node, 1), input_of(node, 2)
+    x, W = input_of(node, 0), array_of(node, 1)
     window = window_of(node, W.shape[2:]) if W is not None and W.ndim == 4 else None
     if W is None or window is None or W.dtype != np.float32 or x is None or x.dtype != np.float32:
         return False
     batch, channels = shape_of(x)[:2]
-    tail = lowering.tail(group, along_channels(bias, 4), lowering.block, shape_of(node.outputs[0]))
+    tail = lowering.tail(group, bias_of(lowering, node), lowering.block, shape_of(node.outputs[0]))
     groups, zero = node.attrs.get("group", 1), None
     if made := integers.dequantized(x):
         x, zero, W = made[0], made[1].zero, W * np.float32(made[1].scale)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -11,6 +12,9 @@ import onnx_graphsurgeon as gs
 from nnc.attributes import window_pads
 from nnc.lowering.kernels.window import Window
 from nnc.lowering.shapes import shape_of
+
+if TYPE_CHECKING:
+    from nnc.lowering.lowering import Lowering
 
 
 def input_of(node: gs.Node, index: int) -> gs.Tensor | None:
@@ -28,9 +32,15 @@ def used_outputs(node: gs.Node) -> list[gs.Tensor]:
     return [tensor for tensor in node.outputs if tensor.name]
 
 
-def along_channels(bias: gs.Tensor | None, rank: int) -> gs.Tensor | np.ndarray | None:
-    """A bias `[channels]` as an operand that broadcasts over images."""
-    return bias.values.reshape(1, -1, *[1] * (rank - 2)) if isinstance(bias, gs.Constant) else bias
+def bias_of(lowering: Lowering, node: gs.Node) -> gs.Tensor | np.ndarray | None:
+    """The bias `[channels]` of a layer of images as `[1, channels, 1, 1]`, which broadcasts over its output."""
+    bias = input_of(node, 2)
+    if bias is None or isinstance(bias, gs.Constant):
+        return None if bias is None else bias.values.reshape(1, -1, 1, 1)
+    shape = (1, *shape_of(bias), 1, 1)
+    image = gs.Variable(bias.name, bias.dtype, list(shape))
+    lowering.define(image, lowering.plain(bias).view(shape))
+    return image
 
 
 def window_of(node: gs.Node, kernel: Sequence[int]) -> Window | None:

@@ -19,7 +19,7 @@ from nnc.lowering.kernels import conv2d, depthwise, expand, pool, winograd
 from nnc.lowering.kernels.convolution import Conv2d, Phase
 from nnc.lowering.kernels.window import Window
 from nnc.lowering.kinds import Expansion
-from nnc.lowering.layers.attributes import along_channels, array_of, input_of, two, window_of
+from nnc.lowering.layers.attributes import array_of, bias_of, input_of, two, window_of
 from nnc.lowering.layers.emit import Kernel, call, emit
 from nnc.lowering.program import Tensor
 from nnc.lowering.shapes import shape_of
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 def conv(lowering: Lowering, group: Group) -> bool:
     """Conv of images of floats with constant weights."""
     node = group.root
-    x, weights, bias = input_of(node, 0), array_of(node, 1), input_of(node, 2)
+    x, weights = input_of(node, 0), array_of(node, 1)
     window = window_of(node, weights.shape[2:]) if weights is not None and weights.ndim == 4 else None
     if weights is None or window is None or weights.dtype not in FLOATS or x is None or x.dtype != weights.dtype:
         return False
     block, out_shape = lowering.block_of(group.outputs[0]), shape_of(node.outputs[0])
-    tail = lowering.tail(group, along_channels(bias, 4), block, out_shape)
+    tail = lowering.tail(group, bias_of(lowering, node), block, out_shape)
     groups, channels = node.attrs.get("group", 1), weights.shape[0]
     if groups == channels == shape_of(x)[1]:
         emit_depthwise(lowering, group, x, weights, window, tail)
@@ -69,12 +69,11 @@ def expand_depthwise(lowering: Lowering, first: Group, second: Group) -> None:
     """Append one kernel for a pointwise convolution and the depthwise one that reads it."""
     block, tails, weights, windows = lowering.block_of(second.outputs[0]), [], [], []
     for group in (first, second):
-        node = group.root
-        W, bias = array_of(node, 1), input_of(node, 2)
+        node, W = group.root, array_of(group.root, 1)
         assert W is not None
         window = window_of(node, W.shape[2:])
         assert window is not None
-        tails.append(lowering.tail(group, along_channels(bias, 4), block, shape_of(node.outputs[0])))
+        tails.append(lowering.tail(group, bias_of(lowering, node), block, shape_of(node.outputs[0])))
         weights.append(W)
         windows.append(window)
     (W, D), (between, tail) = weights, tails
@@ -217,12 +216,12 @@ def direct_into(
 def conv_transpose(lowering: Lowering, group: Group) -> bool:
     """ConvTranspose of images of floats with constant weights: a convolution for each phase of the output's pixels."""
     node = group.root
-    x, weights, bias = input_of(node, 0), array_of(node, 1), input_of(node, 2)
+    x, weights = input_of(node, 0), array_of(node, 1)
     if x is None or weights is None or weights.dtype not in FLOATS or x.dtype != weights.dtype:
         return False
     if not has_phases(node, weights):
         return False
-    tail = lowering.tail(group, along_channels(bias, 4), lowering.block, shape_of(node.outputs[0]))
+    tail = lowering.tail(group, bias_of(lowering, node), lowering.block, shape_of(node.outputs[0]))
     result = transposed_result(lowering, node, tail)
     for problem, taps in phases(node, weights, lowering.block):
         direct_into(lowering, group, problem, lowering.blocked(x), taps, tail, result)

@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from nnc import integers
 from nnc.lowering.fuse import Group
 from nnc.lowering.kernels.unit import dot_of
-from nnc.lowering.layers.attributes import along_channels, input_of
+from nnc.lowering.layers.attributes import bias_of, input_of
 from nnc.lowering.shapes import shape_of
 
 if TYPE_CHECKING:
@@ -33,14 +33,17 @@ class Factors:
 
 
 def of_image(lowering: Lowering, group: Group) -> Factors | None:
-    """Those of a Conv or ConvTranspose of images, W `[.., .., kh, kw]`; None where it computes in floats."""
+    """Those of a Conv or ConvTranspose of images, W `[.., .., kh, kw]`; None where it computes in floats.
+
+    None of signals, too, which are no images where their bias is computed.
+    """
     found = _found(lowering, group)
-    if found is None:
+    if found is None or len(shape_of(group.root.outputs[0])) != 4:
         return None
     x, quantization, W, scales = found
     W = W[..., None, :] if W.ndim == 3 else W
     worth = scales.reshape(1, -1, 1, 1) * np.float32(quantization.scale)
-    return Factors(x, quantization, W, worth, along_channels(input_of(group.root, 2), 4))
+    return Factors(x, quantization, W, worth, bias_of(lowering, group.root))
 
 
 def of_rows(lowering: Lowering, group: Group) -> Factors | None:

@@ -34,6 +34,17 @@ def test_convolutions(draft: Draft, compare: Callable[..., Any]) -> None:
     assert templates(built) <= {"dsp_conv2d", "elementwise", "dsp_elementwise"}
 
 
+def test_computed_biases(draft: Draft, compare: Callable[..., Any]) -> None:
+    """As recipes leave them that do not fold constants."""
+    x = draft.input(1, 40, 5, 6)
+    bias = [draft.add("Identity", draft.bias(channels)) for channels in (40, 10)]
+    draft.output(draft.q(draft.add("Conv", x, draft.weights(40, 40, 3, 3), bias[0], pads=[1, 1, 1, 1])))
+    draft.output(draft.q(draft.add("Conv", x, draft.weights(40, 1, 3, 3), bias[0], group=40)))
+    draft.output(draft.q(draft.add("ConvTranspose", x, draft.weights(40, 10, 3, 3, axis=1), bias[1])))
+    draft.output(draft.q(draft.add("Gemm", draft.input(3, 16), draft.weights(16, 40, axis=1), bias[0])))
+    assert templates(compare(draft.graph())) >= {"dsp_conv2d", "dsp_depthwise", "dsp_gemm"}
+
+
 def test_depthwise(draft: Draft, compare: Callable[..., Any]) -> None:
     problems: list[tuple[tuple[int, int, int, int], tuple[int, int], dict[str, Any]]] = [
         ((1, 40, 9, 9), (3, 3), {"pads": [1, 1, 1, 1]}),
