@@ -14,9 +14,8 @@ import tvm
 from tvm import relax, tirx
 from tvm.relax.frontend.onnx import from_onnx
 
-from nnc.errors import reason
 from nnc.lowering import model
-from nnc.lowering.pieces import Refused, Shape, Value, Work, constant
+from nnc.lowering.pieces import Refused, Shape, Value, Work, constant, refused
 
 OPERATORS = frozenset({
     "AffineGrid", "AveragePool", "Conv", "ConvTranspose", "DepthToSpace", "Einsum", "Expand", "GlobalLpPool",
@@ -45,7 +44,7 @@ def results(work: Work) -> list[Value]:
         try:
             module = tvm.transform.Sequential(passes)(from_onnx(alone, keep_params_in_input=False))
         except Exception as error:  # of TVM or Python, whatever the frontend stumbles over
-            raise Refused(reason(error)) from error
+            raise refused(error) from error
     return _Walk(module, work).results()
 
 

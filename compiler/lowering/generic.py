@@ -17,15 +17,19 @@ import tvm
 from onnx import helper, numpy_helper
 from tvm import tirx
 
-from nnc.errors import NncError, reason
+from nnc.errors import NncError
 from nnc.graph import OPSET
 from nnc.lowering import frontend, model
 from nnc.lowering.kernels.unit import Unit
 from nnc.lowering.operators import MOVES, OPERATORS
-from nnc.lowering.pieces import Piece, Refused, Value, Work, constant
+from nnc.lowering.pieces import Piece, Refused, Value, Work, constant, refused
 from nnc.lowering.schedule import schedule
 from nnc.lowering.shapes import static_shape
 from nnc.model.proto import is_standard
+
+HINT = "--no-lower writes model.onnx, which runs in onnxruntime"
+
+_OPEN = "the shape of what it makes depends on values"
 
 _OF_SHAPES = ("EyeLike", "Shape", "Size")
 
@@ -45,8 +49,8 @@ def lower(
     work = Work(node, unit, machine, opset, scheduled or partial(schedule, unit=unit))
     try:
         return work.finish(results(work))
-    except Refused as refusal:
-        raise _error(node, refusal) from refusal
+    except Exception as error:  # of an operator, of onnx, TVM or numpy, whatever stumbles over the node
+        raise _error(node, refused(error)) from error
 
 
 def require_standard(nodes: Iterable[gs.Node]) -> None:
@@ -56,10 +60,16 @@ def require_standard(nodes: Iterable[gs.Node]) -> None:
             raise _error(node, Refused(f"it is an operator of the domain '{node.domain}'"))
 
 
+def require_static(node: gs.Node, outputs: Iterable[gs.Tensor]) -> None:
+    """Raise NncError, naming the node, where what it makes has no static shape."""
+    if any(static_shape(tensor) is None for tensor in outputs):
+        raise _error(node, Refused(_OPEN))
+
+
 def _error(node: gs.Node, refusal: Refused) -> NncError:
     return NncError(
         f"node '{node.name}' ({node.op}): nnc can't lower it: {refusal}",
-        "--no-lower writes model.onnx, which runs in onnxruntime",
+        HINT,
     )
 
 
@@ -67,7 +77,7 @@ def results(work: Work) -> list[Value]:
     """Append the pieces of a node; returns its outputs."""
     node = work.node
     if any(tensor.name and static_shape(tensor) is None for tensor in node.outputs):
-        raise Refused("the shape of what it makes depends on values")
+        raise Refused(_OPEN)
     if node.op.startswith("Random"):
         raise Refused("it draws random numbers")
     if node.op in _OF_SHAPES or all(each.kind == "constant" for each in work.inputs()):
@@ -85,7 +95,7 @@ def _evaluated(work: Work) -> list[Value]:
     try:
         return [constant(values) for values in model.evaluate(work.node, work.opset)]
     except Exception as error:  # onnxruntime raises errors of its own
-        raise Refused(reason(error)) from error
+        raise refused(error) from error
 
 
 def _in_float32(work: Work) -> list[Value]:

@@ -154,7 +154,8 @@ class Lowering(Forms):
     def add(self, group: Group) -> None:
         """Append the steps of one group."""
         node = group.root
-        if all(prod(tensor.shape) == 0 for tensor in group.outputs if tensor.shape is not None):
+        generic.require_static(node, group.outputs)
+        if all(prod(shape_of(tensor)) == 0 for tensor in group.outputs):
             for tensor in group.outputs:  # a window that is larger than its image, a slice of nothing
                 self.define(tensor, Tensor(shape_of(tensor), dtype_of(tensor)))
             return

@@ -13,6 +13,7 @@ import tvm
 import tvm_ffi
 from tvm import te, tirx
 
+from nnc.errors import reason
 from nnc.lowering import model
 from nnc.lowering.kernels.unit import Unit
 from nnc.lowering.shapes import dtype_of, shape_of
@@ -22,6 +23,13 @@ Shape = tuple[int, ...]
 
 class Refused(Exception):
     """Why a node can't be lowered."""
+
+
+def refused(error: Exception) -> Refused:
+    """An error of whatever a node was given to, as the reason why it can't be lowered."""
+    if isinstance(error, KeyError):
+        return Refused(f"{error} is not known")
+    return error if isinstance(error, Refused) else Refused(reason(error))
 
 
 @dataclass(frozen=True)
@@ -141,12 +149,12 @@ class Work:
         """Append the pieces of another node on values of this one; returns its outputs."""
         from nnc.lowering import generic
 
-        node = model.typed(op, [_tensor(each) for each in operands], outputs, attributes, self.opset)
-        inner = Work(node, self.unit, self.machine, self.opset, self.scheduled)
         try:
+            node = model.typed(op, [_tensor(each) for each in operands], outputs, attributes, self.opset)
+            inner = Work(node, self.unit, self.machine, self.opset, self.scheduled)
             made = generic.results(inner)
-        except Refused as refusal:
-            raise Refused(f"its {op}: {refusal}") from refusal
+        except Exception as error:  # onnx infers no shapes of some operands
+            raise Refused(f"its {op}: {refused(error)}") from error
         read = [each for each in operands if each is not None and each.kind != "constant"]
         first = sum(len(piece.results) for piece in self.pieces)
 

@@ -17,6 +17,7 @@ import pytest
 from nnc import graph as graphs
 from nnc import halving, lowering, target, verify
 from nnc.errors import NncError
+from nnc.lowering import generic
 from nnc.lowering.emulate import EmulatedLibrary
 from nnc.lowering.library import Library
 from nnc.session import Session
@@ -505,11 +506,22 @@ def test_the_same_graph_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_a_node_that_cannot_be_lowered_is_named(tmp_path: Path) -> None:
-    net = Draft()
-    net.output(net.add("NonZero", net.input(3, 4)))
-    with pytest.raises(NncError, match="'n0'"):
-        lowering.build(net.graph(), target.load("x86"), tmp_path)
-    assert not list(tmp_path.iterdir())
+    """Whose result has no shape, or one that depends on an input; it is told before its reader stumbles over it."""
+    places = Draft()
+    places.output(places.add("Transpose", places.add("NonZero", places.input(3, 4)), perm=[1, 0]))
+    resized, cut = Draft(), Draft()
+    sizes = resized.input(4, dtype=np.int64)
+    resized.output(resized.add("Relu", resized.add("Resize", resized.input(1, 3, 4, 4), "", "", sizes)))
+    ends = [cut.input(1, dtype=np.int64) for _ in range(2)]
+    cut.output(cut.add("Relu", cut.add("Slice", cut.input(3, 4), *ends)))
+    viewed = Draft()
+    viewed.output(viewed.add("Reshape", viewed.input(3, 4), viewed.input(2, dtype=np.int64)))
+    for net, op in ((places, "NonZero"), (resized, "Resize"), (cut, "Slice"), (viewed, "Reshape")):
+        with pytest.raises(NncError) as caught:
+            lowering.build(net.graph(), target.load("x86"), tmp_path)
+        reason = f"node 'n0' ({op}): nnc can't lower it: the shape of what it makes depends on values"
+        assert (caught.value.message, caught.value.hint) == (reason, generic.HINT)
+        assert not list(tmp_path.iterdir())
 
 
 def test_the_profile_has_a_time_for_every_step(compare: Compare, tmp_path: Path) -> None:

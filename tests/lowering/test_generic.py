@@ -600,11 +600,74 @@ def test_refusals_name_the_node(op: str) -> None:
     assert raised.value.hint == "--no-lower writes model.onnx, which runs in onnxruntime"
 
 
+def _wrong(
+    op: str, inputs: Sequence[gs.Tensor], shape: Sequence[int], dtype: Any = np.float32, **attrs: Any
+) -> gs.Node:
+    return gs.Node(op, "n0", attrs, list(inputs), [gs.Variable("y", dtype, list(shape))])
+
+
+def _quantized_convolution() -> tuple[gs.Node, str]:
+    """Weights of another depth than the image's."""
+    one, zero = gs.Constant("s", np.array(1, np.float32)), gs.Constant("z", np.array(0, np.uint8))
+    W = gs.Constant("W", np.ones((5, 3, 3, 3), np.uint8))
+    operands = [gs.Variable("x", np.uint8, [1, 4, 7, 7]), one, zero, W, one, zero, one, zero]
+    return _wrong("QLinearConv", operands, [1, 5, 5, 5], np.uint8), "its Conv: .+"
+
+
+def _scattered() -> tuple[gs.Node, str]:
+    """A reduction that is not of the standard."""
+    operands = [
+        gs.Variable("x", np.float32, [3, 3]),
+        gs.Constant("i", np.array([[0]])),
+        gs.Variable("u", np.float32, [1, 3]),
+    ]
+    return _wrong("ScatterND", operands, [3, 3], reduction="median"), "'median' is not known"
+
+
+def _summed() -> tuple[gs.Node, str]:
+    """An index of the result that no operand has."""
+    operands = [gs.Variable("x", np.float32, [3, 4]), gs.Variable("z", np.float32, [4, 5])]
+    return _wrong("Einsum", operands, [3, 5], equation="ij,jk->iz"), ".*'z'.*"
+
+
+WRONG = {"Einsum": _summed, "QLinearConv": _quantized_convolution, "ScatterND": _scattered}
+
+
 def test_says_which_inner_operator_is_refused() -> None:
     y = gs.Variable("y", np.float32, [3])
     node = gs.Node("Bernoulli", "n0", {}, [gs.Variable("x", np.float32, [3])], [y])
     with pytest.raises(NncError, match=r"n0.*its RandomUniformLike: it draws random numbers"):
         generic.lower(node, *AVX2)
+
+
+@pytest.mark.parametrize("op", WRONG)
+def test_nodes_that_are_wrong_are_named(op: str) -> None:
+    """Whoever stumbles over them, and over whatever."""
+    node, message = WRONG[op]()
+    with pytest.raises(NncError, match=rf"node 'n0' \({op}\): nnc can't lower it: {message}") as raised:
+        generic.lower(node, *AVX2)
+    assert "\n" not in raised.value.message
+
+
+def test_quantized_rows_have_scales_of_their_own() -> None:
+    """QLinearMatMul, of which onnxruntime knows no such thing."""
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 256, (3, 4), np.uint8), rng.integers(0, 256, (4, 5), np.uint8)
+    scales, zeros = np.array([0.02, 0.05, 0.01], np.float32), np.array([120, 7, 200], np.uint8)
+    one, middle = np.float32(0.03), np.uint8(128)
+    constants = [scales, zeros, b, one, middle, np.float32(0.1), middle]
+    operands = [
+        gs.Variable("a", np.uint8, [3, 4]),
+        *(gs.Constant(f"c{i}", np.array(v)) for i, v in enumerate(constants)),
+    ]
+    node = gs.Node("QLinearMatMul", "n0", {}, operands, [gs.Variable("y", np.uint8, [3, 5])])
+    pieces = generic.lower(node, *AVX2)
+    functions = {piece.key: (f"k{index}", piece.function) for index, piece in enumerate(pieces)}
+    named = {name: function.with_attr("global_symbol", name) for name, function in functions.values()}
+    kernels = tvm.compile(tvm.IRModule(named), AVX2[1])
+    found = run(pieces, [a], kernels, {key: name for key, (name, _) in functions.items()})["output", 0].reshape(3, 5)
+    product = ((a.astype(int) - zeros[:, None]) * scales[:, None].astype(f64)) @ ((b.astype(int) - 128) * f64(one))
+    assert np.abs(found - np.clip(np.rint(product / 0.1) + 128, 0, 255)).max() <= 1
 
 
 def test_the_same_tensor_twice() -> None:

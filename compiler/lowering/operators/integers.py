@@ -27,8 +27,8 @@ def quantized_convolution(work: Work) -> list[Value]:
 
 
 def quantized_product(work: Work) -> list[Value]:
-    """QLinearMatMul, likewise."""
-    a = work.apply("DequantizeLinear", *work.inputs()[:3])[0]
+    """QLinearMatMul, likewise: rows of `a` may have a scale each, and columns of `b`."""
+    a = work.apply("DequantizeLinear", *work.inputs()[:3], axis=-2)[0]
     b = work.apply("DequantizeLinear", *work.inputs()[3:6], axis=-1)[0]
     return work.apply("QuantizeLinear", work.apply("MatMul", a, b)[0], *work.inputs()[6:8])
 
