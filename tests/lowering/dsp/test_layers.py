@@ -115,6 +115,18 @@ def test_elementwise(draft: Draft, compare: Callable[..., Any]) -> None:
     assert templates(built) == {"dsp_elementwise", "dsp_lookup"}
 
 
+def test_parameters_of_one_channel(draft: Draft, compare: Callable[..., Any]) -> None:
+    """They are one number, but onnxruntime wants them with their axes."""
+    parameters = [draft.constant([value]) for value in (1.5, 0.2, -0.1, 2.0)]
+    for shape in ((1, 1, 28, 28), (2, 1, 9)):
+        draft.output(draft.q(draft.add("BatchNormalization", draft.input(*shape), *parameters)))
+    scale = draft.constant(np.full((1, 1, 1, 1), 1.3))
+    draft.output(draft.q(draft.add("Relu", draft.add("Conv", draft.input(1, 1, 6, 6), scale, parameters[1]))))
+    draft.output(draft.q(draft.add("PRelu", draft.input(1, 1, 6, 6), parameters[1])))
+    built = compare(draft.graph())
+    assert {kernel.template for kernel in built.kernels if "BatchNormalization" in kernel.op} == {"dsp_lookup"}
+
+
 def test_products(draft: Draft, compare: Callable[..., Any]) -> None:
     for rows, depth, columns in ((1, 64, 10), (3, 50, 70), (13, 130, 257), (1, 1, 1)):
         W = draft.weights(depth, columns, axis=1)
