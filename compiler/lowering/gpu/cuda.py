@@ -27,6 +27,32 @@ def driver() -> ctypes.CDLL | None:
     return library if ready and count.value else None
 
 
+_ON_DEVICE = 2  # CU_MEMORYTYPE_DEVICE
+
+
+class _Copy2D(ctypes.Structure):
+    """CUDA_MEMCPY2D."""
+
+    _fields_ = (
+        ("sourceX", ctypes.c_size_t),
+        ("sourceY", ctypes.c_size_t),
+        ("sourceType", ctypes.c_int),
+        ("sourceHost", ctypes.c_void_p),
+        ("source", Pointer),
+        ("sourceArray", ctypes.c_void_p),
+        ("sourcePitch", ctypes.c_size_t),
+        ("resultX", ctypes.c_size_t),
+        ("resultY", ctypes.c_size_t),
+        ("resultType", ctypes.c_int),
+        ("resultHost", ctypes.c_void_p),
+        ("result", Pointer),
+        ("resultArray", ctypes.c_void_p),
+        ("resultPitch", ctypes.c_size_t),
+        ("width", ctypes.c_size_t),
+        ("rows", ctypes.c_size_t),
+    )
+
+
 class CudaLibrary:
     """The kernels of a compile on the first GPU of this machine."""
 
@@ -105,6 +131,14 @@ class CudaLibrary:
     def _copy(self, step: Mapping[str, Any]) -> None:
         rows, size, source_stride, result_stride = step["copy"]
         source, result = map(self._address, step["arguments"])
-        for row in range(rows):
-            places = Pointer(result + row * result_stride), Pointer(source + row * source_stride)
-            self._call("cuMemcpyDtoD_v2", *places, ctypes.c_size_t(size))
+        copied = _Copy2D(
+            sourceType=_ON_DEVICE,
+            source=source,
+            sourcePitch=source_stride or size,
+            resultType=_ON_DEVICE,
+            result=result,
+            resultPitch=result_stride or size,
+            width=size,
+            rows=rows,
+        )
+        self._call("cuMemcpy2DAsync_v2", ctypes.byref(copied), None)

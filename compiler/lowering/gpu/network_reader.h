@@ -212,11 +212,19 @@ static Command parse(int argc, char** argv) {
   Command command = {argc > 1 ? argv[1] : NULL, 1, argv + 2, argc - 2};
   if (argc < 3) fail("usage: %s FOLDER [REPEATS] INPUT... OUTPUT...", argv[0]);
   if (strspn(argv[2], "0123456789") == strlen(argv[2])) {
-    command.repeats = atoi(argv[2]);
+    long repeats = strtol(argv[2], NULL, 10);
+    if (repeats < 1 || repeats > 1000000000) fail("REPEATS must be a number from 1 to 1000000000, not '%s'", argv[2]);
+    command.repeats = (int)repeats;
     ++command.files;
     --command.file_count;
   }
   return command;
+}
+
+static void require_files(const Command* command, const Network* network) {
+  if (command->file_count != network->input_count + network->output_count)
+    fail("%d files are named, but the network has %d inputs and %d outputs", command->file_count,
+         network->input_count, network->output_count);
 }
 
 #endif

@@ -24,7 +24,20 @@ extern CUresult cuModuleGetFunction(CUfunction*, CUmodule, const char*);
 extern CUresult cuMemAlloc_v2(CUdeviceptr*, size_t);
 extern CUresult cuMemcpyHtoD_v2(CUdeviceptr, const void*, size_t);
 extern CUresult cuMemcpyDtoH_v2(void*, CUdeviceptr, size_t);
-extern CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr, CUdeviceptr, size_t, void*);
+typedef struct {
+  size_t x, y;
+  int type; /* of memory */
+  void* host;
+  CUdeviceptr device;
+  void* array;
+  size_t pitch;
+} Side;
+typedef struct {
+  Side source, result;
+  size_t width, rows;
+} CUDA_MEMCPY2D;
+enum { CU_MEMORYTYPE_DEVICE = 2 };
+extern CUresult cuMemcpy2DAsync_v2(const CUDA_MEMCPY2D*, void*);
 extern CUresult cuLaunchKernel(CUfunction, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*,
                                void**, void**);
 extern CUresult cuGetErrorString(CUresult, const char**);
@@ -36,6 +49,11 @@ static void check(CUresult status, const char* what) {
   if (status == 0) return;
   cuGetErrorString(status, &reason);
   fail("%s: %s", what, reason);
+}
+
+/* Rows of `bytes` bytes, every `stride` bytes, of which a single one has none. */
+static Side side(CUdeviceptr first, uint64_t stride, uint64_t bytes) {
+  return (Side){.type = CU_MEMORYTYPE_DEVICE, .device = first, .pitch = stride ? stride : bytes};
 }
 
 static void infer(const Network* network) {
@@ -52,9 +70,9 @@ static void infer(const Network* network) {
                            step->group[1], step->group[2], 0, NULL, pointers, NULL), step->kernel);
       continue;
     }
-    for (uint64_t row = 0; row < step->copy[0]; ++row)
-      check(cuMemcpyDtoDAsync_v2(places[1] + row * step->copy[3], places[0] + row * step->copy[2], step->copy[1], NULL),
-            "cuMemcpyDtoDAsync");
+    check(cuMemcpy2DAsync_v2(&(CUDA_MEMCPY2D){side(places[0], step->copy[2], step->copy[1]),
+                                              side(places[1], step->copy[3], step->copy[1]), step->copy[1],
+                                              step->copy[0]}, NULL), "cuMemcpy2DAsync");
   }
   check(cuCtxSynchronize(), "cuCtxSynchronize");
 }
@@ -62,6 +80,7 @@ static void infer(const Network* network) {
 int main(int argc, char** argv) {
   Command command = parse(argc, argv);
   Network* network = read_network(command.folder);
+  require_files(&command, network);
   CUdevice device;
   CUcontext context;
   CUmodule module;

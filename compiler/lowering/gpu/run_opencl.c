@@ -45,6 +45,8 @@ extern cl_int clEnqueueNDRangeKernel(cl_command_queue, cl_kernel, cl_uint, const
                                      cl_uint, const cl_event*, cl_event*);
 extern cl_int clEnqueueCopyBuffer(cl_command_queue, cl_mem, cl_mem, size_t, size_t, size_t, cl_uint, const cl_event*,
                                   cl_event*);
+extern cl_int clEnqueueCopyBufferRect(cl_command_queue, cl_mem, cl_mem, const size_t*, const size_t*, const size_t*,
+                                      size_t, size_t, size_t, size_t, cl_uint, const cl_event*, cl_event*);
 extern cl_int clEnqueueWriteBuffer(cl_command_queue, cl_mem, cl_uint, size_t, size_t, const void*, cl_uint,
                                    const cl_event*, cl_event*);
 extern cl_int clEnqueueReadBuffer(cl_command_queue, cl_mem, cl_uint, size_t, size_t, void*, cl_uint, const cl_event*,
@@ -99,7 +101,7 @@ static cl_mem part(cl_mem whole, const Argument* argument) {
   return memory;
 }
 
-static cl_mem memories[MEMORIES];
+static cl_mem memories[MEMORIES], staging;
 
 static void prepare(Network* network, cl_program program) {
   for (int i = 0; i < network->step_count; ++i) {
@@ -116,6 +118,43 @@ static void prepare(Network* network, cl_program program) {
   }
 }
 
+/* Rows of `bytes` bytes, `stride` bytes apart, from `offset` on. */
+typedef struct {
+  cl_mem memory;
+  size_t offset, stride;
+} Rows;
+
+static void copy_rows(Rows from, Rows to, uint64_t rows, uint64_t bytes) {
+  const size_t region[] = {bytes, rows, 1}, source[] = {from.offset, 0, 0}, result[] = {to.offset, 0, 0};
+  check(clEnqueueCopyBufferRect(queue, from.memory, to.memory, source, result, region, from.stride, 0, to.stride, 0, 0,
+                                NULL, NULL), "clEnqueueCopyBufferRect");
+}
+
+static void copy(const Step* step) {
+  const Argument *source = &step->arguments[0], *result = &step->arguments[1];
+  uint64_t rows = step->copy[0], bytes = step->copy[1];
+  Rows from = {memories[source->memory], source->offset, step->copy[2]}, between = {staging, 0, bytes};
+  Rows to = {memories[result->memory], result->offset, step->copy[3]};
+  if (rows == 1) {
+    check(clEnqueueCopyBuffer(queue, from.memory, to.memory, from.offset, to.offset, bytes, 0, NULL, NULL),
+          "clEnqueueCopyBuffer");
+  } else if (from.memory != to.memory) {
+    copy_rows(from, to, rows, bytes);
+  } else { /* within one buffer, OpenCL copies no rows to others that are further apart */
+    copy_rows(from, between, rows, bytes);
+    copy_rows(between, to, rows, bytes);
+  }
+}
+
+static uint64_t staged_bytes(const Network* network) {
+  uint64_t most = 0;
+  for (int i = 0; i < network->step_count; ++i) {
+    const Step* step = &network->steps[i];
+    if (step->is_copy && step->copy[0] * step->copy[1] > most) most = step->copy[0] * step->copy[1];
+  }
+  return most;
+}
+
 static void infer(const Network* network) {
   for (int i = 0; i < network->step_count; ++i) {
     const Step* step = &network->steps[i];
@@ -128,11 +167,7 @@ static void infer(const Network* network) {
       check(clEnqueueNDRangeKernel(queue, (cl_kernel)step->handle, 3, NULL, global, local, 0, NULL, NULL), step->kernel);
       continue;
     }
-    const Argument *source = &step->arguments[0], *result = &step->arguments[1];
-    for (uint64_t row = 0; row < step->copy[0]; ++row)
-      check(clEnqueueCopyBuffer(queue, memories[source->memory], memories[result->memory],
-                                source->offset + row * step->copy[2], result->offset + row * step->copy[3],
-                                step->copy[1], 0, NULL, NULL), "clEnqueueCopyBuffer");
+    copy(step);
   }
   check(clFinish(queue), "clFinish");
 }
@@ -140,6 +175,7 @@ static void infer(const Network* network) {
 int main(int argc, char** argv) {
   Command command = parse(argc, argv);
   Network* network = read_network(command.folder);
+  require_files(&command, network);
   cl_int status;
   cl_device_id device = open_device();
   context = clCreateContext(NULL, 1, &device, NULL, NULL, &status);
@@ -147,6 +183,7 @@ int main(int argc, char** argv) {
   queue = clCreateCommandQueue(context, device, 0, &status);
   check(status, "clCreateCommandQueue");
   for (int i = 0; i < network->memory_count; ++i) memories[i] = room(network->bytes[i]);
+  staging = room(staged_bytes(network));
   Bytes weights = read_file(command.folder, "weights.bin");
   if (network->bytes[WEIGHTS])
     check(clEnqueueWriteBuffer(queue, memories[WEIGHTS], CL_TRUE, 0, network->bytes[WEIGHTS], weights.data, 0, NULL,

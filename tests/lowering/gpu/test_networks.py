@@ -61,6 +61,56 @@ def test_convolutions_of_odd_sizes(compare: Compare, spec: str) -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS)
+def test_computed_biases(compare: Compare, spec: str) -> None:
+    body = """
+        b = Identity(B)
+        dense = Conv<pads=[1,1,1,1]>(x, W, b)
+        deep = Conv<group=6>(x, D, v)
+        up = ConvTranspose<strides=[2,2]>(x, T, v)
+        rows = Gemm(z, G, b)
+    """
+    outputs = "float[2,6,7,9] dense, float[2,6,5,7] deep, float[2,6,14,18] up, float[3,6] rows"
+    weights = "float[6] B, float[6,6,3,3] W, float[6,1,3,3] D, float[6,6,2,2] T, float[8,6] G"
+    compare(drawn(body, "float[2,6,7,9] x, float[6] v, float[3,8] z", outputs, weights), spec)
+
+
+def test_integers_with_a_computed_bias(compare: Compare) -> None:
+    body = """
+        q = QuantizeLinear(x, s, z)
+        d = DequantizeLinear(q, s, z)
+        w = DequantizeLinear<axis=0>(W, ws, wz)
+        y = Conv(d, w, v)
+    """
+    weights = "float s = {0.02}, int8 z = {0}, int8[8,8,3,3] W, float[8] ws, int8[8] wz"
+    values = {"W": np.random.default_rng(0).integers(-127, 128, (8, 8, 3, 3)), "ws": np.full(8, 2.0**-9)}
+    graph = drawn(body, "float[1,8,9,9] x, float[8] v", "float[1,8,7,7] y", weights, **values, wz=np.zeros(8, np.int8))
+    built = compare(graph, "jetson-xavier:gpu")
+    assert any(kernel.template == "conv2d" and kernel.op.startswith("Conv") for kernel in built.kernels)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_rows_are_copied_at_once(compare: Compare, spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head of a detector: thousands of short rows that go elsewhere, within one buffer and between two."""
+    import pyopencl as cl
+
+    body = """
+        t = Relu(x)
+        boxes, scores = Split<axis=3>(t, sizes)
+        back = Concat<axis=3>(scores, boxes)
+        y = Neg(back)
+        first, rest = Split<axis=3>(x, sizes)
+    """
+    outputs = "float[2,9,11,13] y, float[2,9,11,3] first, float[2,9,11,10] rest"
+    copies: list[tuple[Any, ...]] = []
+    enqueue = cl.enqueue_copy
+    monkeypatch.setattr(cl, "enqueue_copy", lambda *words, **more: (copies.append(words), enqueue(*words, **more))[1])
+    built = compare(drawn(body, "float[2,9,11,13] x", outputs, "int64[2] sizes = {3,10}"), spec)
+    moved = [kernel for kernel in built.kernels if kernel.template == "copy"]
+    assert len(moved) == 6
+    assert len(copies) <= 2 * len(moved) + 4, "two for each within one buffer, and what goes in and out"
+
+
+@pytest.mark.parametrize("spec", SPECS)
 def test_products(compare: Compare, spec: str) -> None:
     body = """
         one = Gemm<transB=1, alpha=0.5, beta=2.0>(x, A, ab)
