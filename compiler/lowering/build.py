@@ -99,7 +99,7 @@ def build(
         objects += [*_sources(folder, target), weights.source()]
         progress("link the library", 0, 1)
         if target.unit.kind == "dsp":
-            library = dsp.link(objects, target, [*cross.includes(), f"-I{folder}"], folder)
+            library = dsp.link(objects, target, cross.includes(), folder)
         else:
             library = _link(program, objects, target, machine, folder)
         os.replace(library, out / library.name)
@@ -299,10 +299,10 @@ def _sources(folder: Path, target: Target) -> list[Path]:
 def _link(program: Program, objects: Sequence[Path], target: Target, machine: tvm.target.Target, folder: Path) -> Path:
     """Link everything into module.so."""
     # Symbols of one network must never stand for those of another in the same process.
-    options = [*cross.includes(), f"-I{folder}", f"-Wa,-I{folder}", "-std=gnu11", "-g0", "-pthread", "-Wl,-Bsymbolic"]
+    options = [*cross.includes(), "-std=gnu11", "-g0", "-pthread", "-Wl,-Bsymbolic"]
 
     def fcompile(file: str, made: list[str], **_: Any) -> None:
-        cross.link([*made, *objects], file, target, options)
+        cross.link([*map(Path, made), *objects], Path(file), target, options, folder)
 
     executable = tvm.compile(_relax_main(program), machine)
     executable.export_library(str(folder / "module.so"), fcompile=fcompile, workspace_dir=str(folder))

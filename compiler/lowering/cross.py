@@ -20,12 +20,21 @@ _GLIBC = {"aarch64": "2.17", "x86_64": "2.17"}
 _HEADERS = ("include", "3rdparty/dlpack/include")  # of the package tvm_ffi
 
 
-def link(objects: Sequence[str | Path], out: str | Path, target: Target, options: Sequence[str] = ()) -> None:
+def link(
+    objects: Sequence[str | Path],
+    out: str | Path,
+    target: Target,
+    options: Sequence[str] = (),
+    folder: Path | None = None,
+) -> None:
     """Link object files into the shared library `out`, for the CPU that runs or drives the target's unit.
 
+    Where all of these files are in `folder`, the tools see their names alone: Zig reads no path with a quote in it.
     Raises NncError where no linker for that CPU is installed, or where it refuses the objects.
     """
-    run([*compiler(target.unit.architecture), "-shared", "-fPIC", "-O2", "-o", out, *objects, "-lm", *options])
+    out, *objects = (each if folder is None else Path(each).name for each in (out, *objects))
+    command = [*compiler(target.unit.architecture), "-shared", "-fPIC", "-O2", "-o", out, *objects, "-lm", *options]
+    run(command, folder=folder)
 
 
 def linker(target: Target) -> Callable[..., None]:
@@ -63,8 +72,13 @@ def includes() -> list[str]:
     return [f"-I{Path(package.origin).parent / place}" for place in _HEADERS]
 
 
-def run(command: Sequence[str | Path], environment: Mapping[str, str] | None = None, subject: str | None = None) -> str:
-    """Run a tool of the toolchain and return its output; what it complains about becomes an NncError.
+def run(
+    command: Sequence[str | Path],
+    environment: Mapping[str, str] | None = None,
+    subject: str | None = None,
+    folder: Path | None = None,
+) -> str:
+    """Run a tool of the toolchain in `folder` and return its output; what it complains about becomes an NncError.
 
     The message is about `subject`, or about the command.
     """
@@ -74,6 +88,7 @@ def run(command: Sequence[str | Path], environment: Mapping[str, str] | None = N
         zig_cache = {"ZIG_GLOBAL_CACHE_DIR": str(cache_folder() / "zig"), "ZIG_LOCAL_CACHE_DIR": local}
         done = subprocess.run(
             [str(word) for word in command],
+            cwd=folder,
             env=zig_cache | dict(os.environ) | dict(environment or {}),
             capture_output=True,
             text=True,

@@ -619,6 +619,16 @@ def test_operators_of_other_domains_are_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["lr=0.1,wd=0.01", "two words", 'a "quote"', "back\\slash", "größe"])
+def test_folders_of_any_name(tmp_path: Path, name: str) -> None:
+    net = Draft()
+    net.output(net.conv(net.input(1, 3, 8, 8), 3, 8))
+    graph, folder = net.graph(), tmp_path / name
+    folder.mkdir()
+    built = lowering.build(graph, target.load("x86"), folder, threads=1)
+    assert max(_errors(graph, Library(built.files[0], 1).run).values()) < 5e-5
+
+
 def test_a_full_disk_is_told_before_llvm_ends_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free)

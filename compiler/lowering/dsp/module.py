@@ -16,19 +16,20 @@ FILE = "module.o"
 
 
 def link(objects: Sequence[Path], target: Target, options: Sequence[str], folder: Path) -> Path:
-    """Compile what is not yet an object of `objects`, and put all of them together into one, `folder`/module.o.
+    """Compile what is not yet an object of `objects`, files of `folder`, and put all of them together into module.o.
 
     Raises NncError where ziglang is not installed.
     """
     compiled = [each if each.suffix == ".o" else _compiled(each, target, options) for each in objects]
-    cross.run([*_zig(), "ld.lld", "-m", "hexagonelf", "-r", *compiled, "-o", folder / FILE])
+    names = [each.name for each in compiled]
+    cross.run([*_zig(), "ld.lld", "-m", "hexagonelf", "-r", *names, "-o", FILE], folder=folder)
     return folder / FILE
 
 
 def _compiled(source: Path, target: Target, options: Sequence[str]) -> Path:
     made = source.with_suffix(".o")
-    command = [*compiler(target), "-std=c11", "-O2", "-g0", "-fPIC", *options, f"-Wa,-I{source.parent}"]
-    cross.run([*command, "-c", source, "-o", made])
+    command = [*compiler(target), "-std=c11", "-O2", "-g0", "-fPIC", *options]
+    cross.run([*command, "-c", source.name, "-o", made.name], folder=source.parent)
     return made
 
 
