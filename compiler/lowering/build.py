@@ -29,7 +29,7 @@ from nnc.lowering.kernels.int8_dot import Instruction
 from nnc.lowering.kernels.unit import Unit
 from nnc.lowering.kinds import encoded
 from nnc.lowering.machine import machine as known_machine
-from nnc.lowering.program import Call, Copy, Operand, Plan, Program, Tensor, plan_memory
+from nnc.lowering.program import Call, Constant, Copy, Plan, Program, Tensor, plan_memory
 from nnc.lowering.weights import Weights
 from nnc.lowering.workload import Schedules
 from nnc.target import Target
@@ -86,13 +86,13 @@ def build(
     """
     machine = known_machine(target)
     threads = threads or target.unit.threads
-    program = lower.lower(graph, unit_of(target, machine, threads), machine, progress, schedules)
-    names = kernel_names(program)
-    plan = plan_memory(program)
+    unit = unit_of(target, machine, threads)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=out) as name:
         folder = Path(name)
+        weights = Weights(folder, packing.marked_layers(graph), unit.alignment)
+        program = lower.lower(graph, unit, machine, weights.place, progress, schedules)
+        names, plan = kernel_names(program), plan_memory(program)
         objects = _kernels(program, names, machine, folder, progress)
-        weights = Weights(folder, packing.marked_layers(graph), program.alignment)
         (folder / "network.h").write_text(
             _header(program, names, plan, weights, threads, _tasks(target, threads)), "utf-8"
         )
@@ -212,16 +212,16 @@ def _header(
         for index, tensor in enumerate([*program.inputs.values(), *program.outputs.values()])
     }
 
-    def place(operand: Operand, nodes: Sequence[str]) -> tuple[str, int]:
-        if isinstance(operand, np.ndarray):
-            return weights.place(operand, nodes)
+    def place(operand: Tensor | Constant) -> tuple[str, int]:
+        if isinstance(operand, Constant):
+            return operand.region, operand.offset
         root, offset = operand.root()
         if root.fixed:
             return f"kCaller + {caller[id(root)]}", offset
         return "kWorkspace", plan.offsets[id(root)] + offset
 
-    def tensor(operand: Operand, nodes: Sequence[str]) -> str:
-        region, offset = place(operand, nodes)
+    def tensor(operand: Tensor | Constant) -> str:
+        region, offset = place(operand)
         shape = ", ".join(map(str, operand.shape)) or "1"
         rank = len(operand.shape)
         return f"{{{region}, {offset}, {_dl_type(operand.dtype)}, {rank}, (const int64_t[]){{{shape}}}}}"
@@ -230,14 +230,14 @@ def _header(
     tables, steps, most = [], [], 2
     for index, step in enumerate(program.steps):
         if isinstance(step, Copy):
-            tensors: list[Operand] = [step.source, step.result]
+            tensors: list[Tensor | Constant] = [step.source, step.result]
             rest = f"{step.rows}, {step.bytes}, {step.source_stride}, {step.result_stride}"
             steps.append(f"  {{0, 2, T{index}, {rest}}},")
         else:
             tensors = [*step.operands, *step.results]
             steps.append(f"  {{__tvm_ffi_{names[step.key]}, {len(tensors)}, T{index}, 0, 0, 0, 0}},")
         most = max(most, len(tensors))
-        rows = ", ".join(tensor(each, step.nodes) for each in tensors)
+        rows = ", ".join(map(tensor, tensors))
         tables.append(f"static const Tensor T{index}[] = {{{rows}}};")
     return "\n".join(
         [

@@ -44,7 +44,7 @@ class Forms(ABC):
     ) -> None:
         """Append a call of the kernel that `compute` builds from placeholders of the operands; equal keys share it.
 
-        A sketch appends none, and packs no weights.
+        A sketch appends none, and packs and writes no weights.
         """
 
     @abstractmethod

@@ -20,7 +20,7 @@ from nnc.lowering.kernels.unit import Unit
 from nnc.lowering.layout import Blocks, Layer, Layouts
 from nnc.lowering.lowering import Decisions, Lowering
 from nnc.lowering.prepare import Prepared, prepared
-from nnc.lowering.program import Program
+from nnc.lowering.program import Place, Program
 from nnc.lowering.workload import Schedules, Unknown
 
 
@@ -28,22 +28,24 @@ def lower(
     graph: gs.Graph,
     unit: Unit,
     machine: tvm.target.Target,
+    place: Place,
     progress: Callable[[str, int, int], None] = lambda step, done, total: None,
     schedules: Schedules | None = None,
 ) -> Program:
     """The program of a graph with static shapes for one unit; `machine` is what TVM knows of it.
 
-    Plans and layouts are those that `schedules` knows; what it does not know is planned from the unit's figures.
+    `place` writes its constants, one by one as they are packed, in the order in which the steps read them. Plans and
+    layouts are those that `schedules` knows; what it does not know is planned from the unit's figures.
 
     Raises NncError for a node that nnc can't lower.
     """
     generic.require_standard(graph.nodes)
     ready = prepared(graph, unit)
     if schedules is None:
-        return _lowered(unit, machine, ready, Decisions(Unknown()), progress).program
+        return _lowered(unit, machine, ready, Decisions(Unknown(), place=place), progress).program
     known = _lowered(unit, machine, ready, SKETCH, progress).layouts
     blocks, fused = _chosen(known, schedules)
-    decisions = Decisions(schedules, known.images(blocks), frozenset(first.made for first, _ in fused))
+    decisions = Decisions(schedules, known.images(blocks), frozenset(first.made for first, _ in fused), place)
     return _lowered(unit, machine, ready, decisions, progress).program
 
 
@@ -75,7 +77,7 @@ def _chosen(known: Layouts, schedules: Schedules) -> tuple[Blocks, list[tuple[La
     return blocks, [(first, second) for first, second, _ in known.fused(blocks, time)]
 
 
-SKETCH = Decisions(Unknown(), builds=False)
+SKETCH = Decisions(Unknown())
 
 
 @dataclass(frozen=True)

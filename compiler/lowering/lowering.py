@@ -26,7 +26,7 @@ from nnc.lowering.kernels import elementwise, relayout
 from nnc.lowering.kernels.unit import Unit, lanes_of
 from nnc.lowering.kinds import general
 from nnc.lowering.prepare import Prepared
-from nnc.lowering.program import ALIGNMENT, WIDE_ALIGNMENT, Call, Copy, Operand, Packed, Program, Tensor
+from nnc.lowering.program import Call, Constant, Copy, Operand, Packed, Place, Program, Tensor
 from nnc.lowering.schedule import is_large, schedule
 from nnc.lowering.shapes import dtype_of, shape_of
 from nnc.lowering.tail import Tail, block_constant
@@ -43,8 +43,8 @@ class Decisions:
     """Channels per block of the images that are not in the unit's own blocks."""
     fused: frozenset[str] = frozenset()
     """The images that are computed row by row, in one kernel with the depthwise convolution that reads them."""
-    builds: bool = True
-    """Whether kernels are made: a sketch tells only what can be chosen."""
+    place: Place | None = None
+    """Writes constants. Without it no steps are made: a sketch tells only what can be chosen."""
 
 
 class Lowering(Forms):
@@ -61,10 +61,8 @@ class Lowering(Forms):
         self._ready, self._decisions = ready, decisions
         self.machine = machine
         self.layers, self.integers = _templates(unit)
-        self.program = Program(
-            alignment=ALIGNMENT if type(unit) is Unit else WIDE_ALIGNMENT,
-            slack=WIDE_ALIGNMENT if isinstance(unit, Dsp) else 0,  # its loops read whole registers
-        )
+        # The loops of a DSP read whole registers.
+        self.program = Program(alignment=unit.alignment, slack=unit.alignment if isinstance(unit, Dsp) else 0)
         self._functions: dict[Hashable, Any] = {}
 
     # -- the ends of the graph
@@ -129,9 +127,9 @@ class Lowering(Forms):
         compute: Callable[..., te.Tensor],
         layout: str,
     ) -> None:
-        if not self._decisions.builds:
+        if self._decisions.place is None:
             return
-        read = [each() if callable(each) else each for each in operands]
+        read = [self._placed(each() if callable(each) else each, nodes) for each in operands]
         if key not in self._functions:
             arguments = [te.placeholder(each.shape, name=f"p{i}", dtype=str(each.dtype)) for i, each in enumerate(read)]
             self._functions[key] = te.create_prim_func([*arguments, compute(*arguments)])
@@ -147,7 +145,16 @@ class Lowering(Forms):
         source_step: int,
         result_step: int,
     ) -> None:
-        self.program.steps.append(Copy(nodes, source, result, rows, size, source_step, result_step))
+        if self._decisions.place is not None:
+            read = self._placed(source, nodes)
+            self.program.steps.append(Copy(nodes, read, result, rows, size, source_step, result_step))
+
+    def _placed(self, operand: Operand, nodes: Sequence[str]) -> Tensor | Constant:
+        """What a step of these nodes reads: constants are written, so that not all that are packed are in memory."""
+        if isinstance(operand, Tensor):
+            return operand
+        assert self._decisions.place is not None
+        return self._decisions.place(operand, nodes)
 
     # -- groups
 
@@ -258,16 +265,16 @@ class Lowering(Forms):
             return schedule(function, unit)
         problem, none = general.General.of(node.op, function), Tail(Expression(1, (), "float32"), (), PLAIN)
         plan = self.plan(Group([node], list(node.outputs)), problem, none)
-        return general.scheduled(problem, plan, unit) if self._decisions.builds else function
+        return function if self._decisions.place is None else general.scheduled(problem, plan, unit)
 
     def _generic(self, node: gs.Node) -> None:
         """A node without a template: TVM's own lowering, on plain tensors, computing in float32."""
         variables = [tensor for tensor in node.inputs if not isinstance(tensor, gs.Constant) and not tensor.is_empty()]
         made: dict[tuple[str, int], Tensor] = {}
 
-        def operand(value: generic.Value) -> Operand:
+        def operand(value: generic.Value) -> Tensor | Constant:
             if value.values is not None:
-                return value.values
+                return self._placed(value.values, [node.name])
             source = self.plain(variables[value.index]) if value.kind == "input" else made[value.kind, value.index]
             return source.view(value.shape)
 
@@ -275,6 +282,8 @@ class Lowering(Forms):
         for piece in generic.lower(node, unit, self.machine, self._ready.graph.opset, partial(self._scheduled, node)):
             for value in piece.results:
                 made.setdefault((value.kind, value.index), Tensor(value.shape, value.dtype))
+            if self._decisions.place is None:
+                continue
             results = [made[value.kind, value.index].view(value.shape) for value in piece.results]
             operands = [operand(value) for value in piece.operands]
             self.program.steps.append(

@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 
-ALIGNMENT = 64  # bytes; of every tensor that a kernel reads or writes
-WIDE_ALIGNMENT = 128  # the same of a GPU, whose drivers want it of a part of a buffer, and of a DSP: its register
 _ATTEMPTS = 32  # to place tensors without gaps
 
 
@@ -46,8 +44,24 @@ class Tensor:
         return self if shape == self.shape and not offset else Tensor(shape, self.dtype, self, offset)
 
 
-Operand = Tensor | np.ndarray  # an array is a constant
-Packed = Callable[[], np.ndarray]  # a constant that is packed once a kernel is built that reads it
+@dataclass(frozen=True)
+class Constant:
+    """A constant that was written to where the library has it: `offset` bytes into `region`, as network.c names it."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    region: str
+    offset: int
+
+    @property
+    def bytes(self) -> int:
+        return prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+Operand = Tensor | np.ndarray  # an array is a constant that is not yet written
+Packed = Callable[[], np.ndarray]  # one that is packed when it is written
+Place = Callable[[np.ndarray, Sequence[str]], Constant]
+"""Writes a constant that nodes of these names read."""
 
 
 @dataclass(eq=False)
@@ -63,7 +77,7 @@ class Call:
     """The ONNX nodes that it computes."""
     op: str
     """Their operators, joined by "+"."""
-    operands: list[Operand]
+    operands: list[Tensor | Constant]
     results: list[Tensor]
     layout: str
 
@@ -77,7 +91,7 @@ class Copy:
     """`rows` pieces of `bytes` bytes each, every so many bytes apart in the source and in the result."""
 
     nodes: list[str]
-    source: Operand
+    source: Tensor | Constant
     result: Tensor
     rows: int
     bytes: int
@@ -102,7 +116,8 @@ class Program:
     steps: list[Call | Copy] = field(default_factory=list)
     choices: list[Any] = field(default_factory=list)
     """nnc.lowering.workload.Choice, of every layer that could have had another plan."""
-    alignment: int = ALIGNMENT
+    alignment: int = 64
+    """Bytes; of every tensor that a kernel reads or writes."""
     slack: int = 0
     """Bytes behind the end of a tensor that kernels may read."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 from nnc import packing
 from nnc.digests import array_bytes
 from nnc.errors import NncError
+from nnc.lowering.program import Constant
 
 #: What code can reach from where it is, with room for the code.
 _MOST_BYTES = 2**31 - 2**26
@@ -28,7 +30,7 @@ nnc_weights:
 
 
 class Weights:
-    """Constants, written into `folder` one by one so that they are never all in memory.
+    """Constants, written into `folder`/weights.bin one by one so that they are never all in memory; equal ones once.
 
     Those that layers named in `packed` read are packed where that makes them smaller; `alignment` is what kernels want.
     """
@@ -37,22 +39,22 @@ class Weights:
         self.bytes = 0
         """Of the constants that were placed, padding not included."""
         self.file_bytes = 0
-        """What they take in the library."""
+        """What they take in the file."""
         self._folder, self._packed, self._alignment = folder, packed, alignment
         self._unpacked_bytes = 0
         self._pieces: list[str] = []
-        self._places: dict[int, tuple[np.ndarray, str, int]] = {}  # id -> the array, kept alive for its id, and where
+        self._places: dict[tuple[int, bytes], tuple[str, int]] = {}  # size and digest -> region and offset
         (folder / _FILE).touch()
 
-    def place(self, values: np.ndarray, nodes: Iterable[str]) -> tuple[str, int]:
-        """The region and the offset of a constant that a step of these nodes reads, as network.c names them."""
-        if id(values) not in self._places:
+    def place(self, values: np.ndarray, nodes: Iterable[str]) -> Constant:
+        """Write a constant that a step of these nodes reads, unless one with the same bytes is there."""
+        key = values.nbytes, hashlib.sha256(array_bytes(values)).digest()
+        if key not in self._places:
             pieces = self._smaller(values) if not self._packed.isdisjoint(nodes) else []
             place = ("kUnpacked", self._add_packed(values, pieces)) if pieces else ("kWeights", self._add(values))
-            self._places[id(values)] = values, *place
+            self._places[key] = place
             self.bytes += values.nbytes
-        _, region, offset = self._places[id(values)]
-        return region, offset
+        return Constant(values.shape, str(values.dtype), *self._places[key])
 
     def table(self) -> list[str]:
         """The packed constants as lines of network.h."""
@@ -65,7 +67,10 @@ class Weights:
         ]
 
     def source(self) -> Path:
-        """An assembler file that includes what was written, as `nnc_weights`."""
+        """A file to assemble in its folder, with what was written as `nnc_weights`; NncError where that is too much."""
+        if self.file_bytes > _MOST_BYTES:
+            hint = "--no-lower writes model.onnx, which runs in onnxruntime"
+            raise NncError(f"the weights take {self.file_bytes / 1e9:.1f} GB, and a library holds 2 GB", hint)
         source = self._folder / "weights.S"
         source.write_text(_SOURCE, "utf-8")
         return source
@@ -96,9 +101,6 @@ class Weights:
         """Append to the file; returns the offset there."""
         offset = self.file_bytes
         self.file_bytes += len(content)
-        if self.file_bytes > _MOST_BYTES:
-            hint = "--no-lower writes model.onnx, which runs in onnxruntime"
-            raise NncError(f"the weights take {self.file_bytes / 1e9:.1f} GB, and a library holds 2 GB", hint)
         with open(self._folder / _FILE, "ab") as file:
             file.write(content)
         return offset

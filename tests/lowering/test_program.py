@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nnc.lowering.program import ALIGNMENT, Copy, Program, Tensor, plan_memory
+from nnc.lowering.program import Copy, Program, Tensor, plan_memory
 
 
 def step(source: Tensor, result: Tensor) -> Copy:
@@ -51,7 +51,7 @@ def test_tensors_alive_together_do_not_overlap(program: Program) -> None:
     assert set(plan.offsets) == {id(tensor) for tensor, _, _ in alive}
     for i, (one, first, last) in enumerate(alive):
         start = plan.offsets[id(one)]
-        assert start % ALIGNMENT == 0
+        assert start % program.alignment == 0
         assert start + one.bytes <= plan.bytes
         for other, since, until in alive[:i]:
             if since <= last and first <= until:
@@ -62,7 +62,7 @@ def test_tensors_alive_together_do_not_overlap(program: Program) -> None:
 @given(programs())
 def test_memory_is_at_most_the_sum_and_at_least_the_peak(program: Program) -> None:
     plan, alive = plan_memory(program), list(lifetimes(program).values())
-    padded = [-(-tensor.bytes // ALIGNMENT) * ALIGNMENT for tensor, _, _ in alive]
+    padded = [-(-tensor.bytes // program.alignment) * program.alignment for tensor, _, _ in alive]
     peaks = [
         sum(size for size, (_, first, last) in zip(padded, alive, strict=True) if first <= time <= last)
         for time in range(len(program.steps))

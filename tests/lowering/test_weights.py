@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,14 @@ import pytest
 from nnc import graph as graphs
 from nnc import lowering, packing, target, testing, verify
 from nnc.errors import NncError
-from nnc.lowering import emulate
+from nnc.lowering import emulate, lower
+from nnc.lowering.build import unit_of
 from nnc.lowering.emulate import EmulatedLibrary
 from nnc.lowering.library import Library
+from nnc.lowering.machine import machine as known_machine
+from nnc.lowering.program import Constant
+from nnc.lowering.weights import Weights
+from nnc.session import Session
 
 NET = """
 net (float[1, 32, 12, 12] x, float[1, 600] v) => (float[1, 24] y, float[1, 32, 12, 12] z, float[1, 600] w)
@@ -128,6 +134,51 @@ def test_the_first_inference_decodes_what_nobody_loaded(
         thread.join()
     assert len(found) == len(libraries)
     assert all(same(each, expected) for each in found)
+
+
+def test_equal_weights_are_stored_once(tmp_path: Path) -> None:
+    """The head that all levels of a detector share, which exporters write once for each."""
+    text = """
+    net (float[1, 32, 9, 9] x, float[1, 32, 5, 5] z) => (float[1, 32, 9, 9] y, float[1, 32, 5, 5] w)
+    <float[32, 32, 3, 3] U, float[32, 32, 3, 3] V>
+    {
+        y = Conv<pads = [1, 1, 1, 1]>(x, U)
+        w = Conv<pads = [1, 1, 1, 1]>(z, V)
+    }
+    """
+    U = _few(0, "U", SHAPES["U"])
+    for marked in ([], ["U", "V"]):
+        sizes = []
+        for values in ({"U": U, "V": U.copy()}, {"U": U, "V": 2 * U}):
+            graph = testing.graph(text, **values)
+            packing.mark(graph, marked)
+            sizes.append(build(graph, tmp_path))
+        assert sizes[1].weight_bytes >= 2 * U.nbytes
+        assert sizes[0].weight_bytes == sizes[1].weight_bytes // 2
+        assert sizes[0].packed_bytes <= 0.6 * sizes[1].packed_bytes
+        drawn = verify.probe_inputs(graph, 0)
+        library = Library(tmp_path / "module.so", 1)
+        for expected, found in zip(Session(graph).run(drawn).values(), library.run(list(drawn.values())), strict=True):
+            assert verify.difference(expected, found) < 5e-5
+
+
+def test_packed_weights_are_never_all_in_memory(tmp_path: Path) -> None:
+    layers, width = 12, 256
+    body = "".join(f"x{i + 1} = Gemm(x{i}, W{i}) " for i in range(layers))
+    weights = ", ".join(f"float[{width}, {width}] W{i}" for i in range(layers))
+    graph = testing.graph(f"net (float[4, {width}] x0) => (float[4, {width}] x{layers}) <{weights}> {{ {body} }}")
+    written = Weights(tmp_path, frozenset(), 64)
+    machine = known_machine(target.load("x86"))
+    unit = unit_of(target.load("x86"), machine, 1)
+    lower.lower(graph, unit, machine, lambda values, nodes: Constant(values.shape, str(values.dtype), "", 0))  # imports
+    tracemalloc.start()
+    try:
+        lower.lower(graph, unit, machine, written.place)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert written.bytes >= layers * 4 * width**2
+    assert peak < 0.5 * written.bytes
 
 
 def damaged(library: Path, folder: Path) -> Path:

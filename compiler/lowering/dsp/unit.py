@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from nnc.lowering.kernels.unit import Unit
 from nnc.target import Target
@@ -20,6 +21,8 @@ _PAIR_BITS, _PAIRS = 64, 14
 @dataclass(frozen=True)
 class Dsp(Unit):
     """The figures of the scalar core, which computes floats one by one, and `vectors`: those of the vector unit."""
+
+    alignment: ClassVar[int] = VECTOR_BYTES
 
     vectors: Unit = field(kw_only=True)
 

@@ -2,7 +2,7 @@
 
 kernels.cl     OpenCL C; of a CUDA unit too, the same kernels for a machine without such a GPU
 kernels.cu     CUDA C, and kernels.ptx, what NVRTC makes of it for the unit
-weights.bin    the constants, each at a multiple of `WIDE_ALIGNMENT` bytes
+weights.bin    the constants, each at a multiple of `Gpu.alignment` bytes
 network.json   the steps in order: `network.py` describes it
 """
 
@@ -14,7 +14,6 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx_graphsurgeon as gs
 import tvm
 
@@ -26,7 +25,8 @@ from nnc.lowering.gpu.threads import on_threads
 from nnc.lowering.gpu.unit import gpu_unit
 from nnc.lowering.kernels.registers import scratch_of_threads
 from nnc.lowering.lower import lower
-from nnc.lowering.program import WIDE_ALIGNMENT, Call, Copy, Program, plan_memory
+from nnc.lowering.program import Call, Copy, Program, plan_memory
+from nnc.lowering.weights import Weights
 from nnc.target import Target
 
 Progress = Callable[[str, int, int], None]
@@ -55,23 +55,23 @@ def build(
     Raises NncError where the unit or a node is not supported, or where a tool is missing; then nothing is written.
     """
     machine = known_machine(target)
-    with scratch_of_threads():
-        program = lower(graph, gpu_unit(target, machine), machine, progress)
-    names = kernel_names(program)
-    compiled = _compiled(program, names, machine, progress)
-    plan = plan_memory(program)
+    unit = gpu_unit(target, machine)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=out) as name:
         folder = Path(name)
-        weights = _weights(program, folder / "weights.bin")
+        weights = Weights(folder, frozenset(), unit.alignment)
+        with scratch_of_threads():
+            program = lower(graph, unit, machine, weights.place, progress)
+        names, plan = kernel_names(program), plan_memory(program)
+        compiled = _compiled(program, names, machine, progress)
         resources = _sources(program, names, compiled, machine, folder, progress)
-        described = network.describe(program, plan, weights, {key: compiled[name] for key, name in names.items()})
+        launched = {key: compiled[name] for key, name in names.items()}
+        described = network.describe(program, plan, weights.file_bytes, launched)
         (folder / network.FILE).write_text(described, "utf-8")
         files = sorted(folder.iterdir())
         for file in files:
             os.replace(file, out / file.name)
     kernels = [_kernel(step, names, compiled, resources) for step in program.steps]
-    sizes = [values.nbytes for _, values in weights.values()]
-    return Built([out / file.name for file in files], kernels, plan.bytes, sum(sizes), sum(sizes))
+    return Built([out / file.name for file in files], kernels, plan.bytes, weights.bytes, weights.bytes)
 
 
 def _compiled(
@@ -84,24 +84,6 @@ def _compiled(
         made[name] = compile_function(name, on_threads(function), machine)
     progress("compile kernels", len(functions), len(functions))
     return made
-
-
-def _weights(program: Program, path: Path) -> dict[int, tuple[int, np.ndarray]]:
-    """Write the constants; returns where each lies, by its id, which is good while the array lives."""
-    places: dict[int, tuple[int, np.ndarray]] = {}
-    end = 0
-    with open(path, "wb") as file:
-        for step in program.steps:
-            operands = step.operands if isinstance(step, Call) else [step.source]
-            for values in operands:
-                if not isinstance(values, np.ndarray) or id(values) in places:
-                    continue
-                start = -(-end // WIDE_ALIGNMENT) * WIDE_ALIGNMENT
-                file.write(b"\0" * (start - end))
-                file.write(np.ascontiguousarray(values).tobytes())
-                places[id(values)] = start, values
-                end = start + values.nbytes
-    return places
 
 
 def _sources(

@@ -14,13 +14,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Mapping
-from math import prod
 from typing import Any
 
-import numpy as np
-
 from nnc.lowering.gpu.device import Compiled
-from nnc.lowering.program import Call, Copy, Operand, Plan, Program, Tensor
+from nnc.lowering.program import Call, Constant, Copy, Plan, Program, Tensor
 
 FILE = "network.json"
 
@@ -28,16 +25,16 @@ FILE = "network.json"
 def describe(
     program: Program,
     plan: Plan,
-    weights: Mapping[int, tuple[int, np.ndarray]],
+    weights: int,
     compiled: Mapping[Hashable, Compiled],
 ) -> str:
-    """The text of network.json, one step a line. `weights` are the places of the constants by their id."""
-    places = _Places(program, plan, weights)
+    """The text of network.json, one step a line. `weights` are the bytes of weights.bin."""
+    places = _Places(program, plan)
     steps = [each for step in program.steps for each in _steps(step, places, compiled)]
     head = {
         "inputs": [_described(name, tensor) for name, tensor in program.inputs.items()],
         "outputs": [_described(name, tensor) for name, tensor in program.outputs.items()],
-        "weights": max((place + values.nbytes for place, values in weights.values()), default=0),
+        "weights": weights,
         "workspace": plan.bytes,
     }
     lines = [f'"{key}": {json.dumps(value)},' for key, value in head.items()]
@@ -51,23 +48,22 @@ def _described(name: str, tensor: Tensor) -> dict[str, Any]:
 class _Places:
     """Where operands lie."""
 
-    def __init__(self, program: Program, plan: Plan, weights: Mapping[int, tuple[int, np.ndarray]]) -> None:
-        self._plan, self._weights = plan, weights
+    def __init__(self, program: Program, plan: Plan) -> None:
+        self._plan = plan
         self._callers: dict[int, tuple[str, int]] = {}
         for kind, tensors in (("input", program.inputs), ("output", program.outputs)):
             for index, tensor in enumerate(tensors.values()):
                 self._callers.setdefault(id(tensor.root()[0]), (kind, index))
 
-    def __call__(self, operand: Operand) -> list[Any]:
+    def __call__(self, operand: Tensor | Constant) -> list[Any]:
         """[memory, index, offset, bytes]."""
-        if isinstance(operand, np.ndarray):
-            return ["weights", 0, self._weights[id(operand)][0], operand.nbytes]
+        if isinstance(operand, Constant):
+            return ["weights", 0, operand.offset, operand.bytes]
         root, offset = operand.root()
-        size = prod(operand.shape) * np.dtype(operand.dtype).itemsize
         if root.fixed:
             kind, index = self._callers[id(root)]
-            return [kind, index, offset, size]
-        return ["workspace", 0, self._plan.offsets[id(root)] + offset, size]
+            return [kind, index, offset, operand.bytes]
+        return ["workspace", 0, self._plan.offsets[id(root)] + offset, operand.bytes]
 
 
 def _steps(step: Call | Copy, places: _Places, compiled: Mapping[Hashable, Compiled]) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import tvm
 
@@ -16,6 +17,9 @@ _AS_MANY_AS_THERE_ARE = 1 << 24
 @dataclass(frozen=True)
 class Gpu(Unit):
     """The figures of a GPU: they choose register tiles, groups of threads, and what is staged in shared memory."""
+
+    alignment: ClassVar[int] = 512
+    """What OpenCL's drivers want of a part of a buffer: CL_DEVICE_MEM_BASE_ADDR_ALIGN of NVIDIA's."""
 
     cores: int = 1
     """Multiprocessors, or shader cores."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 from nnc.lowering.kernels.int8_dot import Dot, Instruction
 
@@ -11,6 +11,9 @@ from nnc.lowering.kernels.int8_dot import Dot, Instruction
 @dataclass(frozen=True)
 class Unit:
     """The figures of the cores that share each kernel: they choose register tiles and blockings."""
+
+    alignment: ClassVar[int] = 64
+    """Bytes; of every tensor that a kernel reads or writes."""
 
     vector_bits: int
     vector_registers: int

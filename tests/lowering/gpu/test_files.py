@@ -17,7 +17,7 @@ from nnc.cli import app
 from nnc.errors import NncError
 from nnc.lowering.gpu import nvrtc, opencl
 from nnc.lowering.gpu.build import GpuKernel, build
-from nnc.lowering.program import WIDE_ALIGNMENT
+from nnc.lowering.gpu.unit import Gpu
 from nnc.session import Session
 from nnc.testing import graph, model
 
@@ -54,8 +54,29 @@ def test_network_json_says_what_lies_where(tmp_path: Path) -> None:
         assert np.prod(step["group"]) <= 256
         for memory, index, offset, size in step["arguments"]:
             assert index == 0
-            assert offset % WIDE_ALIGNMENT == 0, "OpenCL's drivers want it of a part of a buffer"
+            assert offset % Gpu.alignment == 0, "OpenCL's drivers want it of a part of a buffer"
             assert offset + size <= sizes[memory]
+
+
+def test_what_the_device_refuses_is_one_line(pocl: None, tmp_path: Path) -> None:
+    build(graph(TEXT), target.load("qcs605:gpu"), tmp_path)
+    network = json.loads((tmp_path / "network.json").read_text())
+    (tmp_path / "network.json").write_text(json.dumps(network | {"workspace": 2**60}))
+    with pytest.raises(NncError, match=r"^OpenCL: .*(?i:size|alloc)"):
+        opencl.OpenCLLibrary(tmp_path, optimize=False)
+    (step, *_) = network["steps"]
+    step["group"] = [2**20, 1, 1]
+    (tmp_path / "network.json").write_text(json.dumps(network))
+    with pytest.raises(NncError, match=r"^OpenCL: "):
+        opencl.OpenCLLibrary(tmp_path, optimize=False).run([np.zeros((1, 3, 9, 9), np.float32)])
+
+
+def test_equal_weights_are_written_once(tmp_path: Path) -> None:
+    text = """g (float[1,4,9,9] x) => (float[1,4,7,7] y, float[1,4,7,7] z) <float[4,4,3,3] V, float[4,4,3,3] W>
+        { y = Conv(x, V) a = Relu(x) z = Conv(a, W) }"""
+    W = np.ones((4, 4, 3, 3), np.float32)
+    built = build(graph(text, V=W, W=W), target.load("qcs605:gpu"), tmp_path)
+    assert built.weight_bytes == W.nbytes == (tmp_path / "weights.bin").stat().st_size
 
 
 def test_the_assembler_says_what_kernels_take(tmp_path: Path) -> None:
