@@ -22,6 +22,8 @@
 #define EXPORT __attribute__((visibility("default")))
 #define WEAK __attribute__((weak, visibility("default")))
 
+enum { kLeastShared = 1 << 16 };  // bytes of a copy that are worth waking other threads
+
 enum { kWeights, kUnpacked, kWorkspace, kCaller };  // regions of memory; inputs and then outputs are kCaller + index
 
 typedef struct {
@@ -45,6 +47,11 @@ typedef struct {
   int64_t target, count;  // of the numbers, in the decoded weights
   int32_t width;
 } Piece;
+
+typedef struct {
+  void* unused;
+  int32_t count;
+} Group;  // TVMParallelGroupEnv
 
 #include "network.h"
 
@@ -145,13 +152,28 @@ static int CallKernel(const Step* step, char* workspace, const TVMFFIAny* caller
   return step->kernel(NULL, arguments, step->count, &result);
 }
 
-static int CopyRows(const Step* step, char* workspace, const TVMFFIAny* caller) {
-  const char* from = Address(&step->tensors[0], workspace, caller);
-  char* to = Address(&step->tensors[1], workspace, caller);
-  for (int64_t row = 0; row < step->rows; ++row) {
-    memcpy(to + row * step->result_stride, from + row * step->source_stride, (size_t)step->bytes);
+typedef struct {
+  const Step* step;
+  const char* from;
+  char* to;
+} Rows;
+
+// One of `environment`'s shares.
+static int CopyShare(int task, void* environment, void* state) {
+  const Rows* rows = state;
+  const Step* step = rows->step;
+  int64_t count = ((const Group*)environment)->count, end = step->rows * (task + 1) / count;
+  for (int64_t row = step->rows * task / count; row < end; ++row) {
+    memcpy(rows->to + row * step->result_stride, rows->from + row * step->source_stride, (size_t)step->bytes);
   }
   return 0;
+}
+
+static int CopyRows(const Step* step, char* workspace, const TVMFFIAny* caller) {
+  Rows rows = {step, Address(&step->tensors[0], workspace, caller), Address(&step->tensors[1], workspace, caller)};
+  bool is_large = step->rows > 1 && step->rows * step->bytes >= kLeastShared;
+  if (is_large && __TVMBackendParallelLaunch) return __TVMBackendParallelLaunch(CopyShare, &rows, 0);
+  return CopyShare(0, &(Group){NULL, 1}, &rows);
 }
 
 static double Seconds(void) {

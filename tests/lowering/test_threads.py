@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 from nnc import graph as graphs
-from nnc import target, testing
+from nnc import target, testing, verify
 from nnc.lowering import build, cross
 from nnc.lowering.build import _tasks
 from nnc.lowering.library import Library
+from nnc.session import Session
 
 _NETWORK = """
 #include "nnc.h"
@@ -185,3 +186,30 @@ def test_a_fork_computes_alone(network: Path) -> None:
     if child == 0:
         os._exit(0 if np.array_equal(library.run([x])[0], expected) else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_large_copies_are_shared(tmp_path: Path) -> None:
+    """Rows of a concatenation; few bytes are copied by whoever comes."""
+    text = """net (float[3, 8, 32, 32] x, float[3, 2, 3, 3] z) => (float[3, 16, 32, 32] y, float[3, 4, 3, 3] w)
+        { y = Concat<axis = 1>(x, x) w = Concat<axis = 1>(z, z) }"""
+    graph = testing.graph(text)
+    built = build(graph, target.load("x86"), tmp_path, threads=2)
+    assert [kernel.template for kernel in built.kernels] == ["copy"] * 4
+    library = Library(built.files[0], 2)
+    launch = ctypes.c_void_p.in_dll(ctypes.CDLL(str(built.files[0])), "__TVMBackendParallelLaunch")
+    address, counts = launch.value, []
+
+    def counting(task: Callable[..., int], data: int, count: int) -> int:
+        counts.append(count)
+        return Launch(address)(task, data, count)
+
+    counted_launch = Launch(counting)
+    inputs = verify.probe_inputs(graph, 0)
+    launch.value = ctypes.cast(counted_launch, ctypes.c_void_p).value
+    try:
+        results = library.run(list(inputs.values()))
+    finally:
+        launch.value = address
+    for expected, found in zip(Session(graph).run(inputs).values(), results, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert counts == [0, 0]
