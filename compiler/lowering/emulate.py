@@ -87,8 +87,11 @@ def runner() -> Path:
             made.mkdir()
             _fetch_runtime(versions, made)
             _compile_runner(source, made)
-            if not folder.exists():  # another process may have been faster
+            try:
                 made.rename(folder)
+            except OSError:
+                if not folder.exists():  # otherwise another process was faster
+                    raise
     return folder / "runner"
 
 

@@ -92,7 +92,7 @@ def is_elementwise(node: gs.Node) -> bool:
     if node.op == "Clip" and not all(_is_scalar(tensor) for tensor in node.inputs[1:] if tensor.name):
         return False
     values = node.inputs[:1] if node.op in _SPECIAL else node.inputs
-    # Broadcasting may only stretch operands, never add to the front of the first one.
+    # What comes after the first input of a special operator are parameters, which `_steps` reads.
     return all(tensor.dtype in FLOATS for tensor in [*values, node.outputs[0]]) and node.outputs[0].shape is not None
 
 

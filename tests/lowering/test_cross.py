@@ -1,7 +1,9 @@
 """Linking for AArch64, and running what was linked."""
 
+import errno
 import importlib.util
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -147,6 +149,30 @@ def test_no_network_is_one_line_and_leaves_nothing(monkeypatch: pytest.MonkeyPat
         emulate.runner()
     assert caught.value.hint == "this needs pip and the network, once"
     assert list((tmp_path / "nnc").iterdir()) == []
+
+
+def test_two_first_runs_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The one that is slower takes what the other has made."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(emulate, "_fetch_runtime", lambda versions, folder: None)
+    monkeypatch.setattr(emulate, "_compile_runner", lambda source, folder: (folder / "runner").write_text("mine"))
+    move = Path.rename
+
+    def overtaken(source: Path, to: Path) -> Path:
+        to.mkdir()
+        (to / "runner").write_text("theirs")
+        return move(source, to)
+
+    monkeypatch.setattr(Path, "rename", overtaken)
+    assert emulate.runner().read_text() == "theirs"
+
+    def denied(source: Path, to: Path) -> Path:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "rename", denied)
+    shutil.rmtree(tmp_path / "nnc")
+    with pytest.raises(PermissionError):
+        emulate.runner()
 
 
 @pytest.mark.qemu

@@ -1,4 +1,4 @@
-"""network.json: what a runner does, in an order that a reader of forty lines of C can follow.
+"""network.json: what a runner does, in an order that a small reader in C, network_reader.h, can follow.
 
     {"inputs":  [{"name", "dtype", "shape", "bytes"}, ...],
      "outputs": [the same],
