@@ -65,7 +65,8 @@ def main() -> None:
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # the shell closed it: nnc ... >&-
             setattr(sys, stream, open(os.devnull, "w"))  # noqa: SIM115  # for as long as the process lives
-        if isinstance(written := getattr(sys, stream), io.TextIOWrapper):
+        written = getattr(sys, stream)
+        if isinstance(written, io.TextIOWrapper) and written.errors == "strict":
             written.reconfigure(errors="replace")  # a locale may lack a sign, and a file's name be no text
     try:
         app(prog_name="nnc")

@@ -467,9 +467,9 @@ def test_a_locale_that_lacks_a_sign_is_no_error(pruning: Path, encoding: str) ->
 
 
 def test_results_may_go_where_the_name_is_no_text(here: Path) -> None:
-    folder = os.fsdecode(b"out\xff")
+    folder, environment = os.fsdecode(b"out\xff"), os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
     for options in ((), ("--json",)):
-        compiling = process(*COMPILE, "-o", folder, *options, cwd=here)
+        compiling = process(*COMPILE, "-o", folder, *options, cwd=here, env=environment)
         _, stderr = compiling.communicate(timeout=60)
         assert compiling.returncode == 0, stderr
     assert (here / folder / "nnc.lock").exists()
