@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nnc.data import Dataset
+from nnc.data import Dataset, listed
 from nnc.digests import array_bytes, code_digest, digest, file_digest, graph_digest
 from nnc.model import wire
 from nnc.training.module import GraphModule
@@ -58,11 +59,11 @@ class State:
 
 
 def _described(data: Dataset) -> str:
-    """Data by its files' names, sizes and times, and by what its first sample is to the model.
+    """Data by its files' names, sizes and times, its labels, and what its first sample is to the model.
 
     Reading them all would take longer than many an epoch.
     """
-    files = [data.path] if data.path.is_file() else sorted(each for each in data.path.rglob("*") if each.is_file())
-    stats = [(str(each.relative_to(data.path.parent)), each.stat().st_size, each.stat().st_mtime_ns) for each in files]
+    files, labels = ([data.path], None) if data.path.is_file() else listed(data.path)
+    stats = [(os.path.relpath(each, data.path), each.stat().st_size, each.stat().st_mtime_ns) for each in files]
     first = {name: digest(array_bytes(values)) for name, values in next(data.batches(1)).items()}
-    return repr((stats, len(data), first))
+    return repr((data.path.name, stats, labels, len(data), first))

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
 import torch
+from PIL import Image
 
 from nnc import graph as graphs
 from nnc import testing
@@ -168,6 +169,20 @@ def test_other_options_are_another_run(images: Path, tmp_path: Path) -> None:
         assert result.resumed == 0
     os.utime(images, (time.time() + 10, time.time() + 10))
     assert trained(images, folder=tmp_path / "training")[1].resumed == 0
+
+
+def test_a_run_goes_on_that_is_kept_among_its_images(images: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "classes"
+    with np.load(images) as arrays:
+        for index, (pixels, label) in enumerate(zip(arrays["images"], arrays["labels"], strict=True)):
+            file = folder / f"{label}" / f"{index}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(file)
+    kept = folder / ".nnc" / "training"
+    trained(folder, folder=kept, epochs=1)
+    assert trained(folder, folder=kept, epochs=1)[1].resumed == 1
+    (folder / "0").rename(folder / "9")  # the same images, other labels
+    assert trained(folder, folder=kept, epochs=1)[1].resumed == 0
 
 
 def test_other_code_is_another_run(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
