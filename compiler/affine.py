@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from nnc.attributes import output_axis
 from nnc.pattern import NoMatch
 from nnc.rewrite import Draft, node
 
@@ -105,8 +106,7 @@ class _Weights:
             raise NoMatch(f"'{layer.inputs[1].name}' is not a matrix of floats")
         groups = layer.attrs.get("group", 1)
         self._view = W.reshape(groups, W.shape[0] // groups, W.shape[1], -1)
-        out_first = layer.op == "Conv" or layer.attrs.get("transB", 0)
-        self.out_axis, self.in_axis = (1, 2) if out_first else (2, 1)
+        self.out_axis, self.in_axis = (1, 2) if output_axis(layer) == 0 else (2, 1)
 
     @property
     def outputs(self) -> int:

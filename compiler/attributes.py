@@ -1,4 +1,4 @@
-"""What a node's attributes and constant inputs say of what it does: axes, bounds, padding.
+"""What a node's attributes and constant inputs say of what it does: axes, bounds, padding, biases.
 
 `Computed` is raised where an input that says so is computed at run time.
 """
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeAlias
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc.pattern import NoMatch
@@ -100,6 +101,30 @@ def reduced_axes(node: gs.Node, told: Told | None = None) -> list[int]:
     if axes:
         return [axis % rank for axis in axes]
     return [] if node.attrs.get("noop_with_empty_axes", 0) else list(range(rank))
+
+
+def output_axis(layer: gs.Node) -> int:
+    """The axis of a layer's weights that its output channels are along; in a ConvTranspose its groups share it."""
+    if layer.op == "Conv":
+        return 0
+    if layer.op == "Gemm":
+        return 0 if layer.attrs.get("transB", 0) else 1
+    return 1 if layer.op == "ConvTranspose" else len(layer.inputs[1].shape) - 1
+
+
+def bias(layer: gs.Node) -> np.ndarray | None:
+    """What a layer adds to every output, float64 [outputs], Gemm's beta included.
+
+    None where nothing is added, what is computed, or another number in every row.
+    """
+    if layer.op == "MatMul" or len(layer.inputs) < 3 or not isinstance(layer.inputs[2], gs.Constant):
+        return None
+    values, outputs = layer.inputs[2].values, layer.outputs[0].shape[1]
+    *rows, columns = values.shape or [1]
+    if math.prod(rows) != 1 or columns not in (1, outputs):
+        return None
+    beta = layer.attrs.get("beta", 1.0) if layer.op == "Gemm" else 1.0
+    return np.broadcast_to(beta * values.astype(np.float64).reshape(-1), (outputs,))
 
 
 def permutation(transpose: gs.Node) -> list[int]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from nnc.attributes import output_axis
 from nnc.model.proto import is_standard
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -191,7 +192,7 @@ def weights_of(node: gs.Node) -> Weights | None:
         return None
     if _unlike_others(node, stored.W) or not stored.fits_int8 or _has_computed_share(node):
         return None
-    W, scales, outputs = stored.W.astype(np.int8, copy=False), stored.scales, _output_axis(node)
+    W, scales, outputs = stored.W.astype(np.int8, copy=False), stored.scales, output_axis(node)
     depth, columns = W.shape[1 - outputs], W.shape[outputs]
     if stored.block:
         if stored.axis == outputs:
@@ -211,7 +212,7 @@ def _has_computed_share(node: gs.Node) -> bool:
 
 
 def _layer(node: gs.Node, x: gs.Tensor, quantization: Quantization, stored: _Stored, wide: bool) -> Layer | str:
-    W, scales, outputs = stored.W, stored.scales, _output_axis(node)
+    W, scales, outputs = stored.W, stored.scales, output_axis(node)
     if reason := _unlike_others(node, W):
         return reason
     if stored.block:
@@ -245,15 +246,6 @@ def _unlike_others(node: gs.Node, W: np.ndarray) -> str:
     if set(dilations) != {1} or any(stride > taps for stride, taps in zip(strides, W.shape[2:], strict=True)):
         return "its window has gaps"
     return ""
-
-
-def _output_axis(node: gs.Node) -> int:
-    """The axis of the weights that output channels are along."""
-    if node.op == "Conv":
-        return 0
-    if node.op == "Gemm":
-        return 0 if node.attrs.get("transB", 0) else 1
-    return 1 if node.op == "ConvTranspose" else len(node.inputs[1].shape) - 1
 
 
 def is_move(node: gs.Node) -> bool:

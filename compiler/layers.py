@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from nnc.attributes import window_pads
+from nnc.attributes import bias, output_axis, window_pads
 from nnc.measure import has_shape
 from nnc.model.proto import is_standard
 from nnc.quantize import scheme
@@ -35,7 +35,8 @@ class Layer:
         rank = len(node.inputs[1].shape)
         fits = rank >= 3 if node.op == "Conv" else rank == 2 and not node.attrs.get("transA", 0)
         fits = fits and len(node.inputs[0].shape) >= 2
-        return Layer(node) if fits and _adds_per_output(node) else None
+        adds = len(node.inputs) > 2 and not node.inputs[2].is_empty()
+        return Layer(node) if fits and (not adds or bias(node) is not None) else None
 
     @property
     def is_conv(self) -> bool:
@@ -82,7 +83,7 @@ class Layer:
 
     @property
     def _out_first(self) -> bool:
-        return self.is_conv or (self.node.op == "Gemm" and bool(self.node.attrs.get("transB", 0)))
+        return output_axis(self.node) == 0
 
     @property
     def sharers(self) -> list[gs.Node]:
@@ -108,11 +109,8 @@ class Layer:
     @property
     def bias(self) -> np.ndarray:
         """float64 [K]; zeros where the layer has none."""
-        if len(self.node.inputs) < 3 or self.node.inputs[2].is_empty():
-            return np.zeros(self.outputs)
-        values = self.node.inputs[2].values.astype(np.float64).reshape(-1)
-        beta = self.node.attrs.get("beta", 1.0) if self.node.op == "Gemm" else 1.0
-        return np.broadcast_to(beta * values, self.outputs).copy()
+        added = bias(self.node)
+        return np.zeros(self.outputs) if added is None else added.copy()
 
     def rows(self, x: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         """Patches of x [N, C, ...] at the positions `chosen` [N, n] (flat indices): float32 [g, N n, D]."""
@@ -154,14 +152,18 @@ class Layer:
         sizes, stops = self.node.inputs[0].shape[2:], self.node.outputs[0].shape[2:]
         return window_pads(self.node, self.kernel, sizes, stops)
 
+    def in_layout(self, W: np.ndarray) -> np.ndarray:
+        """Weights [g, K / g, D] in the shape of the node's."""
+        values = W.reshape(self.outputs, *self._shape[1:])
+        return np.ascontiguousarray(values if self._out_first else values.T)
+
     def set(self, W: np.ndarray, bias: np.ndarray, driver: Driver) -> None:
         """Give the layer the weights W [g, K / g, D] and the bias [K], in constants that no other node reads.
 
         A MatMul becomes a Gemm where it needs a bias and may have one; where it may not, an Add behind it has the bias.
         """
         node, weight = self.node, self.node.inputs[1]
-        values = W.reshape(self.outputs, *self._shape[1:]).astype(weight.dtype)
-        values = np.ascontiguousarray(values if self._out_first else values.T)
+        values = self.in_layout(W).astype(weight.dtype)
         biased = bias.any() or len(node.inputs) > 2
         if node.op == "MatMul" and biased and len(node.inputs[0].shape) == 2:
             node.op = "Gemm"
@@ -190,14 +192,6 @@ class Layer:
             replace_input(add, added, driver.constant(added.name, added.values + bias))
             return
         driver.append(self.node, "Add", bias)
-
-
-def _adds_per_output(node: gs.Node) -> bool:
-    """Whether what a node adds is one number per output, and not another one in every row."""
-    if len(node.inputs) < 3 or node.inputs[2].is_empty():
-        return True
-    *rows, columns = node.inputs[2].shape or [1]
-    return math.prod(rows) == 1 and columns in (1, node.outputs[0].shape[1])
 
 
 def _every(step: int) -> slice:

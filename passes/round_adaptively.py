@@ -120,10 +120,7 @@ def _with_room(grid: Grid, W: np.ndarray, bias: np.ndarray | None, stored: Quant
 
 def _store(stored: QuantizedLayer, layer: Layer, integers: np.ndarray, grid: Grid) -> bool:
     """Write integers [g, R, D] and scales in the layout of the node; whether they are others than before."""
-    W = integers.reshape(layer.outputs, -1)
-    shape = stored.integers.shape
-    out_first = layer.is_conv or (layer.node.op == "Gemm" and layer.node.attrs.get("transB", 0))
-    W = np.ascontiguousarray(W.reshape(shape) if out_first else W.T.reshape(shape))
+    W = layer.in_layout(integers)
     rescaled = grid.scale.size == stored.scale.size and not np.array_equal(grid.scale.ravel(), stored.scale.ravel())
     if not rescaled and np.array_equal(W, stored.integers):
         return False

@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 from pydantic import Field
 
 from nnc import quantize
+from nnc.attributes import bias
 from nnc.integers import LAYERS
 from nnc.model.proto import is_standard
 from nnc.passes.fold_batchnorm import FoldBatchNorm
@@ -88,11 +89,8 @@ def _floats(graph: gs.Graph) -> dict[str, tuple[np.ndarray, np.ndarray | None]]:
         constants = [tensor for tensor in node.inputs[:2] if isinstance(tensor, gs.Constant)]
         if not is_standard(node, *LAYERS) or not constants:
             continue
-        alpha, beta = (node.attrs.get(name, 1.0) if node.op == "Gemm" else 1.0 for name in ("alpha", "beta"))
-        bias, B = node.inputs[2] if len(node.inputs) > 2 else None, None
-        if isinstance(bias, gs.Constant) and bias.values.size in (1, channels := node.outputs[0].shape[1]):
-            B = np.broadcast_to(bias.values.reshape(-1) * beta, (channels,))
-        found[node.name] = (constants[0].values * alpha, B)
+        alpha = node.attrs.get("alpha", 1.0) if node.op == "Gemm" else 1.0
+        found[node.name] = (constants[0].values * alpha, bias(node))
     return found
 
 

@@ -69,3 +69,38 @@ def test_means_behind_bounds_that_are_computed_are_not_known() -> None:
     <float[2] gamma, float[2] beta, float[2] mean, float[2] var>
     { b = BatchNormalization(x, gamma, beta, mean, var) y = Clip(b, , most) }"""
     assert expectation.means(testing.graph(text)).keys() == {"b"}
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        ("Gemm<beta = 2.0>(x, W, row)", [2.0, 4.0, 6.0]),
+        ("Gemm(x, W, rows)", [1.0, 2.0, 3.0]),
+        ("Gemm<beta = 0.5>(x, W, one)", [0.5, 0.5, 0.5]),
+        ("Gemm(x, W, column)", None),
+        ("Gemm(x, W, c)", None),
+        ("Gemm(x, W)", None),
+        ("MatMul(x, W)", None),
+    ],
+)
+def test_biases(layer: str, expected: list[float] | None) -> None:
+    text = f"""net (float[3, 2] x, float[3, 3] c) => (float y) <float[2, 3] W, float[3] row = {{1.0, 2.0, 3.0}},
+    float[1, 3] rows = {{1.0, 2.0, 3.0}}, float one = {{1.0}}, float[3, 1] column> {{ y = {layer} }}"""
+    found = attributes.bias(node(text))
+    assert (None if found is None else found.tolist()) == expected
+
+
+@pytest.mark.parametrize(
+    ("layer", "axis"),
+    [
+        ("Conv(x, W)", 0),
+        ("ConvTranspose(x, W)", 1),
+        ("Gemm(z, V)", 1),
+        ("Gemm<transB = 1>(z, V)", 0),
+        ("MatMul(x, W)", 3),
+    ],
+)
+def test_axis_of_outputs(layer: str, axis: int) -> None:
+    text = f"""net (float[1, 4, 4, 4] x, float[4, 4] z) => (float y) <float[4, 4, 4, 4] W, float[4, 4] V>
+    {{ y = {layer} }}"""
+    assert attributes.output_axis(node(text)) == axis

@@ -7,7 +7,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc.calibrate.extremes import Extremes
-from nnc.equalize.ranges import MOST_LOG, extent, groups, widest
+from nnc.equalize.ranges import MOST_LOG, blocks, extent, groups, widest
 from nnc.equalize.scalable import Scalable
 
 
@@ -49,12 +49,10 @@ class _Reader:
         self.ids, self._read = ids, read
         self._extent = extent(layer)
         self._columns = self._extent.max(1).reshape(-1)
-        W, blocks = layer.inputs[1].values, len(self._extent)
-        taps = W.reshape(blocks, W.shape[0] // blocks, W.shape[1], -1)
-        axes = "goit" if layer.op == "Conv" or layer.attrs.get("transB", 0) else "giot"
-        self._power = np.einsum(f"{axes},{axes}->gi", taps, taps, dtype=np.float64).reshape(-1)
+        W = blocks(layer)
+        self._power = np.einsum("goit,goit->gi", W, W, dtype=np.float64).reshape(-1)
         self._moment = np.square(read.mean) + np.square(read.deviation)
-        self._taps = W[0, 0].size
+        self._taps = W.shape[-1]
         self._levels = 2.0**noise.activation_bits - 1, 2.0**noise.weight_bits - 1
         self._signal = float((self._power * self._moment).sum()) or 1.0
 
@@ -69,9 +67,9 @@ class _Reader:
         """Power of the noise over that of the signal."""
         s = np.exp(logs[self.ids])
         step = ((self._read.high / s).max(initial=0.0) - (self._read.low / s).min(initial=0.0)) / self._levels[0]
-        blocks = len(self._extent)
-        steps = 2 * widest(self._extent, s.reshape(blocks, -1), 2) / self._levels[1]
-        read = (self._moment / s**2).reshape(blocks, -1).sum(1) * self._taps
+        count = len(self._extent)
+        steps = 2 * widest(self._extent, s.reshape(count, -1), 2) / self._levels[1]
+        read = (self._moment / s**2).reshape(count, -1).sum(1) * self._taps
         weights = float((np.square(steps).sum(1) * read).sum())
         return float((step**2 * (s**2 * self._power).sum() + weights) / self._signal)
 

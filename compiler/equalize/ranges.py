@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from nnc.attributes import bias, output_axis
 from nnc.equalize.scalable import Scalable
 
 _MOST_SWEEPS = 100
@@ -89,8 +90,8 @@ def _terms(nodes: dict[str, gs.Node], traced: Scalable) -> list[_Term]:
         ranges = extent(nodes[name])
         rows, columns = written.reshape(len(ranges), -1), read.reshape(len(ranges), -1)
         terms += [_Term(rows, ranges, 1, columns), _Term(columns, ranges, 2, rows)]
-        if (bias := _bias(nodes[name], written.size)).any():
-            terms.append(_Term(written[None], bias[None, :, None], 1, np.zeros((1, 1), np.int64)))
+        if (added := bias(nodes[name])) is not None:
+            terms.append(_Term(written[None], np.abs(added)[None, :, None], 1, np.zeros((1, 1), np.int64)))
     return terms
 
 
@@ -109,12 +110,17 @@ def _step(ids: np.ndarray, terms: Sequence[_Term], logs: np.ndarray) -> np.ndarr
     return np.where(alive, sign * (log[alive].mean() - log), 0.0) if alive.any() else np.zeros(len(ids))
 
 
+def blocks(layer: gs.Node) -> np.ndarray:
+    """A layer's weights [groups, outputs, inputs, taps], not copied."""
+    W, groups = layer.inputs[1].values, layer.attrs.get("group", 1)
+    stored = W.reshape(groups, W.shape[0] // groups, W.shape[1], -1)
+    return stored if output_axis(layer) == 0 else stored.swapaxes(1, 2)
+
+
 def extent(layer: gs.Node) -> np.ndarray:
     """The largest magnitude over the taps of a layer's weights, in their dtype, [groups, outputs, inputs]."""
-    W, groups = layer.inputs[1].values, layer.attrs.get("group", 1)
-    taps = W.reshape(groups, W.shape[0] // groups, W.shape[1], -1)
-    blocks = np.maximum(taps.max(-1), -taps.min(-1))
-    return blocks if layer.op == "Conv" or layer.attrs.get("transB", 0) else blocks.transpose(0, 2, 1)
+    W = blocks(layer)
+    return np.maximum(W.max(-1), -W.min(-1))
 
 
 def widest(ranges: np.ndarray, factors: np.ndarray, axis: int) -> np.ndarray:
@@ -132,11 +138,3 @@ def widest(ranges: np.ndarray, factors: np.ndarray, axis: int) -> np.ndarray:
         else:
             found[:, part] = (ranges[:, part] * factors[:, None]).max(2, initial=0.0)
     return found
-
-
-def _bias(layer: gs.Node, outputs: int) -> np.ndarray:
-    """Magnitudes of a layer's bias, float64 [outputs]."""
-    if len(layer.inputs) < 3 or layer.inputs[2].is_empty():
-        return np.zeros(outputs)
-    values = np.abs(layer.inputs[2].values.astype(np.float64)) * abs(layer.attrs.get("beta", 1.0))
-    return np.broadcast_to(values, (*values.shape[:-1], outputs)).reshape(-1, outputs).max(0)

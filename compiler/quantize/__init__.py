@@ -17,14 +17,14 @@ from nnc.quantize.scheme import (
     Scheme,
     dequantized,
     fake_quantized,
-    output_axis,
     quantized,
+    scale_axis,
     scale_zero_point,
     weight_scale,
 )
 
 __all__ = [
     "LEAST_SCALE", "METHODS", "Config", "LayerConfig", "Method", "Placement", "QuantizedLayer", "Ranges", "Scheme",
-    "dequantized", "fake_quantized", "grid", "insert", "layers", "output_axis", "place", "precision", "quantized",
-    "ranges", "scale_zero_point", "weight_scale",
+    "dequantized", "fake_quantized", "grid", "insert", "layers", "place", "precision", "quantized", "ranges",
+    "scale_axis", "scale_zero_point", "weight_scale",
 ]  # fmt: skip

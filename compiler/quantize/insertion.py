@@ -8,7 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc import graph as graphs
-from nnc.attributes import bounds, number
+from nnc.attributes import bias, bounds, number
 from nnc.digests import digest
 from nnc.model.proto import is_standard
 from nnc.quantize import grid
@@ -18,9 +18,9 @@ from nnc.quantize.scheme import (
     LEAST_SCALE,
     Scheme,
     dequantized,
-    output_axis,
     quantized,
     quantized_blocks,
+    scale_axis,
     scale_zero_point,
     weight_scale,
 )
@@ -251,21 +251,22 @@ def _quantize_weights(writer: _Writer, node: gs.Node, steps: dict[int, float], c
         return
     step = steps[id(node.inputs[1 - index])]
     _take_factors(writer, node)
-    W, bias = node.inputs[index], _bias(node)
-    axis = output_axis(node) if config.weights.per_channel else None
+    W, added = node.inputs[index], bias(node)
+    added = added if added is not None and np.isfinite(added).all() else None
+    axis = scale_axis(node) if config.weights.per_channel else None
     scale, zero = weight_scale(W.values, config.weights, axis, config.method)
-    if bias is not None:
-        scale = roomy(scale, W.values, bias, step, axis)
+    if added is not None:
+        scale = roomy(scale, W.values, added, step, axis)
     integers = quantized(W.values, scale, zero, config.weights, axis)
     node.inputs[index] = writer.dequantize(W.name, integers, scale, zero, axis)
-    if bias is not None:
-        _quantize_bias(writer, node, bias, step, scale)
+    if added is not None:
+        _quantize_bias(writer, node, added, step, scale)
 
 
 def _quantize_product(writer: _Writer, node: gs.Node, config: LayerConfig) -> None:
     """Store the weights of a layer that reads floats as integers; its bias stays in floats."""
     _take_factors(writer, node)
-    W, outputs = node.inputs[1], output_axis(node)
+    W, outputs = node.inputs[1], scale_axis(node)
     if config.block and outputs is not None and W.values.ndim == 2 and config.block < W.shape[1 - outputs]:
         integers, scale = quantized_blocks(W.values, config.weights, 1 - outputs, config.block, config.method)
         node.inputs[1] = writer.dequantize(W.name, integers, scale, None, 1 - outputs, config.block)
@@ -285,19 +286,6 @@ def _take_factors(writer: _Writer, node: gs.Node) -> None:
         old = node.inputs[index]
         node.inputs[index] = writer.constant(f"{old.name}/scaled", old.values * old.values.dtype.type(factor))
         node.attrs[name] = 1.0
-
-
-def _bias(node: gs.Node) -> np.ndarray | None:
-    """The constant bias of a layer, one finite number per output, or None."""
-    if node.op == "MatMul" or len(node.inputs) < 3 or not isinstance(node.inputs[2], gs.Constant):
-        return None
-    values, channels = node.inputs[2].values, node.outputs[0].shape[1]
-    scaled = node.op == "Gemm" and (node.attrs.get("alpha", 1.0) != 1 or node.attrs.get("beta", 1.0) != 1)
-    if scaled or values.dtype != np.float32 or values.size not in (1, channels) or not np.isfinite(values).all():
-        return None
-    if values.size == channels and values.shape[-1:] != (channels,):  # another number for every row of a Gemm
-        return None
-    return np.broadcast_to(values.reshape(-1), (channels,))
 
 
 def roomy(scale: np.ndarray, W: np.ndarray, bias: np.ndarray, step: float, axis: int | None) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from nnc.attributes import output_axis
 from nnc.hardware import chip
 from nnc.integers import spread
 
@@ -154,16 +155,10 @@ def _best_share(rows: np.ndarray, low: np.ndarray, high: np.ndarray, scheme: Sch
     return best
 
 
-def output_axis(node: gs.Node) -> int | None:
-    """The axis of a layer's weights that its output channels are along; None where scales can't be per channel."""
-    rank = len(node.inputs[1].shape)
-    if isinstance(node.inputs[0], gs.Constant):
+def scale_axis(layer: gs.Node) -> int | None:
+    """The axis of a layer's weights that scales are along, one for each output channel; None where there can't be."""
+    rank = len(layer.inputs[1].shape)
+    if isinstance(layer.inputs[0], gs.Constant) or rank < 2:
         return None
-    match node.op:
-        case "Conv":
-            return 0
-        case "ConvTranspose":  # of several groups, one index of the axis serves as many channels
-            return 1 if node.attrs.get("group", 1) == 1 else None
-        case "Gemm":
-            return 0 if node.attrs.get("transB", 0) else 1
-    return rank - 1 if rank > 1 else None
+    shares = layer.op == "ConvTranspose" and layer.attrs.get("group", 1) > 1  # an index serves as many channels
+    return None if shares else output_axis(layer)

@@ -28,7 +28,7 @@ from nnc.training.site import Compute, Operator, Site, Tensor
 
 Limits: TypeAlias = tuple[int, int]
 Floats: TypeAlias = Mapping[str, tuple[np.ndarray, np.ndarray | None]]
-"""Weights and the bias of layers, float32, by name."""
+"""Weights and the bias of layers, float32 or float64, by name."""
 
 
 class Quantize(torch.autograd.Function):

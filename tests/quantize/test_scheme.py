@@ -75,7 +75,7 @@ def test_scales_of_weights(axis: int | None, bits: int) -> None:
 def test_axis_of_output_channels(layer: str, axis: int | None) -> None:
     graph = testing.graph(f"net (float[1, 4, 4, 4] x) => (float y) <float[4, 4, 4, 4] W> {{ y = {layer} }}")
     node: gs.Node = graph.nodes[0]
-    assert quantize.output_axis(node) == axis
+    assert quantize.scale_axis(node) == axis
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
