@@ -17,9 +17,10 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner
 
 from nnc import graph as graphs
-from nnc import integers, lowering, measure, target, testing
+from nnc import integers, lowering, measure, target, testing, verify
 from nnc.cli import app
 from nnc.data import Dataset, Preprocess
+from nnc.errors import NncError
 from nnc.lowering.library import Library
 from nnc.session import Session
 from nnc.simulation.analytic import predict
@@ -172,6 +173,25 @@ def test_what_pairs_cannot_say_stays(name: str) -> None:
     model = LEFT[name]
     model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.UINT8, SHAPES[name]))
     assert [node.op for node in graphs.from_model(model).nodes] == [model.graph.node[0].op_type]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        helper.make_node("QLinearConv", ["x", "s"], ["y"]),
+        helper.make_node("QLinearAdd", [], ["y"], domain="com.microsoft"),
+        helper.make_node("Mul", ["x"], ["y"]),
+        helper.make_node("Concat", [], ["y"]),
+    ],
+    ids=lambda node: f"{node.op_type}-{len(node.input)}",
+)
+def test_what_breaks_the_standard_is_told(wrong: onnx.NodeProto) -> None:
+    model = one("QLinearSigmoid", X, *IN, *OUT)
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0.1, F32), "s"))
+    model.graph.node[0].output[0] = "x"
+    model.graph.node.append(wrong)
+    with pytest.raises(NncError):
+        graphs.from_model(model)
 
 
 def test_scales_that_are_computed() -> None:
@@ -368,6 +388,21 @@ def _grid(tensor: gs.Tensor) -> tuple[float, int]:
     quantization = integers.of(tensor.inputs[0])
     assert quantization is not None
     return quantization.scale, quantization.zero
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_a_network_that_is_quantized_dynamically(per_channel: bool, tmp_path: Path) -> None:
+    from onnxruntime import quantization
+
+    floats, path = tmp_path / "model.onnx", tmp_path / "quantized.onnx"
+    onnx.save(testing.model(NETWORK), floats)
+    quantization.quantize_dynamic(str(floats), str(path), per_channel=per_channel, reduce_range=True)
+    graph, whole = graphs.load(path), measure.measure(graphs.load(floats))
+    assert (measure.measure(graph).macs, measure.measure(graph).params) == (whole.macs, whole.params)
+    assert not {"Cast", "ConvInteger", "MatMulInteger"} & {node.op for node in graph.nodes}
+    inputs = inputs_of(graph)
+    (expected,), found = original(path, inputs), Session(graph).run(inputs)["y"]
+    assert np.abs(found - expected).max() <= verify.tolerance(graph) * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("opset", [11, 12, 13])
