@@ -46,8 +46,13 @@ def inspect(
     return inspected
 
 
+def totals_of(graph: gs.Graph) -> dict[str, Any]:
+    """The "totals" that need no target: nnc.measure.Figures, and "peak_activation_bytes"."""
+    return asdict(measure.measure(graph)) | {"peak_activation_bytes": peak_bytes(graph, kernels(graph))}
+
+
 def _inspected(path: Path, graph: gs.Graph, target: Target | None, threads: int | None, groups: bool) -> dict[str, Any]:
-    totals = asdict(measure.measure(graph)) | {"peak_activation_bytes": peak_bytes(graph, kernels(graph))}
+    totals = totals_of(graph)
     inspected: dict[str, Any] = {"model": path.name, "target": target.label if target else None, "totals": totals}
     if groups:
         traced = channels.trace(graph)

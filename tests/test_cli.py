@@ -242,6 +242,7 @@ def test_a_bug_is_reported_with_its_traceback_in_a_file(here: Path, monkeypatch:
         raise IndexError("list index out of range")
 
     monkeypatch.setattr(compilation, "compile_model", fail)
+    monkeypatch.setattr(sys, "argv", ["nnc", os.fsdecode(b"\xff")])
     monkeypatch.setattr("tempfile.tempdir", str(here))
     message = error_of(*COMPILE)
     found = re.fullmatch(r"nnc: error: internal error: IndexError: list index .*; the traceback is in (.*)", message)
@@ -388,6 +389,12 @@ def test_network(here: Path) -> None:
     assert error_of("network", "squeezenet1_1", "--input", "64", "-o", "no/net.onnx") == (
         "nnc: error: no/net.onnx: no such file or directory"
     )
+
+
+def test_a_network_that_goes_nowhere(here: Path) -> None:
+    text = output_of("network", "squeezenet1_1", "--input", "64", "-o", "/dev/null")
+    assert re.match(r"/dev/null: [\d.]+ M parameters, [\d.]+ M MACs, \d+ nodes\n", text)
+    assert Path("/dev/null").is_char_device()
 
 
 def test_passes(here: Path) -> None:

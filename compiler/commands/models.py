@@ -29,6 +29,7 @@ def network(
     quiet: QuietOption = False,
 ) -> None:
     """Write a reference network of the literature, with seeded weights."""
+    from nnc import graph as graphs
     from nnc import inspection, networks
     from nnc.display import console, listings, summaries
     from nnc.model import wire
@@ -44,7 +45,7 @@ def network(
         model = networks.build(name, input_size=sides, classes=classes, width=width, seed=seed, progress=progress)
         progress("write", 1, 2)
         file.write(model.SerializeToString(deterministic=True))
-    figures = {"file": str(path)} | inspection.inspect(path, None, {})["totals"]
+    figures = {"file": str(path)} | inspection.totals_of(graphs.from_model(model))
     if as_json:
         print_json(figures)
     elif not quiet:

@@ -170,6 +170,9 @@ def _check(job: Job) -> None:
         if not job.lower:
             raise NncError("--latency emulated: there is no library to execute", "leave out --no-lower")
         emulation.check(job.target, job.threads)
+    for path in (job.model, job.recipe.path):
+        if path.name != path.name.encode(errors="replace").decode():
+            raise NncError(f"{path}: its name, which the results tell, is not text in UTF-8", "rename the file")
     written = {(job.out / name).resolve() for name in (*_WRITTEN, *output.files_of(job.out))}
     for what, path in {"model": job.model, **job.recipe.data_paths()}.items():
         if path.resolve() in written:

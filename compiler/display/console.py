@@ -137,6 +137,7 @@ def _summary(error: Exception) -> str:
 
 
 def _saved(error: Exception) -> Path:
-    with tempfile.NamedTemporaryFile("w", prefix="nnc-error-", suffix=".txt", delete=False) as file:
-        file.write(f"{' '.join(sys.argv)}\n\n{''.join(traceback.format_exception(error))}")
+    text = f"{' '.join(sys.argv)}\n\n{''.join(traceback.format_exception(error))}"
+    with tempfile.NamedTemporaryFile("wb", prefix="nnc-error-", suffix=".txt", delete=False) as file:
+        file.write(text.encode(errors="backslashreplace"))  # names of files need not be text
     return Path(file.name)

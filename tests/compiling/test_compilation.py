@@ -506,6 +506,7 @@ def without_code() -> target.Target:
         ({"threads": 9}, "--threads 9: qcs605:cpu has 8 cores"),
         ({"target": without_code(), "lower": True}, "no code can be generated for its dsp yet"),
         ({"shapes": {"imag": [1, 3, 8, 8]}}, "has no input 'imag'"),
+        ({"model": Path(os.fsdecode(b"\xff.onnx"))}, "its name, which the results tell, is not text in UTF-8"),
     ],
 )
 def test_what_can_not_work_is_refused_first(project: Path, changes: dict[str, Any], message: str) -> None:
