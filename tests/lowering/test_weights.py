@@ -178,7 +178,7 @@ def test_packed_weights_are_never_all_in_memory(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert written.bytes >= layers * 4 * width**2
-    assert peak < 0.5 * written.bytes
+    assert peak < 2 / layers * written.bytes, "those of one layer, and what lowering takes itself"
 
 
 def damaged(library: Path, folder: Path) -> Path:

@@ -132,10 +132,11 @@ def pack(W: np.ndarray, plan: GemmPlan) -> np.ndarray:
     """Pack weights, or scales, `[depth, columns]` into panels `[panel, depth, vector, lane]`, padded with zeros."""
     depth, columns = W.shape
     panels = -(-columns // plan.panel)
-    padded = np.zeros((depth, panels * plan.panel), W.dtype)
-    padded[:, :columns] = W
-    tiled = padded.reshape(depth, panels, plan.tile.vectors, plan.tile.lanes)
-    return np.ascontiguousarray(tiled.transpose(1, 0, 2, 3))
+    packed = np.zeros((panels, depth, plan.panel), W.dtype)
+    for panel, first in zip(packed, range(0, columns, plan.panel), strict=True):  # no other copy of large weights
+        part = W[:, first : first + plan.panel]
+        panel[:, : part.shape[1]] = part
+    return packed.reshape(panels, depth, plan.tile.vectors, plan.tile.lanes)
 
 
 def packed_shape(depth: int, columns: int, plan: GemmPlan) -> tuple[int, int, int, int]:

@@ -102,4 +102,5 @@ def _weights(lowering: Lowering, node: gs.Node) -> Weights | None:
     W = array_of(node, 1)
     if W is None or W.dtype not in FLOATS or W.dtype != node.inputs[0].dtype:
         return None
-    return Weights((alpha * (W.T if node.attrs.get("transB", 0) else W)).astype(W.dtype))
+    W = W.T if node.attrs.get("transB", 0) else W
+    return Weights(W if alpha == 1 else (alpha * W).astype(W.dtype, copy=False))
