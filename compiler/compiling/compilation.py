@@ -75,8 +75,9 @@ def _compile(
     if job.lower:
         known = Records.load(job.target, job.threads)
         library, halves = libraries.built(job, compressed, known, context, folder), job.target.unit.halves
-        before |= entries.of_pairs(graph, libraries.pairs_before(job, graph, known, folder), halves)
-        after |= entries.of_pairs(compressed, libraries.pairs_of(library), halves)
+        if job.target.unit.kind == "cpu":
+            before |= entries.of_storage(graph, libraries.storage_before(job, graph, known, folder), halves)
+            after |= entries.of_storage(compressed, libraries.storage_of(compressed, library), halves)
         emulated = entries.emulate(job, graph, compressed, library, known, context, folder, before, after)
     result = entries.assembled(job, context, compressed, rows, before, after)
     result |= entries.library_entries(library) | emulated

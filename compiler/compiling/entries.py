@@ -1,6 +1,6 @@
 """What report.json says of a compile, entry by entry; nnc.report writes it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from nnc.context import Context
 from nnc.measure import measure, numpy_dtype
 from nnc.pipeline import Row
 from nnc.simulation import kernels
+from nnc.simulation.kernels import Storage
 from nnc.tuning.records import Records
 
 
@@ -70,16 +71,13 @@ def figures(graph: gs.Graph, context: Context, files: Iterable[Path] | None = No
     }
 
 
-def of_pairs(graph: gs.Graph, pairs: Sequence[Sequence[str]], halves: bool) -> dict[str, Any]:
-    """What differs of `before` or `after` where one kernel computes two layers, row by row.
+def of_storage(graph: gs.Graph, storage: Storage, halves: bool) -> dict[str, Any]:
+    """What differs of `before` or `after` where it is known how a library keeps images.
 
-    `pairs` are the names of such layers, `halves` is whether the library may compute in float16, as `halving.executed`
-    takes it.
+    `halves` is whether it may compute in float16, as `halving.executed` takes it.
     """
-    if not pairs:
-        return {}
     executed = halving.executed(graph, halves)
-    return {"peak_activation_bytes": kernels.peak_bytes(executed, kernels.joined(kernels.kernels(executed), pairs))}
+    return {"peak_activation_bytes": kernels.peak_bytes(executed, kernels.kernels(executed), storage)}
 
 
 def library_entries(library: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The library of a compile: built, or kept from an earlier compile of the same graph."""
 
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,10 +18,14 @@ from nnc.compiling.output import OutputFolder
 from nnc.context import Context
 from nnc.digests import code_digest, digest, file_digest, graph_digest
 from nnc.errors import NncError
+from nnc.simulation.kernels import Storage
 from nnc.tuning.records import Records
 
 #: The template of a kernel that computes two layers.
 _PAIR = "expand_depthwise"
+
+#: The layout of images in blocks of channels.
+_BLOCKS = re.compile(r"NCHW(\d+)c")
 
 
 def built(job: Job, graph: gs.Graph, known: Records, context: Context, folder: OutputFolder) -> dict[str, Any]:
@@ -47,28 +52,27 @@ def built(job: Job, graph: gs.Graph, known: Records, context: Context, folder: O
     }
 
 
-def pairs_of(library: Mapping[str, Any]) -> list[list[str]]:
-    """The nodes of every two layers that one kernel of the library computes, by name."""
-    return [kernel["nodes"] for kernel in library["kernels"] if kernel["template"] == _PAIR]
+def storage_of(graph: gs.Graph, library: Mapping[str, Any]) -> Storage:
+    """How the library of a graph keeps images."""
+    blocks: dict[str, int] = {}
+    for kernel in library["kernels"]:
+        if found := _BLOCKS.fullmatch(kernel["layout"]):
+            blocks |= dict.fromkeys(kernel["nodes"], int(found[1]))
+    images = {each.name: blocks[node.name] for node in graph.nodes if node.name in blocks for each in node.outputs}
+    return Storage([kernel["nodes"] for kernel in library["kernels"] if kernel["template"] == _PAIR], images)
 
 
-def pairs_before(job: Job, graph: gs.Graph, known: Records, folder: OutputFolder) -> list[list[str]]:
-    """The names of such layers of `graph`, the model before the first pass, of which no library is built.
+def storage_before(job: Job, graph: gs.Graph, known: Records, folder: OutputFolder) -> Storage:
+    """How a library of `graph`, the model before the first pass, would keep images; nothing where none can be built."""
 
-    There are none where nnc can't lower one of its nodes.
-    """
-    are_known = any(record.workload["op"] == _PAIR for record in known.best.values())
-    if not are_known or not any(node.op == "Conv" and node.attrs.get("group", 1) > 1 for node in graph.nodes):
-        return []  # which is cheaper than what follows
-
-    def compute() -> list[list[str]]:
+    def compute() -> dict[str, Any]:
         from nnc import lowering
 
         with suppress(NncError):
-            return [list(pair) for pair in lowering.pairs(graph, job.target, known, job.threads)]
-        return []
+            return asdict(lowering.storage(graph, job.target, known, job.threads))
+        return {}
 
-    return folder.once("pairs", library_key(job, graph, known), compute)
+    return Storage(**folder.once("storage", library_key(job, graph, known), compute))
 
 
 def lock_entries(job: Job, library: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ gpu/        the same for GPUs
 dsp/        the same for Hexagon DSPs
 """
 
-from nnc.lowering.build import Built, Kernel, pairs
+from nnc.lowering.build import Built, Kernel, storage
 from nnc.lowering.units import build
 
-__all__ = ["Built", "Kernel", "build", "pairs"]
+__all__ = ["Built", "Kernel", "build", "storage"]

@@ -32,6 +32,7 @@ from nnc.lowering.machine import machine as known_machine
 from nnc.lowering.program import Call, Constant, Copy, Plan, Program, Tensor, plan_memory
 from nnc.lowering.weights import Weights
 from nnc.lowering.workload import Schedules
+from nnc.simulation.kernels import Storage
 from nnc.target import Target
 
 Progress = Callable[[str, int, int], None]
@@ -107,13 +108,13 @@ def build(
     return Built([out / library.name], kernels, plan.bytes, weights.bytes, weights.file_bytes, _tuned(program))
 
 
-def pairs(graph: gs.Graph, target: Target, schedules: Schedules, threads: int | None = None) -> list[tuple[str, str]]:
-    """The layers, by the names of their nodes, that one kernel of the library that `build` makes computes, two each.
+def storage(graph: gs.Graph, target: Target, schedules: Schedules, threads: int | None = None) -> Storage:
+    """How the library that `build` makes for a processor keeps images. Nothing is built.
 
-    Nothing is built. Raises NncError as `build` does.
+    Raises NncError as `build` does.
     """
     machine = known_machine(target)
-    return lower.pairs(graph, unit_of(target, machine, threads or target.unit.threads), machine, schedules)
+    return lower.storage(graph, unit_of(target, machine, threads or target.unit.threads), machine, schedules)
 
 
 def _tuned(program: Program) -> dict[str, list[dict[str, Any]]]:

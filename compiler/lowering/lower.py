@@ -22,6 +22,7 @@ from nnc.lowering.lowering import Decisions, Lowering
 from nnc.lowering.prepare import Prepared, prepared
 from nnc.lowering.program import Place, Program
 from nnc.lowering.workload import Schedules, Unknown
+from nnc.simulation.kernels import Storage
 
 
 def lower(
@@ -49,13 +50,12 @@ def lower(
     return _lowered(unit, machine, ready, decisions, progress).program
 
 
-def pairs(graph: gs.Graph, unit: Unit, machine: tvm.target.Target, schedules: Schedules) -> list[tuple[str, str]]:
-    """The layers, by the names of their nodes, that `lower` makes one kernel of, two each.
-
-    Raises NncError for a node that nnc can't lower.
-    """
-    _, fused = _chosen(layouts(graph, unit, machine), schedules)
-    return [(first.name, second.name) for first, second in fused]
+def storage(graph: gs.Graph, unit: Unit, machine: tvm.target.Target, schedules: Schedules) -> Storage:
+    """What `lower` keeps in memory; raises NncError for a node that nnc can't lower."""
+    known = layouts(graph, unit, machine)
+    blocks, fused = _chosen(known, schedules)
+    images = {image: blocks[name] for name, images in known.members.items() for image in images}
+    return Storage([(first.name, second.name) for first, second in fused], images)
 
 
 def layouts(

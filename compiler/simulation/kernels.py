@@ -1,7 +1,7 @@
 """What a compiled network executes and holds in memory: fused kernels, and the tensors alive between them."""
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import onnx_graphsurgeon as gs
@@ -60,6 +60,16 @@ class Kernel:
         return found if isinstance(found, str) else None
 
 
+@dataclass(frozen=True)
+class Storage:
+    """How the images between kernels are kept in memory."""
+
+    pairs: Sequence[Collection[str]] = ()
+    """Layers that one kernel computes, by the names of their nodes, two each: what is between them is in no memory."""
+    blocks: Mapping[str, int] = field(default_factory=dict)
+    """Channels per block, by the name of the image."""
+
+
 def kernels(graph: gs.Graph, wide: bool = False, fused: bool = True) -> list[Kernel]:
     """The graph's nodes as fused kernels, in the graph's (topological) order.
 
@@ -88,7 +98,7 @@ def kernels(graph: gs.Graph, wide: bool = False, fused: bool = True) -> list[Ker
     return made
 
 
-def joined(executed: list[Kernel], pairs: Iterable[Collection[str]]) -> list[Kernel]:
+def _joined(executed: list[Kernel], pairs: Iterable[Collection[str]]) -> list[Kernel]:
     """The kernels, those as one whose nodes, by name, are of one pair: what is between them is in no memory."""
     pair_of = {name: index for index, names in enumerate(pairs) for name in names}
     made: list[Kernel] = []
@@ -108,15 +118,19 @@ def joined(executed: list[Kernel], pairs: Iterable[Collection[str]]) -> list[Ker
     return made
 
 
-def peak_bytes(graph: gs.Graph, executed: list[Kernel]) -> int:
-    """The most bytes of activations that are alive while one kernel runs, inputs and outputs of the graph included."""
+def peak_bytes(graph: gs.Graph, executed: list[Kernel], storage: Storage = Storage()) -> int:
+    """The most bytes of activations that are alive while one kernel runs, inputs and outputs of the graph included.
+
+    `executed` are its kernels, one per layer. The last block of an image may be partly empty.
+    """
+    executed = _joined(executed, storage.pairs)
     ends = {id(tensor): len(executed) for tensor in graph.outputs}
     for index, kernel in enumerate(executed):
         ends |= {id(tensor): max(index, ends.get(id(tensor), 0)) for tensor in kernel.activations}
     alive = {id(tensor): tensor_bytes(tensor) for tensor in graph.inputs}
     peak = sum(alive.values())
     for index, kernel in enumerate(executed):
-        alive |= {id(tensor): tensor_bytes(tensor) for tensor in kernel.outputs}
+        alive |= {id(tensor): _stored_bytes(tensor, storage.blocks.get(tensor.name, 1)) for tensor in kernel.outputs}
         peak = max(peak, sum(alive.values()))
         alive = {key: size for key, size in alive.items() if ends.get(key, -1) > index}
     return peak
@@ -133,6 +147,12 @@ def source(tensor: gs.Tensor) -> gs.Tensor:
 def tensor_bytes(tensor: gs.Tensor) -> int:
     """Bytes of the tensor; 0 where an operator nobody knows left its shape or type open."""
     return measure.tensor_bytes(tensor) if tensor.dtype is not None and measure.has_shape(tensor) else 0
+
+
+def _stored_bytes(image: gs.Tensor, block: int) -> int:
+    size = tensor_bytes(image)
+    channels = image.shape[1] if size and block > 1 else 1
+    return size // channels * math.ceil(channels / block) * block
 
 
 def elements(tensor: gs.Tensor) -> int:

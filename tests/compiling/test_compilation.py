@@ -28,6 +28,7 @@ from nnc.compiling.job import command
 from nnc.context import silent
 from nnc.errors import NncError
 from nnc.recipe import Recipe
+from nnc.simulation.kernels import Storage
 
 #: A pass that ends the process when the environment says so, as `kill -9` does.
 _DEADLY = '''
@@ -650,6 +651,9 @@ class _Lowering:
         self.builds += 1
         (out / "module.so").write_text(f"build {self.builds}")
         return _Built([out / "module.so"], [_Kernel()])
+
+    def storage(self, *_: Any) -> Storage:
+        return Storage()
 
 
 @pytest.fixture
