@@ -40,6 +40,7 @@ from nnc.lowering.emulate import EmulatedLibrary
 from nnc.lowering.lower import lower
 from nnc.lowering.machine import machine as known_machine
 from nnc.lowering.units import gpu_library
+from nnc.lowering.weights import Weights
 from nnc.passes.cast_fp16 import CastFp16
 from nnc.passes.fold_batchnorm import FoldBatchNorm
 from nnc.session import Session
@@ -147,7 +148,10 @@ def _instructions(artifact: Artifact) -> tuple[int, int, int]:
     """Of the basic blocks that multiply: vrmpy, instructions on vectors, all instructions."""
     board = artifact.target
     machine = known_machine(board)
-    program = lower(graphs.load(artifact.model_path), dsp_unit(board, board.unit.threads), machine)
+    unit = dsp_unit(board, board.unit.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Weights(Path(folder), frozenset(), unit.alignment).place
+        program = lower(graphs.load(artifact.model_path), unit, machine, place)
     functions = {call.key: call.function for call in program.calls if call.template in ("dsp_conv2d", "dsp_depthwise")}
     found: list[str] = []
     for function in functions.values():
