@@ -364,7 +364,7 @@ def clip(net: Net) -> None:
 def expand(net: Net) -> None:
     _, channels, rows, _ = net.shape
     y = net.add("Expand", net.add("GlobalAveragePool", net.x), net.integers(channels, rows, 1))
-    net.same(net.add("Sub", net.x, y))
+    net.same(net.add("Add", net.x, y))  # a difference, averaged over its places, would leave rounding errors alone
 
 
 def scaled_map(net: Net) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from nnc.lowering.build import unit_of
 from nnc.lowering.kernels import elementwise
 from nnc.lowering.kernels.unit import Unit
 from nnc.lowering.lower import lower
+from nnc.lowering.weights import Weights
 
 AVX2 = Unit(256, 16, 2, 32 << 10, 512 << 10, 6.0)
 
@@ -139,7 +141,7 @@ def test_no_function_calls_the_c_library(library: tvm.runtime.Executable) -> Non
 
 @pytest.mark.parametrize("activation", ["HardSwish", "Mish", "Sigmoid"])
 @pytest.mark.parametrize("layer", ["Conv(x, W, B)", "Conv<group=16,pads=[1,1,1,1]>(x, V, B)"])
-def test_values_that_are_used_twice_stay_in_registers(layer: str, activation: str) -> None:
+def test_values_that_are_used_twice_stay_in_registers(layer: str, activation: str, tmp_path: Path) -> None:
     """Memory from the heap for each of them took several times as long as the layer."""
     graph = testing.graph(
         f"net (float[1,16,14,14] x) => (float[1,16,14,14] y) <float[16,16,1,1] W, float[16,1,3,3] V, float[16] B>"
@@ -147,6 +149,7 @@ def test_values_that_are_used_twice_stay_in_registers(layer: str, activation: st
     )
     chip = target.load("qcs605")
     processor = machine.machine(chip)
-    for call in lower(graph, unit_of(chip, processor, 1), processor).calls:
+    unit = unit_of(chip, processor, 1)
+    for call in lower(graph, unit, processor, Weights(tmp_path, frozenset(), unit.alignment).place).calls:
         kernel = tvm.IRModule({"kernel": call.function.with_attr("global_symbol", "kernel")})
         assert "AllocWorkspace" not in tvm.tirx.build(kernel, processor).inspect_source("s")
