@@ -10,7 +10,8 @@ from pydantic import Field
 from nnc import calibrate, channels, splitting
 from nnc import graph as graphs
 from nnc.channels import Channels, Group
-from nnc.compression import pruning, resolution
+from nnc.compression import branches, pruning, resolution
+from nnc.compression.branches import Branch
 from nnc.compression.budget import Budget, Budgets, Solution
 from nnc.compression.network import Network
 from nnc.layers import Layer
@@ -25,7 +26,7 @@ from nnc.pattern import NoMatch
 from nnc.rewrite import Context, Effect, Pass, selected
 from nnc.splitting import Split
 
-Method = Literal["prune", "svd", "spatial", "tucker", "cp", "resolution"]
+Method = Literal["prune", "svd", "spatial", "tucker", "cp", "drop", "resolution"]
 
 _SPLITS: dict[str, tuple[type[Split], ...]] = {
     "svd": (SplitConvSvd, SplitGemmSvd),
@@ -44,7 +45,10 @@ class Compress(Pass):
     Conv(Relu(Conv(x, U [64, C, 3, 3])), V [K, 64, 3, 3])
       ->  Conv(Conv(Relu(Conv(x, U [40, C, 3, 3])), V' [24, 40, 3, 1]), V" [K, 24, 1, 3])
 
-    For every group of channels a width is chosen, and for every layer whether to keep it or how to split it.
+    For every group of channels a width is chosen, for every layer whether to keep it or how to split it, and for every
+    residual branch whether it is left out.
+
+    Add(x, Conv(Relu(Conv(x))))  ->  x
 
     Where the calibration data have labels that the network knows, it may also compute on smaller images, as
     reduce-resolution does, when less is lost in that way.
@@ -65,7 +69,7 @@ class Compress(Pass):
 
     budget: Budgets = Field(description="what to keep of the network, by one figure or several")
     methods: tuple[Method, ...] = Field(
-        ("prune", "svd", "spatial", "tucker", "resolution"), min_length=1, description="the ways to choose from"
+        ("prune", "svd", "spatial", "tucker", "drop", "resolution"), min_length=1, description="the ways to choose from"
     )
     round_to: int | None = Field(
         None, ge=1, description="widths and ranks are multiples of it; without it, of the target's"
@@ -95,7 +99,8 @@ class Compress(Pass):
         one = {"budget": budget.each[0]}
         methods = [split.model_validate(one) for name in self.methods for split in _SPLITS.get(name, ())]
         layers = self._layers(graph, methods, context)
-        network = Network(graph, traced, groups, layers, methods, multiple, budget, samples, context)
+        droppable = self._branches(graph, context) if "drop" in self.methods else []
+        network = Network(graph, traced, groups, layers, droppable, methods, multiple, budget, samples, context)
         solution, bound = network.solve()
         self._announce(network.hollow(solution.state), context, solution, bound)
         return _Plan(network, solution, bound, network.compress(solution.state))
@@ -125,6 +130,17 @@ class Compress(Pass):
             and len(pruning.widths(group, multiple)) > 1
             and all(selected(use.node.name, self.include, self.exclude) for use in group.producers)
         ]
+
+    def _branches(self, graph: gs.Graph, context: Context) -> list[Branch]:
+        """The residual branches that may be left out."""
+        chosen, nodes = [], {node.name: node for node in graph.nodes}
+        for branch in branches.find(graph):
+            layers = [name for name in branch.nodes if macs(nodes[name])]
+            if all(selected(name, self.include, self.exclude) for name in layers):
+                chosen.append(branch)
+            else:
+                context.skip(nodes[branch.add], "the recipe excludes a layer of the branch")
+        return chosen
 
     def _layers(self, graph: gs.Graph, methods: list[Split], context: Context) -> list[Layer]:
         """The layers that some method may split; of the others the reasons are told."""
@@ -176,11 +192,18 @@ class _Plan:
 def _explain(before: gs.Graph, after: gs.Graph, plan: _Plan | None, context: Context) -> int:
     """Tell what became of every layer; returns how many changed."""
     last, changed = {node.outputs[0].name: node for node in after.nodes}, 0
+    known = graphs.tensor_names(before)  # what a layer read may have gone with a branch
+    dropped = [branch.nodes for branch in plan.network.dropped(plan.solution.state)] if plan else []
+    left_out: frozenset[str] = frozenset().union(*dropped)
     for old in before.nodes:
         new = last.get(old.outputs[0].name)
+        if macs(old) and old.name in left_out:
+            context.decide(old.name, "left out", macs=(macs(old), 0), params=(params(old), 0))
+            changed += 1
+            continue
         if not macs(old) or new is None:
             continue
-        chain = [each for each in splitting.chain_nodes(new, old.inputs[0].name) if macs(each)]
+        chain = [each for each in splitting.chain_nodes(new, known) if macs(each)]
         choices = [_narrowed(old, new), plan.spelled(old) if plan and len(chain) > 1 else "", _resized(old, new)]
         sizes = (sum(map(macs, chain)), sum(map(params, chain)))
         changed += sizes != (macs(old), params(old))

@@ -7,18 +7,18 @@ channels; the last one is linear. The first block of a network often doesn't exp
 Sandler et al., MobileNetV2: inverted residuals and linear bottlenecks, CVPR 2018.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import takewhile
 
 import onnx_graphsurgeon as gs
 
+from nnc.compression.branches import Branch
 from nnc.layers import Layer
 from nnc.measure import has_shape
 from nnc.model.proto import is_standard
 from nnc.pattern import NoMatch
-from nnc.rewrite import Driver
 
 _ACTIVATIONS = (
     "Clip", "Elu", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "PRelu", "Relu", "Sigmoid", "Swish",
@@ -62,6 +62,13 @@ class Block:
                 found[id(tensor.inputs[0])] = tensor.inputs[0]
                 stack += tensor.inputs[0].inputs
         return list(found.values())
+
+    @property
+    def branch(self) -> Branch:
+        """The block as a residual branch; only where it has a shortcut."""
+        assert self.add is not None
+        side = next(index for index, each in enumerate(self.add.inputs) if each is self.x)
+        return Branch(self.add.name, side, frozenset(node.name for node in self.nodes))
 
     @property
     def given(self) -> gs.Tensor:
@@ -218,14 +225,3 @@ def _shortcut(x: gs.Tensor, y: gs.Tensor) -> gs.Node | None:
         return None
     inputs = y.outputs[0].inputs
     return y.outputs[0] if len(inputs) == 2 and any(each is x for each in inputs) else None
-
-
-def leave_out(graph: gs.Graph, blocks: Sequence[Block]) -> None:
-    """Let what read the sums of blocks read their inputs, in place, in the graph of the blocks or a copy of it."""
-    nodes, driver = {node.name: node for node in graph.nodes}, Driver(graph)
-    sums = [(block.add, block.x) for block in blocks if block.add]
-    sides = [(nodes[add.name], next(i for i, each in enumerate(add.inputs) if each is x)) for add, x in sums]
-    for add, side in sides:
-        driver.redirect(add.outputs[0], add.inputs[side])
-        driver.detach(add)
-    driver.tidy()

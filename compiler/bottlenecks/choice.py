@@ -10,10 +10,10 @@ import onnx_graphsurgeon as gs
 from nnc import channels
 from nnc import graph as graphs
 from nnc.bottlenecks import worth
-from nnc.bottlenecks.blocks import Block, leave_out
+from nnc.bottlenecks.blocks import Block
 from nnc.bottlenecks.places import Places, drop_refusal
 from nnc.bottlenecks.worth import Samples
-from nnc.compression import pruning
+from nnc.compression import branches, pruning
 from nnc.compression.pruning import Pruning
 from nnc.rewrite import Context
 
@@ -67,7 +67,7 @@ class Choice(Pruning):
         """The network with these widths, and with weights that take no memory."""
         made = graphs.copy(self.graph)
         channels.remove(made, self.traced, self.removed(state), hollow=True)
-        leave_out(made, self.dropped(state))
+        branches.leave_out(made, [block.branch for block in self.dropped(state)])
         return made
 
 

@@ -8,12 +8,12 @@ import onnx_graphsurgeon as gs
 from nnc import calibrate, channels
 from nnc import graph as graphs
 from nnc.bottlenecks import worth
-from nnc.bottlenecks.blocks import Block, leave_out
+from nnc.bottlenecks.blocks import Block
 from nnc.bottlenecks.changes import Wanted
 from nnc.bottlenecks.places import Places, drop_refusal
 from nnc.bottlenecks.worth import Samples
 from nnc.channels import Channels
-from nnc.compression import importance, pruning, reconstruct
+from nnc.compression import branches, importance, pruning, reconstruct
 from nnc.compression.elimination import Ranking
 from nnc.rewrite import Context
 
@@ -65,9 +65,9 @@ def take_out(
         return
     original = graphs.copy(graph)
     changed = pruning.readers(traced.groups, ids)
-    changed |= {reader.name for block in dropped for reader in block.given.outputs}
+    without = [block.branch for block in dropped]
     channels.remove(graph, traced, ids.tolist())
-    leave_out(graph, dropped)
+    changed |= branches.leave_out(graph, without)
     if samples and changed:
         kept = reconstruct.Kept(traced, frozenset(ids.tolist()))
         reconstruct.fit(original, graph, samples, context, kept=kept, changed=changed, layers=refit)

@@ -7,22 +7,16 @@ from typing import TypeAlias
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from nnc import graph as graphs
-from nnc.bottlenecks.blocks import Block, leave_out
-from nnc.calibrate import Flow
+from nnc.bottlenecks.blocks import Block
 from nnc.channels import Channels, Group
-from nnc.compression import elimination, importance
+from nnc.compression import branches, elimination, importance
 from nnc.compression.elimination import Ranking
 from nnc.errors import NncError
-from nnc.logits import before_softmax
 from nnc.model.proto import is_standard
 from nnc.rewrite import Context
 
 #: Calibration data as `nnc.calibrate.samples` gives them, or none.
 Samples: TypeAlias = Mapping[str, np.ndarray] | None
-
-#: Samples on which the outputs without a block are compared with those with it.
-_COMPARED = 64
 
 
 def rank(
@@ -46,42 +40,13 @@ def without(
     """
     if samples is None or not left_out:
         return {block.name: _information(block, blocks) for block in left_out}
-    batch = int(graph.inputs[0].shape[0])
-    few = {name: values[: max(1, _COMPARED // batch)] for name, values in samples.items()}
-    whole = before_softmax(graph)
-    expected = {name: values for name, values in Flow(whole, few).outputs().items() if values.dtype.kind == "f"}
-    if not expected:
+    lost = branches.worth(graph, [block.branch for block in left_out], samples, context)
+    if lost is None:
         raise NncError(
             "no output tells what blocks are worth: the data decide the shape of each",
             "leave 'drop' out of 'methods', or the calibration data",
         )
-    lost = {}
-    for index, block in enumerate(left_out):
-        context.progress("leave out blocks", index, len(left_out))
-        rest = graphs.copy(whole)
-        leave_out(rest, [block])
-        found = Flow(rest, few).outputs()
-        pairs = ((_by_sample(found[name], batch), _by_sample(values, batch)) for name, values in expected.items())
-        lost[block.name] = float(np.mean([_share(*pair) for pair in pairs]))
-    return lost
-
-
-def _by_sample(values: np.ndarray, batch: int) -> np.ndarray:
-    """[batches, rows, ...], of which each sample of a batch has as many -> [samples, values]."""
-    samples = len(values) * batch if values.shape[1:2] and values.shape[1] % batch == 0 else len(values)
-    return values.reshape(samples, -1)
-
-
-def _share(found: np.ndarray, expected: np.ndarray) -> float:
-    """The share of the variance over samples that is lost, since errors in the mean are up to biases.
-
-    Where nothing varies, as over one sample, the share of the energy.
-    """
-    lost = found - expected
-    if variance := expected.var(0, dtype=np.float64).sum():
-        return float(lost.var(0, dtype=np.float64).sum() / variance)
-    noise, energy = (np.square(each, dtype=np.float64).sum() for each in (lost, expected))
-    return float(noise / (energy or 1.0))
+    return dict(zip((block.name for block in left_out), lost, strict=True))
 
 
 def _information(block: Block, blocks: Sequence[Block]) -> float:

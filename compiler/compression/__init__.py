@@ -3,5 +3,5 @@
 `importance` and `elimination` order the channels of a group, `sensitivity` says how much the outputs move with the
 error of a layer, `costs` what a layer costs as its width changes, and `budget` chooses; `pruning` removes channels,
 `reconstruct` fits the weights that stay. `network` chooses widths and ranks together, `structured` is what the passes
-that prune share, and `resolution` lets a network compute on smaller images.
+that prune share, `branches` leaves residual branches out, and `resolution` lets a network compute on smaller images.
 """

@@ -5,6 +5,7 @@ Errors add up over the places (an additive model); costs may depend on what is c
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal, Self
 
 import numpy as np
@@ -98,7 +99,8 @@ class Allocation:
     """Places with options, option 0 leaving a place as it is.
 
     `errors[i]` are those of place i by option, `costs(i, state)` the costs of its options while the others are as in
-    `state`, and `measure(state)` is the cost of the whole network.
+    `state`, and `measure(state)` is the cost of the whole network. `owners` has, of places that lie in another one, the
+    number of that: it is there as long as that has option 0, and its options count only then.
     """
 
     def __init__(
@@ -106,14 +108,28 @@ class Allocation:
         errors: Sequence[np.ndarray],
         costs: Callable[[int, list[int]], np.ndarray],
         measure: Callable[[list[int]], float],
+        owners: Mapping[int, int] = {},  # never changed
     ) -> None:
-        self._errors, self._costs, self._measure = errors, costs, measure
+        self._errors, self._costs, self._measure, self._owners = errors, costs, measure, owners
+        self._owned: dict[int, list[int]] = {}
+        for place, owner in owners.items():
+            self._owned.setdefault(owner, []).append(place)
         self._seen: dict[tuple[int, ...], float] = {}
 
     @property
     def keep(self) -> list[int]:
         """The state in which every place stays as it is."""
         return [0] * len(self._errors)
+
+    @cached_property
+    def least(self) -> float:
+        """The share of the cost that is left at least."""
+        full = self._cost(self.keep)
+        return self._cost(self._cheapest) / full if full else 1.0
+
+    @cached_property
+    def _cheapest(self) -> list[int]:
+        return self._settled(self.keep, price=np.inf)
 
     def within(self, share: float) -> Solution:
         """The state of least error that costs at most `share` of what the network costs now.
@@ -123,14 +139,13 @@ class Allocation:
         Generalized Lagrange multiplier method, 1963). Raises NncError where no options keep within the budget.
         """
         full = self._cost(self.keep)
-        cheapest = self._settled(self.keep, price=np.inf)
         most = share * full * (1 + _NOISE)
-        if self._cost(cheapest) > most:
-            least = self._cost(cheapest) / full if full else 1.0
-            raise unreachable(share, least)
-        above, below = self._bracket(self.keep, cheapest, most)
+        if self._cost(self._cheapest) > most:
+            raise unreachable(share, self.least)
+        above, below = self._bracket(self.keep, self._cheapest, most)
         state = self._filled(above, below, most)
-        return Solution(state, self._cost(state) / full if full else 1.0, self._error(state), self._points(state, full))
+        share = self._cost(state) / full if full else 1.0
+        return Solution(self._plain(state), share, self._error(state), self._points(state, full))
 
     def _bracket(self, above: list[int], below: list[int], most: float) -> tuple[list[int], list[int]]:
         """The neighbouring states of the trade-off above and below a cost."""
@@ -148,17 +163,42 @@ class Allocation:
         return above, below
 
     def _settled(self, start: list[int], price: float) -> list[int]:
-        """The options that places take at a price, once none would take another."""
+        """The options that places take at a price, once none would take another.
+
+        Those of places in others are what they would be if these were there.
+        """
         state = list(start)
         for _ in range(12):
             before = list(state)
-            for place, errors in enumerate(self._errors):
-                costs = self._costs(place, state)
-                total = costs if np.isinf(price) else errors + price * costs
+            for place in range(len(state)):
+                costs = self._costs(place, self._there(place, state))
+                total = costs if np.isinf(price) else self._lost(place, state) + price * costs
                 state[place] = int(np.argmin(total))
             if state == before:
                 break
         return state
+
+    def _there(self, place: int, state: list[int]) -> list[int]:
+        """The state in which a place is there, whatever it lies in."""
+        if self._is_there(place, state):
+            return state
+        owner = self._owners[place]
+        return [*state[:owner], 0, *state[owner + 1 :]]
+
+    def _is_there(self, place: int, state: Sequence[int]) -> bool:
+        return place not in self._owners or not state[self._owners[place]]
+
+    def _lost(self, place: int, state: Sequence[int]) -> np.ndarray:
+        """The errors of a place's options, of which the first leaves what lies in it as in the state."""
+        errors = self._errors[place]
+        if place not in self._owned:
+            return errors
+        inside = sum(self._errors[each][state[each]] for each in self._owned[place])
+        return np.array([errors[0] + inside, *errors[1:]])
+
+    def _plain(self, state: Sequence[int]) -> list[int]:
+        """The state in which places that are not there stay as they are."""
+        return [option if self._is_there(place, state) else 0 for place, option in enumerate(state)]
 
     def _filled(self, above: list[int], below: list[int], most: float) -> list[int]:
         """`below` with as many places as in `above` as the budget allows, those first that save most error per cost."""
@@ -190,8 +230,8 @@ class Allocation:
         """(error that grows per cost, place) of places that have another option in `wider`, the best one first."""
         steps = []
         for place, (option, other) in enumerate(zip(state, wider, strict=True)):
-            if option != other:
-                costs, errors = self._costs(place, state), self._errors[place]
+            if option != other and self._is_there(place, state):
+                costs, errors = self._costs(place, state), self._lost(place, state)
                 spent, saved = costs[other] - costs[option], errors[option] - errors[other]
                 steps.append((-saved / max(spent, 1e-30), place))
         return sorted(steps)
@@ -209,7 +249,8 @@ class Allocation:
         return self._seen[key]
 
     def _error(self, state: Sequence[int]) -> float:
-        return float(sum(errors[option] for errors, option in zip(self._errors, state, strict=True)))
+        plain = self._plain(state)
+        return float(sum(errors[option] for errors, option in zip(self._errors, plain, strict=True)))
 
     def _points(self, chosen: list[int], full: float) -> list[dict[str, float | bool]]:
         """The states that were looked at and that no other beats in both cost and error."""
@@ -228,24 +269,21 @@ def corrected(allocation: Allocation, cost: Callable[[list[int]], float], share:
     """The solution within `share` by the true `cost` of a state, which the allocation only approximates.
 
     What it misses (constants that several layers read, caches that hold the network or don't) moves its target, until
-    the budget is kept and nearly used up. Raises NncError as `Allocation.within` does.
+    the budget is kept and nearly used up. Raises NncError where even the state that it takes for the cheapest costs
+    more.
     """
     full = cost(allocation.keep)
-    target, best, least = share, None, 1.0
+    target, best, least = max(share, allocation.least), None, 1.0
     for _ in range(_ROUNDS):
-        try:
-            solution = allocation.within(target)
-        except NncError:
-            if best is None and least == 1:
-                raise
-            break
+        solution = allocation.within(target)
         reached = cost(solution.state) / full if full else 1.0
         least = min(least, reached)
         if reached <= share and (best is None or reached > best.share):
             best = replace(solution, share=reached)
-        if share * (1 - _UNUSED) <= reached <= share or target >= 1:
+        aimed = target + share * (1 - _UNUSED / 2) - reached  # within, or it comes near from above
+        tried, target = target, min(1.0, max(allocation.least, aimed))
+        if share * (1 - _UNUSED) <= reached <= share or target == tried:
             break
-        target = min(1.0, target + share * (1 - _UNUSED / 2) - reached)  # aimed within, or it comes near from above
     if best is None:
         raise unreachable(share, least)
     return best

@@ -5,18 +5,25 @@ convolution or a chain of them: these four numbers are all that an allocation ne
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from scipy.optimize import nnls
 
 from nnc.channels import Channels, Group
 from nnc.compression.budget import Metric
 from nnc.factorize import Stage
 from nnc.layers import Layer
 from nnc.measure import macs
-from nnc.simulation.analytic import Prediction
+
+#: The widths of all groups, and the milliseconds of every layer by its name.
+Latencies: TypeAlias = tuple[np.ndarray, Mapping[str, float]]
+
+#: Shares of their units that groups have where latencies are predicted.
+_PREDICTED = (1.0, 0.5, 0.25)
 
 
 @dataclass(frozen=True)
@@ -46,27 +53,37 @@ class Layers:
         """The cost of a layer for each of the coefficients `options` [options, 4]."""
         return self._least([layer], options[None], self.channels(widths)[:, [layer], None])[0]
 
-    def total(self, widths: np.ndarray, coefficients: np.ndarray) -> float:
-        """The cost of all layers at the widths [groups] and the coefficients [layers, 4]."""
-        everything = np.arange(len(self.names))
-        return float(self._least(everything, coefficients[:, None], self.channels(widths)[:, :, None]).sum())
+    def total(self, widths: np.ndarray, coefficients: np.ndarray, some: Sequence[int] | None = None) -> float:
+        """The cost of all layers, or of some, at the widths [groups] and the coefficients [layers, 4]."""
+        rows = np.arange(len(self.names)) if some is None else np.asarray(some, np.int64)
+        return float(self._least(rows, coefficients[rows, None], self.channels(widths)[:, rows, None]).sum())
+
+    def without(self, some: Sequence[int]) -> "Layers":
+        """The layers when some of them are not there: they have channels, and cost nothing."""
+        dense = self.dense.copy()
+        dense[list(some)] = 0.0
+        return replace(self, dense=dense)
 
     def _least(self, layers: Sequence[int] | np.ndarray, coefficients: np.ndarray, channels: np.ndarray) -> np.ndarray:
         """Costs [layers, options] of chains, or of the layers as they are where the chains cost more by now."""
         return np.minimum(cost(coefficients, *channels), cost(self.dense[np.asarray(layers)][:, None], *channels))
 
 
-def coefficients(layer: Layer, stages: Sequence[Stage], metric: Metric, latency_ms: float) -> np.ndarray:
-    """The coefficients of a chain of all the layer's groups; its latency is shared out like its MACs.
+def coefficients(
+    layer: Layer, stages: Sequence[Stage], metric: Metric, latency_ms: float, least_ms: float
+) -> np.ndarray:
+    """The coefficients of a chain of all the layer's groups.
 
     The first stage reads the layer's channels and the last one writes them; what is between has the width of a rank.
+    Of the chain's latency every stage takes what the layer takes at any width, and the rest is shared out like MACs.
     """
     sizes = [math.prod(stage.shape) for stage in stages]
     if metric != "params":
         sizes = [size * place for size, place in zip(sizes, _positions(layer, stages), strict=True)]
-    scale = latency_ms / (sum(sizes) or 1) if metric == "latency" else 1.0
+    least = min(latency_ms, len(sizes) * least_ms) if metric == "latency" else 0.0
+    scale = (latency_ms - least) / (sum(sizes) or 1) if metric == "latency" else 1.0
     first, *middle, last = (size * scale for size in sizes)
-    return np.array([0.0, first / layer.inputs, last / layer.outputs, sum(middle)])
+    return np.array([0.0, first / layer.inputs, last / layer.outputs, least + sum(middle)])
 
 
 def _positions(layer: Layer, stages: Sequence[Stage]) -> list[int]:
@@ -89,9 +106,9 @@ def cost(coefficients: np.ndarray, read: np.ndarray, written: np.ndarray) -> np.
 
 
 def layers(
-    graph: gs.Graph, channels: Channels, groups: Sequence[Group], metric: Metric, predicted: Prediction
+    graph: gs.Graph, channels: Channels, groups: Sequence[Group], metric: Metric, predicted: Sequence[Latencies] = ()
 ) -> Layers:
-    """The layers of a graph whose channels are traced, as they cost by `metric`; latency in milliseconds."""
+    """The layers of a graph whose channels are traced, as they cost by `metric`; latency as `predicted` at widths."""
     nodes = [node for node in graph.nodes if node.name in channels.layers and macs(node)]
     group_of = np.full(1 + max([0, *(int(group.ids.max()) for group in groups)]), -1)
     for index, group in enumerate(groups):
@@ -103,22 +120,49 @@ def layers(
             fixed[side, index] = np.count_nonzero(owners < 0)
             counts = np.bincount(owners[owners >= 0], minlength=len(groups))
             shares[side, index] = counts / [len(group.ids) for group in groups]
-    latencies = predicted.by_layer
-    dense = np.stack([_dense(node, channels, metric, latencies) for node in nodes]) if nodes else np.zeros((0, 4))
-    return Layers([node.name for node in nodes], fixed, shares, dense)
+    found = Layers([node.name for node in nodes], fixed, shares, np.zeros((len(nodes), 4)))
+    if metric != "latency":
+        return replace(found, dense=np.array([_dense(node, channels, metric) for node in nodes]).reshape(-1, 4))
+    at = [found.channels(widths) for widths, _ in predicted]
+    for index, node in enumerate(nodes):
+        times = [latencies.get(node.name, 0.0) for _, latencies in predicted]
+        found.dense[index] = _timed([each[:, index] for each in at], times, _loses_whole_groups(node, channels))
+    return found
 
 
-def _dense(node: gs.Node, channels: Channels, metric: Metric, latencies: Mapping[str, float]) -> np.ndarray:
+def narrowed(options: Sequence[np.ndarray], by_layer: Callable[[list[int]], Mapping[str, float]]) -> list[Latencies]:
+    """Latencies of the layers where all groups are about as much narrower, by the state that they are in.
+
+    `options` has the widths of each group, the first being that which it has.
+    """
+    states = [[int(np.argmin(np.abs(each - share * each[0]))) for each in options] for share in _PREDICTED]
+    return [
+        (np.array([each[option] for each, option in zip(options, state, strict=True)]), by_layer(state))
+        for state in states
+    ]
+
+
+def _dense(node: gs.Node, channels: Channels, metric: Metric) -> np.ndarray:
     """The coefficients of a Conv, ConvTranspose, Gemm or MatMul as it is; weights that several share count once."""
     read, written = len(channels.read(node)), len(channels.written(node))
-    total = {
-        "macs": float(macs(node)),
-        "params": math.prod(node.inputs[1].shape) / len(node.inputs[1].outputs),
-        "latency": latencies.get(node.name, 0.0),
-    }[metric]
+    total = float(macs(node)) if metric == "macs" else math.prod(node.inputs[1].shape) / len(node.inputs[1].outputs)
     if _loses_whole_groups(node, channels):
         return np.array([0.0, 0.0, total / written, 0.0])
     return np.array([total / (read * written), 0.0, 0.0, 0.0])
+
+
+def _timed(channels: Sequence[np.ndarray], times: Sequence[float], by_group: bool) -> np.ndarray:
+    """The coefficients of a layer that takes these times where it reads and writes so many channels.
+
+    Least squares, none of them negative. Narrow layers take longer than their share of the computation: they are as
+    many, fill no vectors, and move as much per channel.
+    """
+    (read, written), *_ = channels
+    scale = np.array([read * written, read + written, 1.0])
+    rows = np.array([[0.0 if by_group else c * k, k if by_group else c + k, 1.0] for c, k in channels]) / scale
+    (product, each, least), _ = nnls(rows, np.array(times))
+    each, product = each / scale[1], product / scale[0]
+    return np.array([product, 0.0 if by_group else each, each, least])
 
 
 def _loses_whole_groups(node: gs.Node, channels: Channels) -> bool:

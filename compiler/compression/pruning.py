@@ -168,7 +168,7 @@ class Pruning:
             return Allocation(
                 self._errors(), lambda group, _: self.options[group] * sizes[group], partial(self.cost, metric)
             )
-        layers = costs.layers(self.graph, self.traced, self.groups, metric, self.context.predict(self.graph))
+        layers = costs.layers(self.graph, self.traced, self.groups, metric, self._latencies(metric))
         rest = self.cost(metric, self._keep) - layers.total(self.widths(self._keep), layers.dense)
 
         def of_options(group: int, state: list[int]) -> np.ndarray:
@@ -177,6 +177,12 @@ class Pruning:
         return Allocation(
             self._errors(), of_options, lambda state: rest + layers.total(self.widths(state), layers.dense)
         )
+
+    def _latencies(self, metric: Metric) -> list[costs.Latencies]:
+        """What layers take where all groups are narrower, if that is asked for."""
+        if metric != "latency":
+            return []
+        return costs.narrowed(self.options, lambda state: self.context.predict(self.hollow(state)).by_layer)
 
     def _errors(self) -> list[np.ndarray]:
         return [

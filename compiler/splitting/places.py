@@ -97,7 +97,7 @@ class Splits:
         last = {node.outputs[0].name: node for node in graph.nodes}
         made = []
         for place in self.places:
-            nodes = chain_nodes(last[place.node.outputs[0].name], place.node.inputs[0].name)
+            nodes = chain_nodes(last[place.node.outputs[0].name], {place.node.inputs[0].name})
             latency = sum(latencies.get(node.name, 0.0) for node in nodes)
             made.append(Cost(sum(map(macs, nodes)), sum(map(params, nodes)), latency))
         return made

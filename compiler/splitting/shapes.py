@@ -1,6 +1,6 @@
 """Layers and their chains as one group sees them: shapes, moments, and the nodes of a chain in a graph."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -27,10 +27,10 @@ def group_shape(layer: Layer) -> tuple[int, ...]:
     return (outputs // layer.groups, *rest)
 
 
-def chain_nodes(last: gs.Node, start: str) -> list[gs.Node]:
-    """The nodes from the tensor called `start` to what `last` computes."""
+def chain_nodes(last: gs.Node, starts: Container[str]) -> list[gs.Node]:
+    """The nodes from a tensor whose name is in `starts` to what `last` computes."""
     nodes = [last]
-    while nodes[-1].inputs[0].name != start:
+    while nodes[-1].inputs[0].name not in starts:
         nodes.append(nodes[-1].inputs[0].inputs[0])
     return nodes
 

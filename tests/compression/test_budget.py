@@ -101,6 +101,39 @@ def test_costs_may_depend_on_other_places() -> None:
     assert Allocation(errors, costs, measure).within(0.6).state == [1, 0]
 
 
+@settings(deadline=None, max_examples=60)
+@given(seed=st.integers(0, 10**6), share=st.floats(0.2, 1.0))
+def test_what_lies_in_a_place_counts_as_long_as_that_is_there(seed: int, share: float) -> None:
+    """Six places, two in each of two others, against all states: within the budget, and little worse than the best."""
+    rng = np.random.default_rng(seed)
+    errors, costs = drawn(rng, places=4, convex=True)
+    errors += [np.array([0.0, rng.uniform(0.1, 4.0)]) for _ in range(2)]
+    costs += [np.array([rng.uniform(0.1, 2.0), 0.0]) for _ in range(2)]
+    owners = {0: 4, 1: 4, 2: 5, 3: 5}
+
+    def there(place: int, state: list[int] | tuple[int, ...]) -> bool:
+        return place not in owners or not state[owners[place]]
+
+    def measure(state: list[int] | tuple[int, ...]) -> float:
+        return float(sum(costs[place][option] for place, option in enumerate(state) if there(place, state)))
+
+    def error(state: list[int] | tuple[int, ...]) -> float:
+        return float(sum(errors[place][option] for place, option in enumerate(state) if there(place, state)))
+
+    def options(place: int, state: list[int]) -> np.ndarray:
+        return np.array([measure([*state[:place], each, *state[place + 1 :]]) for each in range(len(costs[place]))])
+
+    solution = Allocation(errors, options, measure, owners).within(share)
+    full = measure([0] * 6)
+    assert measure(solution.state) / full == pytest.approx(solution.share)
+    assert solution.share <= share + 1e-9
+    assert error(solution.state) == pytest.approx(solution.error)
+    assert all(there(place, solution.state) or not option for place, option in enumerate(solution.state))
+    states = itertools.product(*(range(len(each)) for each in errors))
+    best = min(error(each) for each in states if measure(each) <= share * full)
+    assert solution.error <= best + max(each[-1] for each in errors), "one place is worse than it must be at most"
+
+
 def test_points_are_a_trade_off_curve() -> None:
     errors, costs = drawn(np.random.default_rng(1), places=12, convex=True)
     solution = additive(errors, costs).within(0.6)

@@ -7,7 +7,7 @@ import pytest
 
 from nnc import channels, factorize, measure, networks, target, testing
 from nnc import graph as graphs
-from nnc.compression import costs, reconstruct
+from nnc.compression import costs, pruning, reconstruct
 from nnc.compression.budget import Metric
 from nnc.layers import Layer
 from nnc.rewrite import Driver
@@ -21,7 +21,7 @@ X86 = target.load("x86")
 def test_narrower_groups_cost_what_the_pruned_network_does(name: str, metric: Metric) -> None:
     graph = graphs.from_model(networks.build(name, input_size=64, classes=10, width=0.25))
     traced = channels.trace(graph)
-    layers = costs.layers(graph, traced, traced.groups, metric, predict(graph, X86))
+    layers = costs.layers(graph, traced, traced.groups, metric)
     rng = np.random.default_rng(0)
     widths = np.array([rng.integers(1, len(group.ids) + 1) for group in traced.groups])
     pruned = graphs.copy(graph)
@@ -35,10 +35,48 @@ def test_narrower_groups_cost_what_the_pruned_network_does(name: str, metric: Me
     assert layers.total(widths, layers.dense) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("board", ["x86", "qcs605", "jetson-xavier:gpu"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1"])
+def test_latencies_at_other_widths_are_near_those_predicted(name: str, board: str) -> None:
+    """Between the widths that were looked at, too, and far nearer than in proportion to the computation."""
+    graph = graphs.from_model(networks.build(name, input_size=64, classes=10))
+    traced, unit = channels.trace(graph), target.load(board)
+    groups = [group for group in traced.groups if group.consumers]
+    options = [pruning.widths(group, unit.unit.channel_multiple) for group in groups]
+
+    def by_layer(widths: np.ndarray) -> dict[str, float]:
+        pruned = graphs.copy(graph)
+        lost = [group.ids[width:] for group, width in zip(groups, widths, strict=True)]
+        channels.remove(pruned, traced, np.concatenate(lost).tolist(), hollow=True)
+        return predict(pruned, unit).by_layer
+
+    def at(state: list[int]) -> np.ndarray:
+        return np.array([each[option] for each, option in zip(options, state, strict=True)])
+
+    seen = costs.narrowed(options, lambda state: by_layer(at(state)))
+    layers = costs.layers(graph, traced, groups, "latency", seen)
+    (first, whole), *_ = seen
+    computation = costs.layers(graph, traced, groups, "macs")
+    scales = np.array([whole.get(each, 0.0) for each in layers.names]) / costs.cost(
+        computation.dense, *computation.channels(first)
+    )
+    rng, missed = np.random.default_rng(0), []
+    for _ in range(5):
+        widths = at([int(rng.integers(0, len(each))) for each in options])
+        times = by_layer(widths)
+        expected = sum(times.get(each, 0.0) for each in layers.names)
+        told = layers.total(widths, layers.dense)
+        proportional = float(scales @ costs.cost(computation.dense, *computation.channels(widths)))
+        assert told == pytest.approx(expected, rel=0.2)
+        missed.append((abs(told - expected), abs(proportional - expected)))
+    near, far = np.sum(missed, axis=0)
+    assert near < far
+
+
 def test_options_of_a_group_count_every_layer_that_it_touches() -> None:
     graph = graphs.from_model(networks.build("resnet18", input_size=64, classes=10, width=0.25))
     traced = channels.trace(graph)
-    layers = costs.layers(graph, traced, traced.groups, "macs", predict(graph, X86))
+    layers = costs.layers(graph, traced, traced.groups, "macs")
     widths = np.array([len(group.ids) for group in traced.groups])
     for group in range(len(widths)):
         options = np.array([widths[group], widths[group] // 2, 1])
@@ -73,7 +111,7 @@ def test_a_chain_costs_what_its_nodes_do(stages, groups: int) -> None:  # type: 
     assert layer is not None
     parts = stages((12 // groups, 8 // groups, 3, 3))
     whole = [factorize.Stage((groups * s.shape[0], *s.shape[1:]), groups * s.group, s.axes) for s in parts]
-    found = {m: costs.coefficients(layer, whole, m, 2.0) for m in ("macs", "params", "latency")}  # type: ignore[arg-type]
+    found = {m: costs.coefficients(layer, whole, m, 2.0, 0.5) for m in ("macs", "params", "latency")}  # type: ignore[arg-type]
     weights = [np.zeros(stage.shape, np.float32) for stage in whole]
     driver = Driver(graph)
     driver.replace(layer.node, reconstruct.chain(layer, whole, weights, np.zeros(12)))
@@ -82,3 +120,4 @@ def test_a_chain_costs_what_its_nodes_do(stages, groups: int) -> None:  # type: 
     assert costs.cost(found["macs"], read, written) == pytest.approx(sum(map(measure.macs, graph.nodes)))
     assert costs.cost(found["params"], read, written) == pytest.approx(sum(map(measure.params, graph.nodes)))
     assert costs.cost(found["latency"], read, written) == pytest.approx(2.0)
+    assert costs.cost(found["latency"], 0 * read, 0 * written) >= 0.5 * len(whole)

@@ -113,7 +113,7 @@ def test_channels_of_shared_weights_go_together(name: str) -> None:
 def test_shared_weights_cost_once() -> None:
     graph = testing.graph(HEADS)
     traced = channels.trace(graph)
-    layers = costs.layers(graph, traced, traced.groups, "params", context(graph).predict(graph))
+    layers = costs.layers(graph, traced, traced.groups, "params")
     sizes = {id(node.inputs[1]): node.inputs[1].values.size for node in graph.nodes if node.op == "Conv"}
     widths = np.array([len(group.ids) for group in traced.groups])
     assert layers.total(widths, layers.dense) == pytest.approx(sum(sizes.values()))

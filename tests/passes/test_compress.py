@@ -214,6 +214,28 @@ def test_images_keep_their_size(tmp_path: Path, labels: Any, fields: dict, reaso
     )
 
 
+@pytest.mark.parametrize(("methods", "share"), [(("drop",), 0.8), (("prune", "svd", "drop"), 0.65)])
+def test_branches_are_left_out(network: Any, methods: tuple[Any, ...], share: float) -> None:
+    graph, _, test = network
+    context = pipeline.Context(target.load("x86"))
+    after, row = run(Compress(budget=Budget(latency=share), methods=methods), network)
+    left_out = [layer for layer in row.decisions if layer["choice"] == "left out"]
+    assert left_out
+    assert all(layer["macs"][1] == layer["params"][1] == 0 for layer in left_out)
+    assert not {layer["layer"] for layer in left_out} & {node.name for node in after.nodes}
+    assert sum(layer["macs"][1] for layer in row.decisions) == measure.measure(after).macs
+    assert context.predict(after).latency_ms <= share * context.predict(graph).latency_ms
+    top1 = [accuracy.evaluate(each, test).top1 for each in (graph, after)]
+    assert top1[1] > top1[0] - 0.25
+
+
+def test_branches_with_excluded_layers_stay(network: Any) -> None:
+    _, row = run(
+        Compress(budget=Budget(macs=0.6), methods=("drop", "svd"), exclude=("stage*.0*",), round_to=1), network
+    )
+    assert not [layer for layer in row.decisions if layer["choice"] == "left out" and ".0" in layer["layer"]]
+
+
 @pytest.mark.parametrize("methods", [("prune",), ("svd",), ("tucker",), ("cp",)])
 def test_methods_are_the_only_ones(network: Any, methods: tuple[Any, ...]) -> None:
     after, row = run(Compress(budget=Budget(macs=0.8), methods=methods, round_to=1), network)

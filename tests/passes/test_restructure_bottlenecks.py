@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from nnc import bottlenecks, channels, networks, pipeline, target, testing, verify
 from nnc import graph as graphs
 from nnc.bottlenecks import worth
+from nnc.compression import branches
 from nnc.data import Dataset
 from nnc.errors import NncError
 from nnc.measure import measure
@@ -276,7 +277,7 @@ def test_what_a_block_is_worth_is_the_same_in_batches_of_any_size() -> None:
 )
 def test_outputs_are_compared_by_sample(shape: tuple[int, ...], batch: int, expected: tuple[int, ...]) -> None:
     """Detectors have many rows for each image; other outputs are of a batch as a whole."""
-    assert worth._by_sample(np.zeros(shape), batch).shape == expected
+    assert branches._by_sample(np.zeros(shape), batch).shape == expected
 
 
 def test_one_sample_tells_what_a_block_is_worth() -> None:
