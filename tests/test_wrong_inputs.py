@@ -610,7 +610,8 @@ PARAMETERS = [
     (*of(1, "compress"), "'budget' is missing", None),
     (*of(1, "compress: budget = {}"), "budget: a budget names 'macs', 'params' or 'latency', or several of them", None),
     (*of(1, "compress: budget = { macs = 0.5 }\nmethods = ['svdd']"),
-     "item 1 of 'methods' must be 'prune', 'svd', 'spatial', 'tucker', 'cp' or 'resolution', not the string 'svdd'",
+     "item 1 of 'methods' must be 'prune', 'svd', 'spatial', 'tucker', 'cp', 'drop' or 'resolution', not the string "
+     "'svdd'",
      "did you mean 'svd'?"),
     (*of(1, "compress: budget = { macs = 0.5 }\nmethods = []"), "'methods' must be an array of at least 1, each of it ",
      None),

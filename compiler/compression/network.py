@@ -86,6 +86,7 @@ class Network:
     def _measured(self, multiple: int) -> Measured:
         """Measured once for a network, its data and the methods: other budgets use it again."""
         key = digest(
+            "groups, layers, weights, branches",  # what is kept: under another key than by an nnc that kept less
             graph_digest(self.graph), self.context.data_key, str(self.context.seed), str(multiple),
             *(group.name for group in self.groups), *(layer.node.name for layer in self.layers), *self.methods,
             *(branch.add for branch in self.droppable),
