@@ -10,9 +10,10 @@ from pydantic import Field
 from nnc import calibrate, channels, splitting
 from nnc import graph as graphs
 from nnc.channels import Channels, Group
-from nnc.compression import branches, pruning, resolution
+from nnc.compression import branches, pricing, pruning, resolution
 from nnc.compression.branches import Branch
 from nnc.compression.budget import Budget, Budgets, Solution
+from nnc.compression.measured import Places
 from nnc.compression.network import Network
 from nnc.layers import Layer
 from nnc.measure import macs, measure, params
@@ -100,8 +101,11 @@ class Compress(Pass):
         methods = [split.model_validate(one) for name in self.methods for split in _SPLITS.get(name, ())]
         layers = self._layers(graph, methods, context)
         droppable = self._branches(graph, context) if "drop" in self.methods else []
-        network = Network(graph, traced, groups, layers, droppable, methods, multiple, budget, samples, context)
-        solution, bound = network.solve()
+        by_name = {method.name: method for method in methods}
+        places = Places(graph, traced, groups, layers, droppable, by_name, multiple)
+        size: Literal["macs", "params"] = "params" if list(budget.shares) == ["params"] else "macs"
+        network = Network(places, size, samples, context)
+        solution, bound = pricing.solve(network, budget)
         self._announce(network.hollow(solution.state), context, solution, bound)
         return _Plan(network, solution, bound, network.compress(solution.state))
 
@@ -193,7 +197,7 @@ def _explain(before: gs.Graph, after: gs.Graph, plan: _Plan | None, context: Con
     """Tell what became of every layer; returns how many changed."""
     last, changed = {node.outputs[0].name: node for node in after.nodes}, 0
     known = graphs.tensor_names(before)  # what a layer read may have gone with a branch
-    dropped = [branch.nodes for branch in plan.network.dropped(plan.solution.state)] if plan else []
+    dropped = [branch.nodes for branch in plan.network.left_out(plan.solution.state)] if plan else []
     left_out: frozenset[str] = frozenset().union(*dropped)
     for old in before.nodes:
         new = last.get(old.outputs[0].name)

@@ -77,17 +77,18 @@ def leave_out(graph: gs.Graph, branches: Sequence[Branch]) -> set[str]:
     changed: set[str] = set()
     for branch in branches:
         add = nodes[branch.add]
-        x = add.inputs[branch.side]
+        x, readers = add.inputs[branch.side], list(add.outputs[0].outputs)
         driver.redirect(add.outputs[0], x)
         driver.detach(add)
-        changed |= {reader.name for reader in x.outputs}
-        for reader in list(x.outputs):
+        for reader in readers:
             if _applied_already(reader) and not driver.is_output(reader.outputs[0]):
                 changed |= {each.name for each in reader.outputs[0].outputs}
                 driver.redirect(reader.outputs[0], x)
                 driver.detach(reader)
+            else:
+                changed.add(reader.name)
     driver.tidy()
-    return changed
+    return changed & {node.name for node in graph.nodes}
 
 
 def _applied_already(node: gs.Node) -> bool:

@@ -70,7 +70,7 @@ class Layers:
 
 
 def coefficients(
-    layer: Layer, stages: Sequence[Stage], metric: Metric, latency_ms: float, least_ms: float
+    layer: Layer, stages: Sequence[Stage], metric: Metric, latency_ms: float = 0.0, least_ms: float = 0.0
 ) -> np.ndarray:
     """The coefficients of a chain of all the layer's groups.
 

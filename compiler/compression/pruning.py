@@ -43,6 +43,8 @@ class Pruning:
     context: Context
     seen: dict[tuple[Metric, tuple[int, ...]], float] = field(default_factory=dict, kw_only=True, repr=False)
     """What the network costs by metric and widths, as far as it was asked: each takes a copy of the graph."""
+    predicted: list[costs.Latencies] = field(default_factory=list, kw_only=True, repr=False)
+    """Latencies of the layers at some widths, once they were asked for."""
 
     def within(self, metric: Metric, share: float) -> Solution:
         """The best state that keeps at most `share` of the network's cost, no width slower than a wider one.
@@ -180,9 +182,10 @@ class Pruning:
 
     def _latencies(self, metric: Metric) -> list[costs.Latencies]:
         """What layers take where all groups are narrower, if that is asked for."""
-        if metric != "latency":
-            return []
-        return costs.narrowed(self.options, lambda state: self.context.predict(self.hollow(state)).by_layer)
+        if metric == "latency" and not self.predicted:
+            found = costs.narrowed(self.options, lambda state: self.context.predict(self.hollow(state)).by_layer)
+            self.predicted.extend(found)
+        return self.predicted
 
     def _errors(self) -> list[np.ndarray]:
         return [

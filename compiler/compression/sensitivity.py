@@ -1,11 +1,13 @@
-"""How much the outputs of a network move with the error of each of its layers."""
+"""How much the outputs of a network move with the error of each of its layers, and weights scaled by that."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from nnc.errors import NncError
+from nnc.factorize import Factors
 from nnc.gradient import Gradients
 from nnc.logits import before_softmax
 from nnc.measure import has_shape
@@ -117,3 +119,20 @@ def _batches(samples: Mapping[str, np.ndarray]) -> int:
 def _axis(layer: gs.Node) -> int:
     """The axis of a layer's output channels or features."""
     return 1 if layer.op in ("Conv", "ConvTranspose") else len(layer.outputs[0].shape) - 1
+
+
+def roots(weights: np.ndarray) -> np.ndarray:
+    """What outputs are scaled by, so that their squared errors count as `weights` [K] says, but none counts nothing."""
+    floor = 1e-2 * (weights.mean() or 1.0)
+    return np.sqrt(np.maximum(weights, floor))
+
+
+def scaled(W: np.ndarray, factors: np.ndarray) -> np.ndarray:
+    """W [K, ...] with its outputs multiplied."""
+    return W * factors.reshape(-1, *[1] * (W.ndim - 1))
+
+
+def unscaled(chain: Factors, factors: np.ndarray) -> Factors:
+    """The chain without what `scaled` did to the outputs, which its last weight gives."""
+    *inner, last = chain.weights
+    return replace(chain, weights=(*inner, scaled(last, 1 / factors).astype(last.dtype)))

@@ -38,7 +38,7 @@ def test_narrower_groups_cost_what_the_pruned_network_does(name: str, metric: Me
 @pytest.mark.parametrize("board", ["x86", "qcs605", "jetson-xavier:gpu"])
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "squeezenet1_1"])
 def test_latencies_at_other_widths_are_near_those_predicted(name: str, board: str) -> None:
-    """Between the widths that were looked at, too, and far nearer than in proportion to the computation."""
+    """Between the widths that were looked at, too, and nearer than in proportion to the computation."""
     graph = graphs.from_model(networks.build(name, input_size=64, classes=10))
     traced, unit = channels.trace(graph), target.load(board)
     groups = [group for group in traced.groups if group.consumers]
